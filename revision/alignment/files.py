@@ -1,0 +1,51 @@
+"""The two files of a saved alignment: vectors in `alignment.safetensors`, facts in `alignment.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from revision.embeddings.layout import write_whole
+
+FORMAT = 1
+TENSORS_FILE = "alignment.safetensors"
+FACTS_FILE = "alignment.json"
+
+
+def write(folder: Path, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Write both files, each replaced in one step.
+
+    The facts carry the hash of the vectors, so that a stop between the two replacements is noticed when reading.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    data = safetensors.torch.save(tensors)
+    digest = write_whole(folder / TENSORS_FILE, lambda file: file.write(data))
+    record = json.dumps({"format": FORMAT, **facts, "tensors_sha256": digest}, indent=2) + "\n"
+    write_whole(folder / FACTS_FILE, lambda file: file.write(record.encode()))
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Facts and vectors of a saved alignment.
+
+    Raises:
+        ValueError: a file is missing, the JSON does not parse, its format is another one, or the two do not belong
+            together.
+    """
+    for name in (FACTS_FILE, TENSORS_FILE):
+        if not (folder / name).is_file():
+            raise ValueError(f"no alignment in {folder}: {name} is missing; run `revision align`, or Alignment.save")
+    try:
+        facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / FACTS_FILE} is not JSON ({error}): save the alignment again") from error
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise ValueError(f"{folder / FACTS_FILE} is not of alignment format {FORMAT}: save the alignment again")
+    data = (folder / TENSORS_FILE).read_bytes()
+    if hashlib.sha256(data).hexdigest() != facts["tensors_sha256"]:
+        raise ValueError(f"{TENSORS_FILE} and {FACTS_FILE} in {folder} are of two saves: save the alignment again")
+    return facts, safetensors.torch.load(data)

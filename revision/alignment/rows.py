@@ -1,0 +1,153 @@
+"""Rows of embeddings in whatever form a caller holds them, read block by block and put on the unit sphere.
+
+A source is a numpy array or memory map, a torch tensor on any device, an embedding store, or an iterable of such arrays
+that can be read more than once. All of them become tensors of a few hundred rows, small enough to stay in a processor's
+cache while they are worked on, so that memory stays constant whatever the source's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import torch
+
+Array: TypeAlias = np.ndarray | torch.Tensor
+
+
+@runtime_checkable
+class Store(Protocol):
+    """The part of an embedding store that an alignment needs."""
+
+    def chunks(self, size: int) -> Iterator[np.ndarray]:
+        """Rows in order, [<=size, d] at a time, from the first row on at each call."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hash of the rows and of the encoder that made them."""
+        ...
+
+
+Source: TypeAlias = Array | Store | Iterable[Array]
+
+STORE_CHUNK = 8192
+CPU_BLOCK = 2**19  # elements: 4 MiB of float64, about what a core keeps in its cache
+GPU_BLOCK = 2**25  # elements: launches, not caches, are what costs there
+
+NUMPY_FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+TORCH_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_array(rows: Array, what: str) -> None:
+    """Refuse anything but a floating-point array or tensor [n, d].
+
+    Args:
+        rows: what the caller gave.
+        what: its name in error messages.
+
+    Raises:
+        ValueError: not a numpy array or torch tensor, not two-dimensional, or not of a supported float type.
+    """
+    if not isinstance(rows, np.ndarray | torch.Tensor):
+        raise ValueError(f"{what} is a {type(rows).__name__}; rows must be a numpy array or a torch tensor [n, d]")
+    if rows.ndim != 2:
+        raise ValueError(f"{what} has shape {tuple(rows.shape)}; rows must be [n, d]: add or drop a dimension")
+    if rows.dtype not in (NUMPY_FLOATS if isinstance(rows, np.ndarray) else TORCH_FLOATS):
+        raise ValueError(f"{what} has dtype {rows.dtype}; cast the rows to float16, bfloat16, float32 or float64")
+
+
+def blocks(rows: Array) -> Iterator[tuple[int, torch.Tensor]]:
+    """Cut a checked array into tensors [<=b, d] of its own dtype and device, each with the number of its first row."""
+    on_cpu = isinstance(rows, np.ndarray) or rows.device.type == "cpu"
+    size = max(1, (CPU_BLOCK if on_cpu else GPU_BLOCK) // max(1, rows.shape[1]))
+    for start in range(0, len(rows), size):
+        block = rows[start : start + size]
+        if isinstance(block, np.ndarray):  # torch wants writable memory; a read-only map is copied a block at a time
+            yield start, torch.from_numpy(np.require(block, requirements=["C", "W"]))
+        else:
+            yield start, block.detach()
+
+
+def _arrays(source: Source, what: str) -> Iterator[Array]:
+    """The arrays that a source consists of, in order."""
+    if isinstance(source, np.ndarray | torch.Tensor):
+        yield source
+    elif isinstance(source, Store):
+        yield from source.chunks(STORE_CHUNK)
+    elif isinstance(source, Iterator):
+        raise ValueError(
+            f"{what} is an iterator, which can be read only once, and fitting reads the rows several times: "
+            f"pass a list, or an object whose __iter__ starts again"
+        )
+    elif isinstance(source, Iterable):
+        yield from source
+    else:
+        raise ValueError(f"{what} is a {type(source).__name__}; give an array, a store or an iterable of arrays")
+
+
+def unit_blocks(source: Source, what: str) -> Iterator[torch.Tensor]:
+    """Read a source once, as float64 unit rows.
+
+    Args:
+        source: rows in any accepted form; raw rows need not be normalised.
+        what: name of the source in error messages.
+
+    Yields:
+        float64 tensors [<=b, d] that the caller may overwrite, each row of norm one.
+
+    Raises:
+        ValueError: a zero, NaN or infinite row (named by its number in the source), chunks of different width, or a
+            source that cannot be read again.
+    """
+    done = 0
+    width: int | None = None
+    for array in _arrays(source, what):
+        check_array(array, what)
+        width = array.shape[1] if width is None else width
+        if array.shape[1] != width:
+            raise ValueError(f"{what} row {done} has {array.shape[1]} columns but the rows before it {width}")
+        for start, block in blocks(array):
+            yield to_sphere(block.to(torch.float64, copy=True), what, done + start)
+        done += len(array)
+
+
+def to_sphere(rows: torch.Tensor, what: str, start: int = 0) -> torch.Tensor:
+    """Divide each row by its norm, in place.
+
+    Args:
+        rows: float32 or float64 [n, d], overwritten.
+        what: name of the rows in error messages.
+        start: number of the first row in error messages.
+
+    Returns:
+        The same tensor, with rows of norm one.
+
+    Raises:
+        ValueError: a row that is zero or has a NaN or infinite entry.
+    """
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    # Squares of entries near the ends of the exponent range overflow or vanish: bring such rows to order one first.
+    safe = torch.isfinite(norms) & (norms > torch.finfo(rows.dtype).tiny ** 0.25)
+    if not bool(safe.all()):
+        peaks = rows.abs().amax(dim=1, keepdim=True)
+        valid = torch.isfinite(peaks) & (peaks > 0)
+        if not bool(valid.all()):
+            row = int((~valid).flatten().nonzero()[0])
+            problem = "is zero" if float(peaks[row]) == 0 else "has a NaN or infinite entry"
+            raise ValueError(f"{what} row {start + row} {problem}, so it has no direction: remove it or embed it again")
+        rows.div_(torch.where(safe, torch.ones_like(peaks), peaks))
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows.div_(norms)
+
+
+def renormalise(rows: torch.Tensor) -> torch.Tensor:
+    """Put mapped rows, whose entries are of order one, back on the sphere, in place.
+
+    Raises:
+        ValueError: a row was mapped onto the origin.
+    """
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    if not bool(norms.all()):
+        raise ValueError("a text row is mapped onto the zero vector, which has no direction: choose another alignment")
+    return rows.div_(norms)

@@ -1,0 +1,131 @@
+"""Answer in the terminal about a picture file.
+
+With `chat.prompt` one question is answered; without it a dialogue follows, in which `/image PATH` shows another picture
+(and starts afresh) and `/quit` leaves.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from revision.schema import Config
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+    from revision.encoders import DualEncoder
+    from revision.evaluation.reader import Reader
+    from revision.records import Message
+
+STAGES = ("pretrain", "instruct")
+HELP = "Ask about the picture. /image PATH shows another one, /quit leaves."
+
+
+def run(config: Config) -> None:
+    """Answers `chat.prompt` about `chat.image`, or holds a dialogue."""
+    from rich import get_console
+
+    from revision.encoders import resolve_device
+    from revision.evaluation.reader import Reader
+    from revision.pictures import open_picture
+
+    folder = _model_folder(config)
+    if config.chat.image is not None:
+        open_picture(Path(config.chat.image))  # a file that is no picture should not cost the loading of a model
+    reader = Reader.load(folder, device=resolve_device("auto"), dtype=None, batch_size=1)
+    dialogue = _Dialogue(config, reader, get_console())
+    if config.chat.image is not None:
+        dialogue.show(Path(config.chat.image))
+    if config.chat.prompt is not None:
+        dialogue.ask(config.chat.prompt)
+    else:
+        dialogue.hold()
+
+
+def _model_folder(config: Config) -> Path:
+    from revision import rundir
+
+    model = config.chat.model
+    return rundir.require(config, model, wanted_by="chat") / "model" if model in STAGES else Path(model)
+
+
+class _Dialogue:
+    """The turns so far, about the picture shown last. The encoder is loaded with the first picture."""
+
+    def __init__(self, config: Config, reader: Reader, console: Console) -> None:
+        self._config = config
+        self._reader = reader
+        self._console = console
+        self._encoder: DualEncoder | None = None
+        self._picture: np.ndarray | None = None
+        self._turns: list[Message] = []
+
+    def show(self, path: Path) -> None:
+        """Makes a picture file the subject, and forgets the turns about the one before.
+
+        Raises ValueError where it cannot be read, or where encoder and model do not fit; the dialogue stays as it was.
+        """
+        from revision.pictures import open_picture
+
+        picture = open_picture(path)
+        self._encoder = self._encoder or self._load_encoder()
+        self._picture = self._encoder.encode_images([picture])[0]
+        self._turns = []
+
+    def ask(self, question: str) -> None:
+        """Streams the answer to one question to the terminal and keeps both."""
+        from revision.evaluation.questions import with_mark
+        from revision.records import Message
+
+        opening = self._picture is not None and not self._turns
+        turns = [*self._turns, Message("user", with_mark(question) if opening else question)]
+        answer = self._reader.stream(
+            self._reader.prompt(turns, self._picture),
+            lambda text: self._console.print(text, end="", markup=False, highlight=False, soft_wrap=True),
+            max_new_tokens=self._config.chat.max_new_tokens,
+        )
+        self._console.print()
+        self._turns = [*turns, Message("assistant", answer)]
+
+    def hold(self) -> None:
+        """Asks for questions until /quit or the end of the input."""
+        self._console.print(HELP, style="dim")
+        while True:
+            try:
+                line = self._console.input("[bold]you:[/bold] ").strip()
+            except (EOFError, KeyboardInterrupt):
+                self._console.print()
+                return
+            command, _, rest = line.partition(" ")
+            if command == "/quit":
+                return
+            if command == "/image":
+                try:
+                    self.show(Path(rest.strip()))
+                except ValueError as error:  # a slip of the user's should not end the dialogue
+                    self._console.print(str(error), style="red", markup=False, highlight=False)
+            elif command.startswith("/"):
+                self._console.print(HELP, style="dim")
+            elif line:
+                self.ask(line)
+
+    def _load_encoder(self) -> DualEncoder:
+        from revision.encoders import load_encoder
+
+        settings = self._config.encoder
+        encoder = load_encoder(
+            kind=settings.kind.value,
+            model=settings.model,
+            pretrained=settings.pretrained,
+            dtype=settings.dtype.value,
+            device="auto",
+            name=settings.name,
+        )
+        if encoder.dim != self._reader.embed_dim:
+            raise ValueError(
+                f"encoder {settings.name} gives embeddings of {encoder.dim} dimensions, the model reads "
+                f"{self._reader.embed_dim}; set encoder to the one that the model was trained on"
+            )
+        return encoder

@@ -1,0 +1,221 @@
+"""Score trained models on benchmark pictures they have never seen.
+
+For each model: the likelihood of the right caption, naming and questions, with the picture, with other pictures and
+with none, beside the encoder's own naming; and one contact sheet of what all of them say.
+
+`evaluate.models` names stages of this run, or folders of saved models. A stage that `run.steps` leaves out is no part
+of the run: it is left out here too, and said so. Any other stage must have finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from revision.schema import Config
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from revision.embeddings import EmbeddingStore
+    from revision.evaluation.benchmarks import Picture, Question
+    from revision.evaluation.reader import Reader
+
+STAGES = ("pretrain", "instruct")
+OTHERS = 4  # pictures beside its own that each caption is tried under
+
+
+@dataclass(frozen=True)
+class _Benchmark:
+    """What every model is scored on: pictures and questions by track, and the embeddings of pictures and names."""
+
+    pictures: dict[str, list[Picture]]
+    questions: dict[str, list[Question]]
+    store: EmbeddingStore
+    names: dict[str, np.ndarray]
+
+    def embeddings(self, ids: Sequence[str]) -> np.ndarray:
+        """float32 [n, d]."""
+        return self.store.rows(self.store.index_of(ids)).astype("float32")
+
+
+def run(config: Config) -> None:
+    """Scores `evaluate.models` on the split `evaluate.split` of `data.naming` and `data.questions`."""
+    from rich import get_console
+
+    from revision import rundir
+    from revision.encoders import resolve_device
+    from revision.evaluation.files import write_json, write_json_lines, write_text
+    from revision.evaluation.metrics import scores
+    from revision.evaluation.reader import Reader
+    from revision.evaluation.report import report, score_tables
+
+    settings = config.evaluate
+    models = _models(config)
+    benchmark = _benchmark(config)
+    folder = rundir.start(config, "evaluate")
+    found: dict[str, Any] = {}
+    predictions: dict[str, list[dict[str, Any]]] = {}
+    for label, path in models.items():
+        reader = Reader.load(
+            path,
+            device=resolve_device(settings.device),
+            dtype=None if settings.dtype is None else settings.dtype.value,
+            batch_size=settings.batch_size,
+            track=_Progress(label),
+        )
+        _require_same_dimension(reader, benchmark.store, label)
+        predictions[label] = _predictions(config, reader, benchmark)
+        found[label] = {"model": label, "folder": str(path), "split": settings.split} | scores(
+            predictions[label], resamples=settings.bootstrap, seed=settings.seed
+        )
+        write_json_lines(folder / label / "predictions.jsonl", predictions[label])
+        write_json(folder / label / "scores.json", found[label])
+    write_text(folder / "table.md", report(found, title=f"{config.name}: {settings.split} pictures"))
+    _draw_sheet(config, folder / "sheet.png", benchmark, predictions)
+    for table in score_tables(found):
+        get_console().print(table.rich())
+    rundir.finish(config, "evaluate", models={label: str(path) for label, path in models.items()})
+
+
+def _models(config: Config) -> dict[str, Path]:
+    """Folder of each model to score, by the name its results go under."""
+    from revision import rundir
+    from revision.progress import say
+
+    found: dict[str, Path] = {}
+    for model in config.evaluate.models:
+        if model in STAGES and model not in config.run.steps:
+            say(f"{model} is not scored: run.steps of this run leaves it out")
+        elif model in STAGES:
+            found[model] = rundir.require(config, model, wanted_by="evaluate") / "model"
+        else:
+            label = _label(Path(model))
+            if label in found:
+                raise ValueError(
+                    f"evaluate.models names {found[label]} and {model}, whose results would both go under {label!r}; "
+                    "score them in runs of two names"
+                )
+            found[label] = Path(model)
+    if not found:
+        raise ValueError(
+            f"evaluate.models is {config.evaluate.models} and run.steps is {config.run.steps}, which leaves no model to "
+            "score; name a stage that the run has, or a model's folder"
+        )
+    return found
+
+
+def _label(path: Path) -> str:
+    """runs/<name>/<stage>/model is known as <name>-<stage>, any other folder by its own name."""
+    return f"{path.parts[-3]}-{path.parts[-2]}" if path.name == "model" and len(path.parts) > 2 else path.name
+
+
+def _benchmark(config: Config) -> _Benchmark:
+    from revision.embeddings import EmbeddingStore
+    from revision.evaluation.benchmarks import read_pictures, read_questions
+
+    data, settings = config.data, config.evaluate
+    if data.naming is None and data.questions is None:
+        raise ValueError(f"corpus {data.name} has no benchmark; set data.naming, data.questions or both")
+    stores = Path(data.stores) / config.encoder.name
+    pictures: dict[str, list[Picture]] = {}
+    names: dict[str, np.ndarray] = {}
+    store = EmbeddingStore.open(stores / _needed(data.pictures, "data.pictures"))
+    if data.naming is not None:
+        root = data.sources[store.path.name].image_root if store.path.name in data.sources else None
+        pictures = read_pictures(
+            Path(data.naming),
+            split=settings.split,
+            image_root=None if root is None else Path(root),
+            limit=settings.limit,
+            seed=settings.seed,
+        )
+        names = _names(EmbeddingStore.open(stores / _needed(data.names, "data.names")), store, pictures)
+    questions: dict[str, list[Question]] = {}
+    if data.questions is not None:
+        questions = read_questions(
+            Path(data.questions), split=settings.split, limit=settings.question_limit, seed=settings.seed
+        )
+    return _Benchmark(pictures=pictures, questions=questions, store=store, names=names)
+
+
+def _needed(source: str | None, field: str) -> str:
+    if source is None:
+        raise ValueError(f"{field} is null, but the benchmark needs it; name one of data.sources")
+    return source
+
+
+def _names(names: EmbeddingStore, store: EmbeddingStore, pictures: dict[str, list[Picture]]) -> dict[str, np.ndarray]:
+    """The encoder's vector of every candidate name; all right names must be among them."""
+    if names.manifest.encoder != store.manifest.encoder:
+        raise ValueError(
+            f"names ({names.path}) and pictures ({store.path}) were embedded by two encoders; embed both with one"
+        )
+    names.index_of([picture.name for items in pictures.values() for picture in items])  # an absent one is named
+    return dict(zip(names.ids(), names.rows(slice(None)).astype("float32"), strict=True))
+
+
+def _require_same_dimension(reader: Reader, store: EmbeddingStore, label: str) -> None:
+    if reader.embed_dim != store.dim:
+        raise ValueError(
+            f"{label} reads embeddings of {reader.embed_dim} dimensions, the pictures in {store.path} have {store.dim}; "
+            "evaluate it with the encoder it was trained on"
+        )
+
+
+def _predictions(config: Config, reader: Reader, benchmark: _Benchmark) -> list[dict[str, Any]]:
+    from revision.evaluation.naming import read_pictures_aloud
+    from revision.evaluation.questions import answer_questions
+
+    settings = config.evaluate
+    rows: list[dict[str, Any]] = []
+    for pictures in benchmark.pictures.values():
+        rows += read_pictures_aloud(
+            reader,
+            pictures,
+            benchmark.embeddings([picture.id for picture in pictures]),
+            benchmark.names,
+            prompt=settings.naming_prompt,
+            candidates=settings.candidates,
+            others=OTHERS,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+        )
+    for questions in benchmark.questions.values():
+        embeddings = benchmark.embeddings([question.image for question in questions])
+        rows += answer_questions(reader, questions, embeddings, max_new_tokens=settings.max_new_tokens)
+    return rows
+
+
+def _draw_sheet(
+    config: Config, path: Path, benchmark: _Benchmark, predictions: dict[str, list[dict[str, Any]]]
+) -> None:
+    from revision.evaluation.sheet import draw_pictures, draw_sheet
+
+    if not benchmark.pictures or config.evaluate.sheet == 0:
+        return
+    chosen = draw_pictures(benchmark.pictures, config.evaluate.sheet, config.evaluate.seed)
+    said = {label: {row["id"]: row for row in rows if row["row"] == "picture"} for label, rows in predictions.items()}
+    title = f"{config.name}: {len(chosen)} {config.evaluate.split} pictures drawn at random"
+    draw_sheet(path, chosen, said, title=title)
+
+
+class _Progress:
+    """Shows a bar for each round of batches of one model."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+
+    def __call__(self, batches: Sequence[Any], title: str) -> Iterable[Any]:
+        return self._bar(batches, title)
+
+    def _bar(self, batches: Sequence[Any], title: str) -> Iterator[Any]:
+        from revision.progress import progress_bar
+
+        with progress_bar("batches") as progress:
+            task = progress.add_task(f"{self._label}: {title}", total=len(batches))
+            for batch in batches:
+                yield batch
+                progress.advance(task)

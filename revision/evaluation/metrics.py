@@ -1,0 +1,123 @@
+"""What is computed from the rows of predictions: each metric once, for `scores.json` and for the tables of sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from revision.evaluation.statistics import interval
+
+Row = dict[str, Any]
+ALL_KINDS = "all"  # the kind under which questions of every kind are counted together
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A mean over rows, or with `per` a ratio of sums over rows. `needs` is a field that rows without it lack."""
+
+    name: str
+    title: str
+    needs: str
+    value: Callable[[Row], float]
+    per: Callable[[Row], float] | None = None
+    percent: bool = False
+
+    def arrays(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Numerators and denominators, float64 [n], of the rows that have the field."""
+        counted = [row for row in rows if self.needs in row]
+        top = np.array([self.value(row) for row in counted], dtype=np.float64)
+        return top, None if self.per is None else np.array([self.per(row) for row in counted], dtype=np.float64)
+
+
+def _per_token(name: str, title: str, value: Callable[[Row], float]) -> Metric:
+    return Metric(name, title, needs="nll", value=value, per=lambda row: row["tokens"])
+
+
+def _recall(name: str, title: str, field: str, k: int) -> Metric:
+    return Metric(name, f"{title} R@{k}", needs=field, value=lambda row: row[field] <= k, percent=True)
+
+
+def _chance(k: int) -> Metric:
+    def value(row: Row) -> float:
+        return min(1.0, k / row["candidates"])
+
+    return Metric(f"naming_r{k}_chance", f"chance R@{k}", needs="candidates", value=value, percent=True)
+
+
+def _share(name: str, title: str, field: str) -> Metric:
+    return Metric(name, title, needs=field, value=lambda row: row[field], percent=True)
+
+
+PICTURE_METRICS: list[Metric] = [
+    Metric("caption_nll", "NLL / caption", needs="nll", value=lambda row: row["nll"]),
+    _per_token("token_nll", "NLL / token", lambda row: row["nll"]),
+    _per_token("token_nll_other", "NLL / token, other picture", lambda row: row["nll_other"]),
+    _per_token("token_nll_blind", "NLL / token, no picture", lambda row: row["nll_blind"]),
+    _per_token("margin", "margin / token", lambda row: row["nll_other"] - row["nll"]),
+    _per_token("margin_blind", "margin over no picture / token", lambda row: row["nll_blind"] - row["nll"]),
+    *(
+        _recall(f"naming_r{k}{suffix}", f"naming{title}", f"rank{suffix}", k)
+        for suffix, title in (
+            ("", ""),
+            ("_likelihood", " by likelihood"),
+            ("_blind", " without picture"),
+            ("_encoder", " by the encoder"),
+        )
+        for k in (1, 5)
+    ),
+    _chance(1),
+    _chance(5),
+]
+
+QUESTION_METRICS: list[Metric] = [
+    _share("exact", "exact match", "correct"),
+    _share("exact_blind", "exact match, no picture", "correct_blind"),
+    Metric(
+        "exact_gain",
+        "exact match over blind",
+        needs="correct",
+        value=lambda row: float(row["correct"]) - float(row["correct_blind"]),
+        percent=True,
+    ),
+    _share("choice", "choice", "chosen"),
+    _share("choice_blind", "choice, no picture", "chosen_blind"),
+    _share("constant", "most frequent answer", "constant"),
+]
+
+
+def summarise(
+    rows: Sequence[Row], metrics: Sequence[Metric], *, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Each metric's value, interval (low, high) and n over rows; metrics that no row has are left out."""
+    summary = {}
+    for metric in metrics:
+        top, bottom = metric.arrays(rows)
+        if len(top):
+            summary[metric.name] = asdict(interval(top, bottom, resamples=resamples, seed=seed))
+    return summary
+
+
+def scores(rows: Sequence[Row], *, resamples: int, seed: int) -> dict[str, Any]:
+    """The body of `scores.json` from all rows of predictions of one model.
+
+    Returns {"pictures": {track: {metric: {value, low, high, n}}}, "questions": {track: {kind: {metric: ...}}}}; the
+    kind `all` holds every question of the track.
+    """
+    found: dict[str, Any] = {"pictures": {}, "questions": {}}
+    for track in dict.fromkeys(row["track"] for row in rows):
+        pictures = [row for row in rows if row["row"] == "picture" and row["track"] == track]
+        questions = [row for row in rows if row["row"] == "question" and row["track"] == track]
+        if pictures:
+            found["pictures"][track] = summarise(pictures, PICTURE_METRICS, resamples=resamples, seed=seed)
+        if questions:
+            kinds = {ALL_KINDS: questions}
+            for kind in sorted({row["kind"] for row in questions}):
+                kinds[kind] = [row for row in questions if row["kind"] == kind]
+            found["questions"][track] = {
+                kind: summarise(members, QUESTION_METRICS, resamples=resamples, seed=seed)
+                for kind, members in kinds.items()
+            }
+    return found

@@ -1,0 +1,87 @@
+"""Bootstrap intervals: of a mean or a ratio of sums, over pictures and seeds, and of paired differences.
+
+Resamples are drawn once for each (number of units, number of resamples, seed), so that every metric of one benchmark is
+resampled alike, and two runs on the same pictures are paired whenever their difference is what is resampled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+LEVEL = 0.95  # coverage of every interval
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, the ends of its 95 % percentile interval, and the number of units (pictures, questions) behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@lru_cache(maxsize=16)
+def resample_weights(n: int, resamples: int, seed: int) -> np.ndarray:
+    """Weights of `resamples` draws of `n` units with replacement.
+
+    Returns float64 [resamples, n]; each row sums to one. The array is cached and read-only.
+    """
+    drawn = np.random.default_rng([seed, n]).integers(0, n, size=(resamples, n))
+    flat = (drawn + n * np.arange(resamples)[:, None]).ravel()
+    weights = np.bincount(flat, minlength=resamples * n).reshape(resamples, n) / n
+    weights.flags.writeable = False
+    return weights
+
+
+def interval(
+    numerator: np.ndarray, denominator: np.ndarray | None = None, *, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """Mean over units, or the ratio of two sums over units, with its bootstrap interval.
+
+    numerator: [n], or [seeds, n] for several runs on the same units. denominator: like numerator, or [n] for all seeds
+    (a number of tokens, for instance); None: the mean.
+    With several runs the value is the mean over seeds, and each resample draws the seeds as well as the units (a
+    crossed bootstrap), so that the interval covers both. With few seeds their share of the spread is underestimated by
+    (seeds - 1) / seeds.
+    Raises ValueError when there are no units.
+    """
+    top = np.atleast_2d(np.asarray(numerator, dtype=np.float64))
+    runs, n = top.shape
+    if n == 0:
+        raise ValueError("an interval over 0 units was asked for; the benchmark needs at least one row")
+    bottom = (
+        np.ones_like(top) if denominator is None else np.broadcast_to(np.asarray(denominator, np.float64), top.shape)
+    )
+    over_units = resample_weights(n, resamples, seed)
+    over_runs = resample_weights(runs, resamples, seed + 1)
+    tops = np.einsum("rn,rn->r", over_runs @ top, over_units)
+    bottoms = np.einsum("rn,rn->r", over_runs @ bottom, over_units)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(tops / bottoms, [tail, 1 - tail])
+    return Estimate(value=float(top.sum() / bottom.sum()), low=float(low), high=float(high), n=n)
+
+
+def paired_difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    denominator: np.ndarray | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """`first` minus `second` on the same units (and the same seeds, row by row), as `interval` of their differences.
+
+    first, second: [n] or [seeds, n], in the same order of units. denominator: what both share, as in `interval`.
+    Raises ValueError when the shapes differ.
+    """
+    if np.shape(first) != np.shape(second):
+        raise ValueError(
+            "a paired difference needs the same units on both sides, got arrays of shapes "
+            f"{np.shape(first)} and {np.shape(second)}; score both on the same benchmark rows"
+        )
+    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    return interval(difference, denominator, resamples=resamples, seed=seed)

@@ -1,0 +1,232 @@
+"""The evaluated jobs of a sweep: their settings, grouped over seeds, and their numbers on the same pictures.
+
+A job is one run folder with `evaluate/config.yaml` and `evaluate/<model>/predictions.jsonl`. Jobs are told apart by
+the fields of their configs that differ; of these, the alignment (or `pairs`: stage 1 on real image-caption pairs) is
+the job's arm and the seed is a repetition.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from revision.evaluation.metrics import Metric, Row
+from revision.evaluation.statistics import Estimate, interval, paired_difference
+
+ARMS = ["none", "mean_shift", "c3", "realign"]  # in the order of the tables; others follow, `pairs` comes last
+PAIRS = "pairs"
+MODELS = ["pretrain", "instruct"]  # in the order of the tables
+_SPOKEN_FOR = {"name", "runs", "seed", "alignment.method", "pretrain.input"}
+# Fields that change what else a run does, or how it looks or runs, but no number that is compared here.
+_IRRELEVANT = ("run.", "gap.", "chat.", "engine.", "tracker", "evaluate.models", "evaluate.sheet", "evaluate.bootstrap",
+               "evaluate.batch_size", "evaluate.device")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluated model of one run. `settings`: every field of its config, flat, by dotted name."""
+
+    run: Path
+    model: str
+    arm: str
+    seed: int
+    settings: dict[str, Any]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Jobs that differ in nothing but the seed, in the order of their seeds. `settings`: the swept fields only."""
+
+    model: str
+    settings: tuple[tuple[str, Any], ...]
+    arm: str
+    jobs: tuple[Job, ...]
+
+
+def by_model(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """Jobs of each evaluated model: pretrain, instruct, then others by name."""
+    models = sorted({job.model for job in jobs}, key=lambda m: (MODELS.index(m) if m in MODELS else len(MODELS), m))
+    return {model: [job for job in jobs if job.model == model] for model in models}
+
+
+def tracks(jobs: Sequence[Job]) -> list[str]:
+    """Tracks of the jobs' predictions, in the order of the benchmark."""
+    return list(dict.fromkeys(row["track"] for job in jobs for row in job.rows))
+
+
+def read_jobs(folder: Path) -> list[Job]:
+    """Every evaluated model below a folder. Raises ValueError when there is none, or a job lacks its config."""
+    jobs = []
+    for scores in sorted(folder.rglob("evaluate/*/scores.json")):
+        evaluated = scores.parent.parent
+        if not (evaluated / "config.yaml").is_file():
+            raise ValueError(f"{evaluated} has scores but no config.yaml; run `revision evaluate` of that run again")
+        settings = _flat(OmegaConf.to_container(OmegaConf.load(evaluated / "config.yaml"), resolve=True))
+        jobs.append(
+            Job(
+                run=evaluated.parent,
+                model=scores.parent.name,
+                arm=PAIRS if settings["pretrain.input"] == PAIRS else settings["alignment.method"],
+                seed=settings["seed"],
+                settings=settings,
+                rows=_read_rows(scores.with_name("predictions.jsonl")),
+            )
+        )
+    if not jobs:
+        raise ValueError(f"no evaluated run lies below {folder}; finish `revision evaluate` for at least one job first")
+    return jobs
+
+
+def swept_fields(jobs: Sequence[Job]) -> list[str]:
+    """Fields that differ between the jobs of one model, beside arm and seed; of fields that move together, one.
+
+    A field is left out when the arm determines it (the noise of `c3`), or a field already kept does (a warm-up that
+    follows the number of steps; an encoder's name that follows its temperature): numbers are kept rather than names.
+    """
+    assert len({job.model for job in jobs}) == 1, "each model's jobs are compared on their own"
+    later = ("instruct.",) if jobs[0].model == "pretrain" else ()  # what happens after stage 1 does not change it
+    names = sorted({name for job in jobs for name in job.settings} - _SPOKEN_FOR)
+    names = [name for name in names if not name.startswith((*_IRRELEVANT, *later))]
+    columns = {name: [_canonical(job.settings.get(name)) for job in jobs] for name in names}
+    varied = [name for name in names if len(set(columns[name])) > 1 and not name.endswith("seed")]
+    varied.sort(key=lambda name: not all(is_number(job.settings.get(name)) for job in jobs))
+    kept: list[str] = []
+    for name in varied:
+        causes = [[job.arm for job in jobs], *(columns[other] for other in kept)]
+        if not any(_determines(cause, columns[name]) for cause in causes):
+            kept.append(name)
+    return kept
+
+
+def group_jobs(jobs: Sequence[Job], fields: Sequence[str]) -> list[Group]:
+    """Jobs of one model grouped over seeds, in the order of settings and arms.
+
+    Of two jobs that are alike in settings, arm and seed (the base point of two sweeps), the last counts.
+    """
+    members: dict[tuple[tuple[tuple[str, Any], ...], str], dict[int, Job]] = {}
+    for job in jobs:
+        settings = tuple((name, _hashable(job.settings.get(name))) for name in fields)
+        members.setdefault((settings, job.arm), {})[job.seed] = job
+    groups = [
+        Group(jobs[0].model, settings, arm, tuple(by_seed[seed] for seed in sorted(by_seed)))
+        for (settings, arm), by_seed in members.items()
+    ]
+    return sorted(groups, key=lambda group: ([value_order(value) for _, value in group.settings], arm_order(group.arm)))
+
+
+def value_order(value: Any) -> tuple[bool, float, str]:
+    """Sorting key of the values of a setting: numbers first, by size."""
+    return not is_number(value), value if is_number(value) else 0.0, str(value)
+
+
+def arm_order(arm: str) -> tuple[int, str]:
+    """Sorting key of arms."""
+    place = len(ARMS) + 1 if arm == PAIRS else ARMS.index(arm) if arm in ARMS else len(ARMS)
+    return place, arm
+
+
+def pick(rows: Iterable[Row], *, row: str, track: str, kind: str | None = None) -> list[Row]:
+    """Rows of predictions of one sort (picture, question) and track, and of one kind of question."""
+    return [r for r in rows if r["row"] == row and r["track"] == track and (kind is None or r["kind"] == kind)]
+
+
+def estimate(group: Group, metric: Metric, *, row: str, track: str, resamples: int = 2000) -> Estimate | None:
+    """A metric's mean over the seeds of a group with its interval over pictures and seeds; None without such rows."""
+    found = _matrices([group], group_seeds(group), metric, row=row, track=track)
+    if found is None:
+        return None
+    (values,), per = found
+    return interval(values, per, resamples=resamples)
+
+
+def seed_values(group: Group, metric: Metric, *, row: str, track: str) -> list[float]:
+    """A metric's value in each job of a group."""
+    found = _matrices([group], group_seeds(group), metric, row=row, track=track)
+    if found is None:
+        return []
+    (values,), per = found
+    return (values.sum(axis=1) / (values.shape[1] if per is None else per.sum(axis=1))).tolist()
+
+
+def difference(
+    first: Group, second: Group, metric: Metric, *, row: str, track: str, resamples: int = 2000
+) -> Estimate | None:
+    """`first` minus `second`, paired by picture and by seed, over the seeds that both have; None where none is."""
+    seeds = sorted(set(group_seeds(first)) & set(group_seeds(second)))
+    found = _matrices([first, second], seeds, metric, row=row, track=track) if seeds else None
+    if found is None:
+        return None
+    (ours, theirs), per = found
+    return paired_difference(ours, theirs, per, resamples=resamples)
+
+
+def group_seeds(group: Group) -> list[int]:
+    """Seeds of a group, ascending."""
+    return [job.seed for job in group.jobs]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting can stand on a numeric axis."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _matrices(
+    groups: Sequence[Group], seeds: Sequence[int], metric: Metric, *, row: str, track: str
+) -> tuple[list[np.ndarray], np.ndarray | None] | None:
+    """Numerators float64 [seeds, n] of each group and their common denominators, units in one order throughout."""
+    jobs = [[job for job in group.jobs if job.seed in seeds] for group in groups]
+    picked = [
+        [sorted(pick(job.rows, row=row, track=track), key=lambda unit: unit["id"]) for job in members]
+        for members in jobs
+    ]
+    picked = [[[unit for unit in units if metric.needs in unit] for units in members] for members in picked]
+    reference = [unit["id"] for unit in picked[0][0]]
+    for members, found in zip(jobs, picked, strict=True):
+        for job, units in zip(members, found, strict=True):
+            if [unit["id"] for unit in units] != reference:
+                raise ValueError(
+                    f"{job.run} was evaluated on other {row}s of track {track} than {jobs[0][0].run}; "
+                    "evaluate both with the same evaluate.* settings before comparing them"
+                )
+    if not reference:
+        return None
+    arrays = [[metric.arrays(units) for units in members] for members in picked]
+    tops = [np.stack([top for top, _ in members]) for members in arrays]
+    bottoms = [bottom for _, bottom in arrays[0]]
+    per = None if metric.per is None else np.stack([bottom for bottom in bottoms if bottom is not None])
+    return tops, per
+
+
+def _read_rows(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return flat
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _hashable(value: Any) -> Any:
+    return value if is_number(value) or isinstance(value, str | bool) or value is None else _canonical(value)
+
+
+def _determines(cause: Sequence[str], effect: Sequence[str]) -> bool:
+    """Whether equal causes always come with equal effects."""
+    seen: dict[str, str] = {}
+    return all(seen.setdefault(a, b) == b for a, b in zip(cause, effect, strict=True))

@@ -1,0 +1,272 @@
+"""The multimodal LLM: any causal LM of transformers, a projector from the sphere, and K visual tokens a picture.
+
+Shape legend: B sequences, L positions, H hidden size of the LLM, N pictures, d dimension of the sphere, K visual tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .configuration_revision import RevisionConfig
+from .processing_revision import IMAGE_TOKEN
+
+IGNORED = -100
+
+
+class RevisionProjector(nn.Module):
+    """Unit vectors to visual tokens (ReVision v3, App. H.2: a 2-layer MLP with GELU).
+
+    In: [N, d]. Out: [N, K, H], K different tokens ("slots") or K views of one ("repeat": projected once, then expanded).
+    It computes in the type of its own weights, float32 unless an engine decides otherwise.
+    """
+
+    def __init__(self, config: RevisionConfig) -> None:
+        super().__init__()
+        hidden = config.text_config.hidden_size
+        self.num_visual_tokens = config.num_visual_tokens
+        self.slots = config.num_visual_tokens if config.visual_tokens == "slots" else 1
+        self.input_scale = config.input_scale
+        self.output_std = config.output_std
+        widths = [config.embed_dim, *[config.projector_hidden_size] * (config.projector_depth - 1), self.slots * hidden]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(fan_in, fan_out), nn.GELU()]
+        self.layers = nn.Sequential(*layers[:-1])
+        self.norm = nn.LayerNorm(hidden) if config.output_norm else None
+
+    def forward(self, embeds: torch.Tensor) -> torch.Tensor:
+        """[N, d] to [N, K, H]."""
+        first = next(self.parameters())
+        tokens = self.layers(embeds.to(first.dtype) * self.input_scale)
+        tokens = tokens.view(len(embeds), self.slots, -1)
+        if self.norm is not None:
+            tokens = self.norm(tokens) * self.output_std
+        return tokens.expand(-1, self.num_visual_tokens, -1)
+
+
+class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Reads messages in which each picture is one embedding of a dual encoder."""
+
+    config_class = RevisionConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _no_split_modules: list[str] = []  # noqa: RUF012  # filled from the LLM
+    _keep_in_fp32_modules_strict = ["projector"]  # noqa: RUF012
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: RevisionConfig) -> None:
+        super().__init__(config)
+        self.projector = RevisionProjector(config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self._no_split_modules = list(self.language_model._no_split_modules or [])
+        self._tied_weights_keys = {
+            f"language_model.{key}": f"language_model.{value}"
+            for key, value in (getattr(self.language_model, "_tied_weights_keys", None) or {}).items()
+        }
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fresh weights, for the projector; the LLM's own come from its checkpoint."""
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+
+    @classmethod
+    def from_language_model(
+        cls,
+        llm: str,
+        *,
+        embed_dim: int,
+        num_visual_tokens: int,
+        visual_tokens: str,
+        projector_depth: int = 2,
+        projector_hidden_size: int | None = None,
+        input_scale: float | None = None,
+        output_norm: bool = True,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> tuple[RevisionForConditionalGeneration, Any]:
+        """A pretrained LLM behind a fresh projector.
+
+        The image token is added to the tokenizer. Where its id lies beyond the embedding table the table grows by one
+        row, the mean of the others; every other row is left as it was.
+
+        Args:
+            llm: folder or hub name of a causal LM with its tokenizer.
+            embed_dim: d of the sphere.
+            num_visual_tokens, visual_tokens, projector_depth, output_norm: as in `RevisionConfig`.
+            projector_hidden_size: None: the LLM's hidden size.
+            input_scale: None: sqrt(d).
+            dtype: of the LLM's weights.
+            seed: of the projector's weights.
+
+        Returns:
+            The model and its tokenizer.
+
+        Raises:
+            ValueError: the LLM cannot be read.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(llm)
+            language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"model.llm={llm} cannot be read as a causal LM with its tokenizer ({reason}); give a folder with "
+                "config.json, weights and tokenizer, or a hub name"
+            ) from error
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+        image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        if image_token_id >= language_model.get_input_embeddings().num_embeddings:
+            language_model.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
+            for table in {language_model.get_input_embeddings(), language_model.get_output_embeddings()}:
+                table.weight.data[-1] = table.weight.data[:-1].float().mean(0).to(dtype)
+        hidden = language_model.config.hidden_size
+        config = RevisionConfig(
+            text_config=language_model.config,
+            embed_dim=embed_dim,
+            num_visual_tokens=num_visual_tokens,
+            visual_tokens=visual_tokens,
+            projector_depth=projector_depth,
+            projector_hidden_size=hidden if projector_hidden_size is None else projector_hidden_size,
+            input_scale=embed_dim**0.5 if input_scale is None else input_scale,
+            output_norm=output_norm,
+            output_std=float(language_model.get_input_embeddings().weight.float().std()),
+            image_token_id=image_token_id,
+            dtype=dtype,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        with torch.device("meta"):
+            model = cls(config)
+        model.language_model = language_model
+        model.projector.to_empty(device="cpu")
+        generator_state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        for module in model.projector.modules():
+            model._init_weights(module)
+        torch.set_rng_state(generator_state)
+        model.projector.float()
+        model.generation_config = language_model.generation_config
+        return model, tokenizer
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The LLM's token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the LLM's token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The LLM's output layer."""
+        return self.language_model.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        """The LLM without its output layer."""
+        return self.language_model.get_decoder()
+
+    def embed_inputs(self, input_ids: torch.Tensor, image_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Token embeddings with the visual positions filled in.
+
+        Args:
+            input_ids: int64 [B, L].
+            image_embeds: [N, d] in the order of the image tokens, or None.
+
+        Returns:
+            [B, L, H] in the LLM's type. While training, the projector takes part even in a batch without a picture, so
+            that no rank of a distributed engine waits for a gradient that never comes.
+
+        Raises:
+            ValueError: image tokens and embeddings do not match.
+        """
+        inputs = self.get_input_embeddings()(input_ids)
+        visual = input_ids == self.config.image_token_id
+        given = 0 if image_embeds is None else len(image_embeds) * self.config.num_visual_tokens
+        wanted = int(visual.sum())
+        if wanted != given:
+            pictures = 0 if image_embeds is None else len(image_embeds)
+            raise ValueError(
+                f"{wanted} image tokens but {pictures} pictures of {self.config.num_visual_tokens} tokens each; give one "
+                "embedding a picture, and expand each <image> to num_visual_tokens tokens"
+            )
+        if image_embeds is None or len(image_embeds) == 0:
+            if self.training:
+                unused = self.projector(inputs.new_zeros(1, self.config.embed_dim))
+                inputs = inputs + 0.0 * unused.sum().to(inputs.dtype)
+            return inputs
+        tokens = self.projector(image_embeds.to(inputs.device)).to(inputs.dtype).flatten(0, 1)
+        return inputs.masked_scatter(visual[..., None], tokens)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """One pass.
+
+        Args:
+            input_ids: int64 [B, L]; each picture takes K image tokens.
+            image_embeds: [N, d] unit vectors in the order of their tokens.
+            labels: int64 [B, L], -100 where nothing is learned; position i is predicted from i - 1.
+            logits_to_keep: without labels, the last so many positions (0: all), or their indices.
+            num_items_in_batch: labels in the whole accumulated batch of all ranks; the loss is the sum over labels
+                divided by it. None: by the labels of this batch.
+
+        Returns:
+            `loss` where there are labels; then logits are those of the labelled positions only, [labels, V]. Without
+            labels, logits [B, L', V].
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_inputs(input_ids, image_embeds)
+        if labels is None:
+            return self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
+            )
+        hidden = self.get_decoder()(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **kwargs
+        ).last_hidden_state
+        targets = labels[:, 1:]
+        learned = targets != IGNORED
+        logits = self.get_output_embeddings()(hidden[:, :-1][learned]).float()
+        total = nn.functional.cross_entropy(logits, targets[learned].to(logits.device), reduction="sum")
+        items = learned.sum() if num_items_in_batch is None else num_items_in_batch
+        return CausalLMOutputWithPast(loss=total / items, logits=logits)
+
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs: Any) -> dict[str, Any]:
+        """Pictures go in with the first step only; afterwards they are in the cache."""
+        image_embeds = kwargs.pop("image_embeds", None)
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        cache = kwargs.get("past_key_values")
+        inputs["image_embeds"] = image_embeds if cache is None or cache.get_seq_length() == 0 else None
+        return inputs

@@ -1,0 +1,142 @@
+"""Picture files: decoding them safely, and turning them into pixels in worker processes."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+Preprocess = Callable[[Image.Image], torch.Tensor]
+
+# What Pillow's decoders are known to raise on damaged files; every one of them says "this file", none "this program".
+_DECODING_ERRORS = (
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Decodes a picture file into memory.
+
+    EXIF rotation is applied, transparent parts become white, the first frame of an animation is taken, and 16-bit grey
+    is brought to 8 bits by its high byte.
+
+    Returns:
+        An RGB image without alpha, fully decoded.
+
+    Raises:
+        ValueError: the file does not exist, is not a picture, or is damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"picture {path} does not exist")
+    try:
+        with Image.open(path) as file:
+            file.load()
+            picture = ImageOps.exif_transpose(file)
+            return _on_white(picture)
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{path} is not a picture that Pillow can read") from error
+    except _DECODING_ERRORS as error:
+        raise ValueError(f"picture {path} is damaged: {error}") from error
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layer = picture.convert("RGBA")
+    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One batch of picture files after decoding and preprocessing.
+
+    Attributes:
+        tensor: float32 [n, 3, height, width], the readable pictures in the order of the batch; n may be 0.
+        sizes: width x height in pixels of each file before preprocessing; 0 where it could not be read.
+        problems: for each file of the batch, why it could not be read, or None.
+    """
+
+    tensor: torch.Tensor
+    sizes: list[int]
+    problems: list[str | None]
+
+
+def read_pixels(paths: Sequence[Path], preprocess: Preprocess) -> Pixels:
+    """Decodes and preprocesses one batch of files; an unreadable file becomes a reason instead of a row."""
+    tensors: list[torch.Tensor] = []
+    sizes: list[int] = []
+    problems: list[str | None] = []
+    for path in paths:
+        try:
+            picture = open_picture(path)
+            tensors.append(preprocess(picture))
+        except ValueError as error:  # preprocess raises it for a picture so narrow that a side scales to zero pixels
+            sizes.append(0)
+            problems.append(str(error))
+        else:
+            sizes.append(picture.width * picture.height)
+            problems.append(None)
+    return Pixels(torch.stack(tensors) if tensors else torch.empty(0), sizes, problems)
+
+
+def read_pixel_batches(
+    batches: Iterable[Sequence[Path]], preprocess: Preprocess, *, workers: int
+) -> Generator[Pixels, None, None]:
+    """Yields `read_pixels` of every batch, in order, decoded ahead of the consumer by `workers` processes.
+
+    The result does not depend on the number of workers; 0 decodes in this process. At most two batches a worker wait
+    in memory.
+
+    Raises:
+        ValueError: a worker process died (in practice: memory ran out).
+    """
+    read = partial(read_pixels, preprocess=preprocess)
+    if workers == 0:
+        yield from map(read, batches)
+        return
+    # A forked child inherits the locks of torch's thread pool in an unknown state, so workers are spawned.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        waiting: deque[Future[Pixels]] = deque()
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(read, batch))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                f"a process that decodes pictures died; memory may be short with workers={workers}: use fewer"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,286 @@
+"""The folder of a run: `<runs>/<name>/<command>/`, its resolved config, provenance and finish mark.
+
+A command counts as finished when its finish mark carries the fingerprint of the settings asked for now. The settings
+of a command are the config fields that change its output, those of the commands it reads from included; the table that
+says which is `_settings_of` below, and nothing else in the project knows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from revision.schema import AlignmentMethod, Config, EvaluateConfig, Modality, StageConfig, StageInput
+
+CONFIG = "config.yaml"
+PROVENANCE = "provenance.json"
+FINISHED = "finished.json"
+
+PACKAGES = ("revision-mllm", "torch", "transformers", "accelerate", "deepspeed", "open_clip_torch", "timm", "numpy")
+
+# Keys of `trainer` that change what is logged, kept or how fast it goes, but not the weights that come out.
+NEUTRAL_TRAINER_KEYS = frozenset(
+    "dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor disable_tqdm "
+    "include_num_input_tokens_seen log_level log_level_replica log_on_each_node logging_first_step logging_steps "
+    "logging_strategy project report_to run_name save_steps save_strategy save_total_limit".split()
+)
+
+# Fields of `evaluate` that leave the scores alone.
+NEUTRAL_EVALUATE_FIELDS = frozenset({"batch_size", "device"})
+
+
+def folder(config: Config, command: str) -> Path:
+    """Where everything that `command` writes for this run lies."""
+    return Path(config.runs) / config.name / command
+
+
+def start(config: Config, command: str) -> Path:
+    """Make the folder of `command`, write config and provenance into it, and take an old finish mark away.
+
+    Every rank may call it; only the main process writes.
+    """
+    path = folder(config, command)
+    path.mkdir(parents=True, exist_ok=True)
+    if is_main_process():
+        (path / FINISHED).unlink(missing_ok=True)
+        write_text(path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+        write_json(path / PROVENANCE, _provenance())
+    return path
+
+
+def finish(config: Config, command: str, **facts: Any) -> None:
+    """Write the finish mark of `command`; `facts` are numbers and names worth reading at a glance."""
+    if is_main_process():
+        mark = {
+            "command": command,
+            "fingerprint": fingerprint(config, command),
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "facts": facts,
+            "settings": settings(config, command),
+        }
+        write_json(folder(config, command) / FINISHED, mark)
+
+
+def settings(config: Config, command: str) -> dict[str, Any]:
+    """Every config field that changes the output of `command`, as a flat mapping from dotted name to plain value."""
+    return dict(sorted(_settings_of(config, command)))
+
+
+def fingerprint(config: Config, command: str) -> str:
+    """The sha256 of `settings(config, command)`."""
+    return hashlib.sha256(json.dumps(settings(config, command), sort_keys=True).encode()).hexdigest()
+
+
+def is_finished(config: Config, command: str) -> bool:
+    """Whether `command` finished with exactly the settings asked for now."""
+    path = folder(config, command) / FINISHED
+    return path.is_file() and json.loads(path.read_text())["fingerprint"] == fingerprint(config, command)
+
+
+def require(config: Config, command: str, wanted_by: str) -> Path:
+    """The folder of the finished `command`.
+
+    Raises:
+        ValueError: it never ran, did not finish, or finished with other settings; the sentence says which.
+    """
+    path = folder(config, command)
+    if not (path / CONFIG).is_file() and not (path / FINISHED).is_file():
+        state = "never ran"
+    elif not (path / FINISHED).is_file():
+        state = "did not finish"
+    elif not is_finished(config, command):
+        state = f"ran with other settings ({_difference(config, command)})"
+    else:
+        return path
+    raise ValueError(
+        f"`{wanted_by}` reads {path}, but `{command}` {state} there: "
+        f"run `revision {command}` with the same overrides first."
+    )
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes: rank 0 of a launcher's processes, or the only one."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `path` so that it is there in full or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, in full or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
+    """The table of dependencies: what each command reads from the config, from stores, and from other commands."""
+    data = config.data
+    match command:
+        case "contrast":
+            yield from _fields(config, "seed", "contrast", "data.contrast_train", "data.contrast_validation")
+            yield from _recipe(config)
+        case "embed":
+            yield from _stores(config, config.embed.sources or list(data.sources))
+        case "align":
+            # The seed is C3's: it decides the noise that training draws.
+            yield from _fields(config, "alignment", "data.texts", "data.statistics")
+            if config.alignment.method is AlignmentMethod.c3:
+                yield from _fields(config, "seed")
+            yield from _stores(config, [data.texts, data.statistics])
+        case "gap":
+            yield from _fields(config, "seed", "gap")
+            yield from _settings_of(config, "align")
+        case "pretrain":
+            yield from _stage(config, "pretrain", config.pretrain)
+            if config.pretrain.input is StageInput.pairs:
+                yield from _fields(config, "data.pairs", "data.conversation_sources")
+                yield from _stores(config, data.conversation_sources)
+            else:
+                yield from _settings_of(config, "align")
+        case "instruct":
+            yield from _stage(config, "instruct", config.instruct)
+            yield from _fields(config, "data.conversations", "data.conversation_sources")
+            yield from _stores(config, data.conversation_sources)
+            sources = [data.sources[name] for name in data.conversation_sources]
+            if any(source.kind is Modality.text for source in sources):
+                yield from _settings_of(config, "align")
+        case "evaluate":
+            read = [name for name in vars(EvaluateConfig()) if name not in NEUTRAL_EVALUATE_FIELDS]
+            yield from _fields(config, *(f"evaluate.{name}" for name in read))
+            yield from _fields(config, "data.naming", "data.questions", "data.pictures", "data.names")
+            yield from _stores(config, [name for name in (data.pictures, data.names) if name])
+            for model in config.evaluate.models:
+                yield from _model(config, model)
+        case "chat":
+            yield from _fields(config, "chat")
+            yield from _model(config, config.chat.model)
+        case "run":
+            for step in config.run.steps:
+                yield from _settings_of(config, step)
+        case _:
+            raise AssertionError(f"no command is named {command}")
+
+
+def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[str, Any]]:
+    # The number of processes is part of the global batch.
+    yield from _fields(config, "seed", "model", "engine.processes")
+    yield from _fields(config, *(f"{command}.{name}" for name in vars(StageConfig()) if name != "trainer"))
+    for key, value in {**config.trainer, **stage.trainer}.items():
+        if key not in NEUTRAL_TRAINER_KEYS:
+            yield f"{command}.trainer.{key}", value
+    if stage.init is not None:
+        yield from _model(config, stage.init)
+
+
+def _model(config: Config, model: str) -> Iterator[tuple[str, Any]]:
+    """A model is the output of a stage of this run, or a folder, whose path is part of the reader's own fields."""
+    if model in ("pretrain", "instruct"):
+        yield from _settings_of(config, model)
+
+
+def _stores(config: Config, sources: list[str]) -> Iterator[tuple[str, Any]]:
+    """An embedding store is a function of the records and the encoder alone."""
+    yield from _fields(config, "data.stores", *(f"data.sources.{name}" for name in sources))
+    yield from _fields(config, *(f"encoder.{name}" for name in ("name", "kind", "model", "pretrained", "dtype")))
+    yield from _recipe(config)
+    if config.encoder.model == f"local-dir:{contrast_output(config)}":
+        yield from _settings_of(config, "contrast")
+
+
+def contrast_output(config: Config) -> Path:
+    """The open_clip folder that `contrast` writes."""
+    return Path(config.contrast.output) if config.contrast.output else folder(config, "contrast") / "encoder"
+
+
+def _recipe(config: Config) -> Iterator[tuple[str, Any]]:
+    yield from _fields(config, "data.folder", "data.recipe", "data.recipe_options")
+
+
+def _fields(config: Config, *names: str) -> Iterator[tuple[str, Any]]:
+    for name in names:
+        value: Any = config
+        for part in name.split("."):
+            value = value[part] if isinstance(value, dict) else vars(value)[part]
+        yield from _flat(name, value)
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _flat(f"{name}.{key}", part)
+    else:
+        yield name, value.name if isinstance(value, Enum) else value
+
+
+def _difference(config: Config, command: str) -> str:
+    """The first fields in which the finished command and the settings asked for now differ."""
+    then = json.loads((folder(config, command) / FINISHED).read_text())["settings"]
+    now = settings(config, command)
+    fields = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    shown = [f"{name} was {then.get(name)}, is now {now.get(name)}" for name in fields[:3]]
+    return "; ".join(shown) + (f"; and {len(fields) - 3} more" if len(fields) > 3 else "")
+
+
+def _provenance() -> dict[str, Any]:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command_line": shlex.join(sys.orig_argv),
+        "git": _git(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "hardware": {"cpus": len(os.sched_getaffinity(0)), "memory_bytes": _memory(), "cuda": _cuda_devices()},
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and state of the checkout that the package is imported from; None for an installed wheel."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / ".git").exists() or shutil.which("git") is None:
+        return None
+
+    def ask(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _cuda_devices() -> list[str]:
+    """Names of the visible GPUs; torch is asked only where the command has imported it already."""
+    torch = sys.modules.get("torch")
+    return [] if torch is None else [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -1,0 +1,132 @@
+"""Picture files: decoding of what is sound, a reason for what is not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_encoder import make_picture
+
+from revision.pictures import open_picture, read_pixel_batches, read_pixels
+
+
+def pixel(picture: Image.Image, x: int = 0, y: int = 0) -> tuple[int, ...]:
+    return tuple(np.asarray(picture)[y, x].tolist())
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("RGB", (10, 20, 30), (10, 20, 30)),
+        ("L", 77, (77, 77, 77)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
+        ("LA", (0, 0), (255, 255, 255)),
+        ("1", 1, (255, 255, 255)),
+    ],
+)
+def test_colours_on_white(tmp_path: Path, mode: str, colour: int | tuple[int, ...], expected: tuple[int, ...]) -> None:
+    Image.new(mode, (3, 2), colour).save(tmp_path / "p.png")
+    picture = open_picture(tmp_path / "p.png")
+    assert picture.mode == "RGB" and picture.size == (3, 2)
+    assert pixel(picture) == expected
+
+
+def test_transparent_palette_entry_is_white(tmp_path: Path) -> None:
+    picture = Image.new("P", (2, 2), 1)
+    picture.putpalette([0, 0, 0, 9, 9, 9])
+    picture.save(tmp_path / "p.png", transparency=1)
+    assert pixel(open_picture(tmp_path / "p.png")) == (255, 255, 255)
+
+
+def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+    Image.fromarray(np.full((2, 2), 0x80FF, dtype=np.uint16)).save(tmp_path / "p.png")
+    assert pixel(open_picture(tmp_path / "p.png")) == (0x80, 0x80, 0x80)
+
+
+def test_cmyk_and_animation(tmp_path: Path) -> None:
+    Image.new("CMYK", (2, 2), (0, 0, 0, 0)).save(tmp_path / "p.tiff")
+    assert pixel(open_picture(tmp_path / "p.tiff")) == (255, 255, 255)
+    frames = [Image.new("RGB", (2, 2), colour) for colour in ((200, 0, 0), (0, 200, 0))]
+    frames[0].save(tmp_path / "p.webp", save_all=True, append_images=frames[1:], lossless=True)
+    assert pixel(open_picture(tmp_path / "p.webp")) == (200, 0, 0)
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (3, 2), (0, 0, 0))
+    picture.putpixel((0, 0), (250, 250, 250))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise: top left comes to top right
+    picture.save(tmp_path / "p.png", exif=exif)
+    turned = open_picture(tmp_path / "p.png")
+    assert turned.size == (2, 3)
+    assert pixel(turned, x=1, y=0) == (250, 250, 250)
+
+
+def test_files_that_are_not_pictures(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gone\.png does not exist"):
+        open_picture(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match=r"does not exist"):
+        open_picture(tmp_path)
+    for name, data in (("text.png", b"hello"), ("empty.jpg", b"")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=rf"{name} is not a picture"):
+            open_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp"])
+def test_truncated_pictures(tmp_path: Path, suffix: str) -> None:
+    file = make_picture(tmp_path / f"p.{suffix}", seed=0)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match=rf"p\.{suffix} is (damaged|not a picture)"):
+        open_picture(file)
+
+
+def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = make_picture(tmp_path / "p.png", seed=0)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"is damaged: Image size .560 pixels. exceeds limit"):
+        open_picture(file)
+
+
+def first_pixel(picture: Image.Image) -> torch.Tensor:
+    """A preprocessing that a worker process can import."""
+    if picture.width == 1:
+        raise ValueError("too narrow")
+    return torch.from_numpy(np.asarray(picture)[:1, :1].astype(np.float32)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_keep_order_and_name_problems(tmp_path: Path, workers: int) -> None:
+    files = [make_picture(tmp_path / f"{number}.png", seed=number) for number in range(7)]
+    files[2] = tmp_path / "gone.png"
+    files[4] = make_picture(tmp_path / "narrow.png", seed=0, size=(5, 1))
+    batches = list(read_pixel_batches([files[:3], files[3:6], files[6:]], first_pixel, workers=workers))
+    assert [len(batch.tensor) for batch in batches] == [2, 2, 1]
+    expected = [np.asarray(Image.open(files[number]))[0, 0] for number in (0, 1, 3, 5, 6)]
+    found = torch.cat([batch.tensor for batch in batches])[:, :, 0, 0]
+    np.testing.assert_array_equal(found.numpy(), np.array(expected, dtype=np.float32))
+    assert [size for batch in batches for size in batch.sizes] == [560, 560, 0, 560, 0, 560, 560]
+    problems = [problem for batch in batches for problem in batch.problems]
+    assert problems[2] == f"picture {files[2]} does not exist" and problems[4] == "too narrow"
+    assert [problem for number, problem in enumerate(problems) if number not in (2, 4)] == [None] * 5
+
+
+def test_batch_of_problems_alone(tmp_path: Path) -> None:
+    pixels = read_pixels([tmp_path / "gone.png"], first_pixel)
+    assert len(pixels.tensor) == 0 and pixels.sizes == [0]
+
+
+def kill_worker(picture: Image.Image) -> torch.Tensor:
+    """A preprocessing that ends its process, as running out of memory does."""
+    import os
+
+    os._exit(1)
+
+
+def test_dead_worker_is_a_sentence(tmp_path: Path) -> None:
+    file = make_picture(tmp_path / "p.png", seed=0)
+    with pytest.raises(ValueError, match=r"a process that decodes pictures died; .* workers=1"):
+        list(read_pixel_batches([[file]], kill_worker, workers=1))

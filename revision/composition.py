@@ -1,15 +1,14 @@
 """From a command line to a checked `Config`: Hydra composes, and every mistake becomes one sentence.
 
-Hydra and OmegaConf find most mistakes themselves but report them in several lines of their own vocabulary. Overrides
-are therefore checked against the schema before Hydra sees them; what Hydra then finds lies in a file, and `explain`
-rewrites it. Nothing heavier than Hydra is imported.
+Hydra and OmegaConf find most mistakes themselves, but report them over several lines in words of their own. Overrides
+are therefore checked against the schema before Hydra sees them; what it then finds lies in a file, and `explain` says
+so. Nothing heavier than Hydra is imported.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,19 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
-from revision.fields import OPEN_MAPPINGS, FieldType, field_at, nearest, rule
+from revision.fields import OPEN_MAPPINGS, fields_of, names_of, nearest, rule, type_at
 from revision.rules import check
-from revision.schema import Config
+from revision.schema import Config, SourceConfig
 from revision.shipped import shipped
 
 ROOT = "config"
-SCHEMA = "schema"
 
-# What Hydra may raise while it composes. A ValueError of a command never meets this tuple: composing comes first.
+# What Hydra raises while it composes files.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 
 
@@ -48,7 +47,7 @@ def open_hydra(command: str, config_dir: str | None) -> Hydra:
         ConfigError: the folder does not exist.
     """
     version.setbase("1.3")
-    ConfigStore.instance().store(name=SCHEMA, node=Config)
+    ConfigStore.instance().store(name="schema", node=Config)
     search_path = create_config_search_path(str(shipped("configs")))
     if config_dir is not None:
         folder = Path(config_dir).resolve()
@@ -64,14 +63,16 @@ def typed(composed: DictConfig) -> Config:
     Raises:
         ConfigError: a mandatory field has no value, an interpolation leads nowhere, or a rule between fields is broken.
     """
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        name = missing[0]
-        raise ConfigError(f"{name} has no value: set it with {name}=... or choose a group option that has it.")
     try:
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise ConfigError(
+                f"{missing[0]} has no value: it must be {rule(type_at(missing[0]))}; "
+                f"set it with {missing[0]}=... or choose a group option that has it."
+            )
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
-        raise ConfigError(_broken_interpolation(error)) from error
+        raise ConfigError(_sentence(error)) from error
     assert isinstance(config, Config)
     try:
         check(config)
@@ -80,54 +81,85 @@ def typed(composed: DictConfig) -> Config:
     return config
 
 
-def check_overrides(hydra: Hydra, overrides: Sequence[str], multirun: bool) -> list[str]:
-    """Overrides as Hydra needs them, each checked for its field or group, its value, and every value of a sweep.
-
-    `trainer.*` and `data.sources.*` are open mappings: new keys need no `+` there, and `+` is allowed anywhere.
+def compose(hydra: Hydra, overrides: Sequence[str], multirun: bool = False) -> DictConfig:
+    """The composed tree without Hydra's own part; in a multirun, also without the overrides that are swept.
 
     Raises:
-        ConfigError: an override that names nothing, or a value its field cannot hold.
+        ConfigError: a config file that is not there, is not YAML, or disagrees with the schema.
     """
+    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+    try:
+        composed = hydra.compose_config(
+            ROOT, list(overrides), mode, with_log_configuration=False, validate_sweep_overrides=False
+        )
+        return hydra.get_sanitized_cfg(composed, "job")
+    except COMPOSITION_ERRORS as error:
+        raise ConfigError(explain(hydra, error)) from error
+
+
+def refuse_sweeps(overrides: Sequence[str]) -> None:
+    """Hold that every override has one value.
+
+    Raises:
+        ConfigError: `seed=0,1` outside of a sweep.
+    """
+    for text in overrides:
+        if OverridesParser.create().parse_override(text).is_sweep_override():
+            said = f"'{text.lstrip('+')}' on the command line holds several values"
+            raise ConfigError(f"{said}: add -m to sweep over them, or write [...] for a list.")
+
+
+def check_overrides(hydra: Hydra, overrides: Sequence[str]) -> list[str]:
+    """The overrides in the form that Hydra needs; names, values and every value of a sweep have been checked.
+
+    New keys of open mappings (`trainer.*`) need no `+`, and `+` does no harm anywhere.
+
+    Raises:
+        ConfigError: an override that names nothing, or a value that its field cannot hold.
+    """
+    parser = OverridesParser.create(config_loader=hydra.config_loader)
     checked = []
     for text in overrides:
         try:
-            override = OverridesParser.create(config_loader=hydra.config_loader).parse_override(text)
-        except OverrideParseException as error:
+            override = parser.parse_override(text)
+        except HydraException as error:
             raise ConfigError(f"'{text}' on the command line is not an override: write field=value.") from error
-        if override.is_sweep_override() and not multirun and not override.is_hydra_override():
-            raise ConfigError(
-                f"'{text}' on the command line gives several values: add -m for a sweep, or [...] for one list."
-            )
         if override.is_hydra_override():
             checked.append(text)
-        elif hydra.config_loader.get_group_options(override.key_or_group) and not _is_mapping(override):
-            _check_group(hydra, override, text)
-            checked.append(text.lstrip("+"))
-        else:
-            checked.append(_check_field(hydra, override, text))
+            continue
+        if not override.key_or_group:
+            raise ConfigError(f"'{text}' on the command line names no field: write field=value.")
+        try:
+            is_group = bool(hydra.config_loader.get_group_options(override.key_or_group))
+            if is_group and not any(isinstance(value, dict) for value in _values(override)):
+                _check_option(hydra, override)
+            else:
+                _check_field(override)
+        except ConfigError as error:
+            raise ConfigError(f"'{text}' on the command line: {error}") from error
+        new_key = not is_group and not override.is_delete() and _in_open_mapping(override.key_or_group)
+        checked.append(("++" if new_key else "") + text.lstrip("+"))
     return checked
 
 
 def explain(hydra: Hydra, error: Exception) -> str:
-    """One sentence for what Hydra found while composing files: where, field, value, rule, nearest name."""
+    """One sentence for what Hydra found while composing: where, field, value, rule, nearest name."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        return f"{_mention(hydra, error.missing_cfg_file)}: {_no_option(group, option, list(error.options or []))}"
-    cause = error.__cause__ or error.__context__ or error
+        where = _file_that_asks_for(hydra, group, option)
+        return f"{where}: {_no_option(group, option, list(error.options or []))}"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"{mark.name}, line {mark.line + 1}: not valid YAML ({error.problem})."
-    if isinstance(cause, InterpolationResolutionError):
-        return _broken_interpolation(cause)
-    found = re.search(r"In '([^']+)'", str(error))
-    where = f"{_file(hydra, found[1])}: " if found else ""
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        return where + _wrong_field(cause)
-    return where + " ".join(re.sub(r"^In '[^']+': ", "", str(error)).split())
-
-
-def _is_mapping(override: Override) -> bool:
-    return not override.is_sweep_override() and isinstance(override.value(), dict)
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: not valid YAML ({error.problem})."
+    file = re.match(r"In '?([^':]+)'?: ", str(error))
+    override = re.match(r"(?:Error merging override|Could not override) '?([^\s']+)", str(error))
+    where = _file(hydra, file[1]) if file else f"override '{override[1]}'" if override else "the composed configuration"
+    for cause in (error, error.__cause__, error.__context__):
+        if isinstance(cause, OmegaConfBaseException):
+            return f"{where}: {_sentence(cause)}"
+    unknown = re.search(r"Could not override '([^']+)'\. No match", str(error))
+    if unknown:
+        return f"{where}: no group is named '{unknown[1]}'{nearest(unknown[1], hydra.list_all_config_groups())}."
+    return " ".join(str(error).split())
 
 
 def _values(override: Override) -> Iterator[Any]:
@@ -135,45 +167,91 @@ def _values(override: Override) -> Iterator[Any]:
     if not override.is_sweep_override():
         yield override.value()
     elif override.is_discrete_sweep():
-        for value in override.sweep_iterator():
-            yield Override._convert_value(value)
+        yield from map(Override._convert_value, override.sweep_iterator())
 
 
-def _check_group(hydra: Hydra, override: Override, text: str) -> None:
+def _check_option(hydra: Hydra, override: Override) -> None:
     group = override.key_or_group
     if override.is_delete():
-        raise ConfigError(f"'{text}' on the command line removes a group: choose one of its options instead.")
+        raise ConfigError(f"group '{group}' cannot be removed: choose one of its options instead.")
     for value in _values(override):
-        names = value if isinstance(value, list) else [value]
-        for name in names:
-            if not isinstance(name, str) or not hydra.config_loader.repository.config_exists(f"{group}/{name}"):
-                options = hydra.config_loader.get_group_options(group)
-                raise ConfigError(f"'{text}' on the command line: {_no_option(group, str(name), options)}")
+        for option in value if isinstance(value, list) else [value]:
+            name = "null" if option is None else str(option)
+            folder, _, leaf = f"{group}/{name}".rpartition("/")
+            if leaf not in hydra.config_loader.get_group_options(folder):
+                raise ConfigError(_no_option(group, name, hydra.config_loader.get_group_options(group)))
 
 
-def _check_field(hydra: Hydra, override: Override, text: str) -> str:
+def _in_open_mapping(name: str) -> bool:
+    """Whether a name is a key that the schema leaves free, or the mapping of sources, to which whole ones are added."""
+    return name == "data.sources" or any(name.startswith(f"{mapping}.") for mapping in OPEN_MAPPINGS)
+
+
+def _check_field(override: Override) -> None:
     name = override.key_or_group
-    opened = next((mapping for mapping in OPEN_MAPPINGS if name.startswith(f"{mapping}.")), None)
-    if override.is_delete():
-        if opened is None:
-            raise ConfigError(f"'{text}' on the command line removes a field: give it another value instead.")
-        return text
     try:
-        field = field_at(name)
+        type_at(name)
     except KeyError as error:
-        groups = hydra.list_all_config_groups()
-        near = nearest(name, [group for group in groups if not group.startswith("hydra")])
-        raise ConfigError(f"'{text}' on the command line: {error.args[0]}{near if '.' not in name else ''}.") from error
+        raise ConfigError(f"{error.args[0]}.") from error
+    if override.is_delete():
+        if not _in_open_mapping(name):
+            raise ConfigError(f"{name} cannot be removed: give it another value instead.")
+        return
     for value in _values(override):
-        _try_value(name, field, value, text)
-    return f"++{text.lstrip('+')}" if opened is not None else text.lstrip("+")
+        tree = OmegaConf.structured(Config)
+        if name.startswith("data.sources."):
+            tree.data.sources[name.split(".")[2]] = SourceConfig()  # whether it is there, Hydra finds
+        try:
+            OmegaConf.update(tree, name, value, merge=True, force_add=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(_sentence(error, name, value)) from error
 
 
-def _try_value(name: str, field: FieldType, value: Any, text: str) -> None:
-    tree = OmegaConf.create({"value": field.blank()})
+def _sentence(error: OmegaConfBaseException, name: str = "", value: Any = None) -> str:
+    """What an error of OmegaConf means; `name` and `value` where it does not know them."""
+    name = re.sub(r"\[\d+\]$", "", error.full_key or name)
+    said: Any = error.value if error.value is not None else value
+    merged = re.search(r"is not a subclass of (\w+)\. value: (.*)", str(error))
+    if not name and merged:
+        name, said = " or ".join(fields_of(merged[1])), merged[2]
+    if isinstance(error, InterpolationResolutionError):
+        return f"{name}: its interpolation does not resolve ({str(error).splitlines()[0]})."
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return _not_there(name)
+    hint = type_at(name.split(" or ")[0])
+    equals = "" if said is None else f" = {said}"
+    return f"{name}{equals}: must be {rule(hint)}{nearest(str(said), names_of(hint))}."
+
+
+def _not_there(name: str) -> str:
+    if name.startswith("hydra"):
+        return f"Hydra has no setting '{name}'; see `--hydra-help`."
     try:
-        OmegaConf.update(tree, "value", value, merge=True)
-    except ConfigKeyError as error:
-        raise ConfigError(f"'{text}' on the command line: {_wrong_field(error, prefix=name)}") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"'{text}' on the command line: {_wrong_field(error, prefix=name, value=value)}") from error
+        type_at(name)
+    except KeyError as unknown:
+        return f"{unknown.args[0]}."
+    if name.startswith("data.sources."):
+        whole = f"data.sources={{{name.split('.')[2]}: {{kind: ..., records: ...}}}}"
+        return f"{name} is not there yet: add the source whole, with {whole}."
+    return f"{name} is not there yet: add it with ++{name}=..."
+
+
+def _no_option(group: str, option: str, options: Sequence[str]) -> str:
+    known = ", ".join(options) if options else "none"
+    return f"group '{group}' has no option '{option}'{nearest(option, options)}; it has: {known}."
+
+
+def _folders(hydra: Hydra) -> list[Path]:
+    return [Path(source.path) for source in hydra.config_loader.get_sources() if source.scheme() == "file"]
+
+
+def _file(hydra: Hydra, config: str) -> str:
+    """The file behind a config's name such as `alignment/c3`."""
+    return next((str(path) for folder in _folders(hydra) if (path := folder / f"{config}.yaml").is_file()), config)
+
+
+def _file_that_asks_for(hydra: Hydra, group: str, option: str) -> str:
+    """The file whose defaults list chooses `option`: Hydra blames the root for all of them."""
+    wanted = re.compile(rf"^\s*-.*\b{re.escape(group)}\s*:\s*['\"]?{re.escape(option)}\b", re.MULTILINE)
+    files = (path for folder in _folders(hydra) for path in sorted(folder.rglob("*.yaml")))
+    return next((str(path) for path in files if wanted.search(path.read_text(encoding="utf-8"))), "a defaults list")

@@ -13,6 +13,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
+STEPS = ("contrast", "embed", "align", "gap", "pretrain", "instruct", "evaluate")  # commands that `run` can start
+MODEL_STEPS = ("pretrain", "instruct")  # those that make a model, by whose names others refer to it
+
 
 class Modality(Enum):
     """What a record of a source is: a text or an image."""
@@ -45,14 +48,14 @@ class AlignmentMethod(Enum):
 
 
 class VisualTokens(Enum):
-    """How one embedding becomes K visual tokens: K copies of one projection (the authors' code), or K different ones."""
+    """How one embedding becomes K visual tokens: K copies of one projection (the authors' code), or K others."""
 
     repeat = "repeat"
     slots = "slots"
 
 
 class StageInput(Enum):
-    """What stage 1 reads as its image: aligned text embeddings (ReVision), or real image-caption pairs (upper bound)."""
+    """What stage 1 reads as its image: aligned text embeddings (ReVision), or real pairs (upper bound)."""
 
     text = "text"
     pairs = "pairs"
@@ -90,7 +93,7 @@ class DataConfig:
     texts: str = "texts"  # text source of stage 1, and text side of the alignment
     statistics: str = "statistics"  # image source whose moments define the alignment
     pairs: str | None = None  # records (id, image, text) for `pretrain.input=pairs`; ids name rows of image sources
-    conversations: str | None = None  # records (id, image?, messages) of stage 2; `image` names a row of an image source
+    conversations: str | None = None  # records (id, image?, messages) of stage 2; `image` is an id of an image source
     conversation_sources: list[str] = field(default_factory=list)  # image sources that hold those rows
     naming: str | None = None  # benchmark records (id, image, name, caption, track, split)
     questions: str | None = None  # benchmark records (id, image, question, answer, kind, track, split)
@@ -133,7 +136,7 @@ class ContrastConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     warmup: float = 0.1  # share of the steps
-    logit_scale: float = 100.0  # fixed temperature: CLIP's own training ends clamped there; a learned one closes the gap
+    logit_scale: float = 100.0  # fixed temperature: CLIP's training ends clamped there; a learned one closes the gap
     learn_logit_scale: bool = False
     probe_interval: int = 100  # steps between evaluations on the validation pairs
     device: str = "auto"  # as embed.device
@@ -184,7 +187,7 @@ class StageConfig:
 
     init: str | None = None  # model to start from: a command's name, a folder, or null for a fresh projector
     input: StageInput = StageInput.text  # pretrain only
-    prompts: list[str] = field(default_factory=list)  # pretrain only: user turns to draw from; `<image>` marks the picture
+    prompts: list[str] = field(default_factory=list)  # pretrain only: user turns to draw from; `<image>` marks it
     train: list[str] = field(default_factory=list)  # parts that train: projector, llm
     max_length: int = 2048  # tokens a sample, visual ones included
     limit: int | None = None  # use only the first N records (after the seeded shuffle), for data-size sweeps

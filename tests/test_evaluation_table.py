@@ -113,7 +113,7 @@ def test_numbers_over_seeds_are_paired(tmp_path):
 def test_runs_on_other_pictures_are_not_compared(tmp_path):
     write_job(tmp_path, "none", 0)
     write_job(tmp_path, "realign", 0, pictures=5)
-    with pytest.raises(ValueError, match="was evaluated on other pictures of track known than .*same evaluate"):
+    with pytest.raises(ValueError, match=r"was evaluated on other pictures of track known than .*same evaluate"):
         collect(tmp_path)
 
 
@@ -152,7 +152,7 @@ def test_sweep_of_a_setting_gets_a_map_and_a_row_each(tmp_path):
 
 
 def test_nothing_to_collect_and_nothing_to_map(tmp_path):
-    with pytest.raises(ValueError, match="no evaluated run lies below .*; finish `revision evaluate`"):
+    with pytest.raises(ValueError, match=r"no evaluated run lies below .*; finish `revision evaluate`"):
         collect(tmp_path)
     write_job(tmp_path, "none", 0)
     with pytest.raises(ValueError, match="nothing but alignment and seed was swept for pretrain"):

@@ -101,8 +101,8 @@ def _models(config: Config) -> dict[str, Path]:
             found[label] = Path(model)
     if not found:
         raise ValueError(
-            f"evaluate.models is {config.evaluate.models} and run.steps is {config.run.steps}, which leaves no model to "
-            "score; name a stage that the run has, or a model's folder"
+            f"evaluate.models is {config.evaluate.models} and run.steps is {config.run.steps}, which leaves no model "
+            "to score; name a stage that the run has, or a model's folder"
         )
     return found
 
@@ -160,8 +160,8 @@ def _names(names: EmbeddingStore, store: EmbeddingStore, pictures: dict[str, lis
 def _require_same_dimension(reader: Reader, store: EmbeddingStore, label: str) -> None:
     if reader.embed_dim != store.dim:
         raise ValueError(
-            f"{label} reads embeddings of {reader.embed_dim} dimensions, the pictures in {store.path} have {store.dim}; "
-            "evaluate it with the encoder it was trained on"
+            f"{label} reads embeddings of {reader.embed_dim} dimensions, the pictures in {store.path} have "
+            f"{store.dim}; evaluate it with the encoder it was trained on"
         )
 
 

@@ -82,7 +82,7 @@ def caption_likelihoods(
     embeddings: float [n, d]. others: int64 [n, k], the pictures each caption is also tried under.
     Returns, for each caption, nats under its own picture, the mean over the others, without a picture; and tokens.
     """
-    answers = [reader.answer_ids(prompt, caption) for caption in captions]
+    answers = [reader.answer_ids(caption) for caption in captions]
     # Each picture is a prompt once: its own caption first, then the captions that are tried under it.
     tried: list[list[int]] = [[place] for place in range(len(captions))]
     for caption, places in enumerate(others):
@@ -115,7 +115,7 @@ def _rank_group(
     prompt: str,
 ) -> list[dict[str, Any]]:
     """Ranks for each picture of a group, in its order."""
-    openings = [reader.opening_ids(prompt, name) for name in group.names]
+    openings = [reader.opening_ids(name) for name in group.names]
     seen = embeddings[group.pictures]
     likelihood = np.stack(
         reader.log_probs([reader.prompt(prompt, row) for row in seen], [openings] * len(seen), f"{len(openings)} names")

@@ -65,7 +65,7 @@ def answer_questions(
         }
         for question in questions
     ]
-    longest = max(len(reader.answer_ids(turn, item.answer)) for turn, item in zip(turns, questions, strict=True))
+    longest = max(len(reader.answer_ids(question.answer)) for question in questions)
     for suffix, pictures in (("", embeddings), ("_blind", None)):
         prompts = [reader.prompt(turn, None if pictures is None else pictures[i]) for i, turn in enumerate(turns)]
         kind = "questions, blind" if pictures is None else "questions"
@@ -75,7 +75,7 @@ def answer_questions(
         closed = [i for i, question in enumerate(questions) if question.choices]
         scores = reader.log_probs(
             [prompts[i] for i in closed],
-            [[reader.answer_ids(turns[i], choice) for choice in questions[i].choices] for i in closed],
+            [[reader.answer_ids(choice) for choice in questions[i].choices] for i in closed],
             f"{kind}, choices",
         )
         for i, values in zip(closed, scores, strict=True):

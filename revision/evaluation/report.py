@@ -36,7 +36,7 @@ class Table:
 
 
 def score_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Tables of `metrics.scores` of several models side by side: pictures by track, then questions by track and kind."""
+    """Tables of `metrics.scores` of several models side by side: pictures by track, questions by track and kind."""
     tables = []
     for track in _keys(scores, "pictures"):
         numbers = {model: found["pictures"].get(track, {}) for model, found in scores.items()}
@@ -66,7 +66,7 @@ def report(scores: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
 
 
 def cell(number: Estimate | None, metric: Metric, *, difference: bool = False) -> str:
-    """A value with its interval; shares in percent. A difference has a sign, and a bold interval if that leaves out 0."""
+    """A value with its interval; shares in percent. A difference has a sign, and a bold interval that leaves out 0."""
     if number is None:
         return ""
     scale, digits = (100, 1) if metric.percent else (1, 3)

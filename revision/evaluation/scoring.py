@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.generation.streamers import BaseStreamer
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]  # shows progress through a sequence of batches, under a title
 
@@ -144,8 +145,9 @@ def _tree_inputs(
         visible[row, longest:end, start:longest] = True
         visible[row, longest:end, longest:end] = trie.visible
         positions[row, start:end] = visible[row, start:end].sum(dim=1) - 1
-    mask = torch.zeros(len(prompts), 1, total, total, dtype=model.dtype)
-    mask.masked_fill_(~visible[:, None], torch.finfo(model.dtype).min)
+    dtype = model.get_input_embeddings().weight.dtype  # of the LLM: its projector may be in another
+    mask = torch.zeros(len(prompts), 1, total, total, dtype=dtype)
+    mask.masked_fill_(~visible[:, None], torch.finfo(dtype).min)
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **_pictures(prompts, model)}
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}, total - longest + 1
 
@@ -175,8 +177,12 @@ def greedy_answers(
     batch_size: int,
     track: Track | None = None,
     title: str = "answering",
+    streamer: BaseStreamer | None = None,
 ) -> list[str]:
-    """The greedy continuation of each prompt as text, special tokens dropped and blanks at both ends stripped."""
+    """The greedy continuation of each prompt as text, special tokens dropped and blanks at both ends stripped.
+
+    streamer: is told every token as it is made; for one prompt only.
+    """
     answers = [""] * len(prompts)
     batches = _batches([(len(prompt.ids),) for prompt in prompts], batch_size)
     for batch in batches if track is None else track(batches, title):
@@ -193,6 +199,7 @@ def greedy_answers(
             do_sample=False,
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
+            streamer=streamer,
         )
         for i, tokens in zip(batch, made[:, longest:], strict=True):
             answers[i] = tokenizer.decode(tokens, skip_special_tokens=True).strip()

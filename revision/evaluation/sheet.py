@@ -76,8 +76,8 @@ def draw_sheet(
     width = sheet.width - 2 * _MARGIN
     draw.text((_MARGIN, _MARGIN), _shortened(title, fonts.title, width), font=fonts.title, fill=_INK)
     legend = (
-        "Under each picture its right name; for each model its best name by PMI, #rank of the right one, and its greedy "
-        "caption. Green: right; amber: the right name is among the best five; red: it is not."
+        "Under each picture its right name; for each model its best name by PMI, #rank of the right one, and its "
+        "greedy caption. Green: right; amber: the right name is among the best five; red: it is not."
     )
     draw.text((_MARGIN, _MARGIN + 40), _shortened(legend, fonts.plain, width), font=fonts.plain, fill=_GREY)
     for place, card in enumerate(cards):

@@ -34,13 +34,11 @@ def spectrum(rows: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: all rows are equal.
     """
-    values = np.linalg.eigvalsh(covariance(rows))[::-1]
-    values = values[: len(rows) - 1]
-    # eigvalsh errs by about eps times the largest eigenvalue; rows in float32 carry noise of their own on top.
-    floor = values[0] * len(values) * np.finfo(np.float64).eps
-    if not values[0] > np.finfo(np.float64).tiny:
-        raise ValueError("all rows are equal, so their covariance has no spectrum: give rows that differ")
-    return values[values > floor]
+    values = np.linalg.eigvalsh(covariance(rows))[::-1][: len(rows) - 1]
+    if not values.sum() > 1e-24:
+        raise ValueError(f"the {len(rows)} rows are all equal, so their covariance has no spectrum: give rows that differ")
+    # eigvalsh errs by about eps times the largest eigenvalue, in each of the others.
+    return values[values > values[0] * len(values) * np.finfo(np.float64).eps]
 
 
 def power_law_range(eigenvalues: np.ndarray) -> tuple[int, int]:
@@ -100,9 +98,10 @@ def cosine_density(rows: np.ndarray, bins: int = 200) -> np.ndarray:
     if len(rows) < 2:
         raise ValueError(f"pairwise cosines need at least 2 rows, there are {len(rows)}: use more rows")
     counts = np.zeros(bins, dtype=np.int64)
-    for start, similar in _similarities(rows, rows):
-        # Column j of row i belongs to the pairs i < j; the lower triangle is the same pairs again.
-        upper = similar[np.arange(len(rows)) > np.arange(start, start + len(similar))[:, None]]
+    size = max(1, BLOCK // len(rows))
+    for start in range(0, len(rows), size):
+        similar = rows[start : start + size] @ rows[start:].T
+        upper = similar[np.triu(np.ones(similar.shape, dtype=bool), 1)]
         slots = ((upper + 1) * (bins / 2)).astype(np.int64).clip(0, bins - 1)
         counts += np.bincount(slots, minlength=bins)
     return counts / counts.sum() * (bins / 2)
@@ -130,7 +129,7 @@ def neighbours(rows: np.ndarray, k: int) -> np.ndarray:
         ValueError: k is not between 1 and n - 1.
     """
     if not 1 <= k < len(rows):
-        raise ValueError(f"k={k} neighbours cannot be found among {len(rows)} rows: k must be from 1 to n - 1")
+        raise ValueError(f"k={k} neighbours cannot be found among {len(rows)} rows: lower k or use more rows")
     found = np.empty((len(rows), k), dtype=np.int64)
     for start, similar in _similarities(rows, rows):
         block = np.arange(len(similar))
@@ -162,7 +161,7 @@ def perfect_mixing(text_count: int, image_count: int) -> float:
 def neighbour_overlap(before: np.ndarray, after: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
     """Share of each row's k nearest neighbours that it keeps when the cloud is mapped; row i is the same in both."""
     old, new = neighbours(before, max(ks)), neighbours(after, max(ks))
-    return {k: float(np.mean([np.isin(a, b).mean() for a, b in zip(old[:, :k], new[:, :k], strict=True)])) for k in ks}
+    return {k: float((old[:, :k, None] == new[:, None, :k]).any(axis=2).mean()) for k in ks}
 
 
 def probe_accuracy(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -12,6 +14,15 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_revision.RevisionForConditionalGeneration",
     "AutoProcessor": "processing_revision.RevisionProcessor",
 }
+_CODE = ("configuration_revision.py", "modeling_revision.py", "processing_revision.py")
+
+
+def copy_code(folder: Path) -> None:
+    """Puts the code of configuration, model and processor into a checkpoint folder."""
+    here = Path(__file__).parent
+    for name in _CODE:
+        if (here / name).resolve() != (folder / name).resolve():
+            shutil.copyfile(here / name, folder / name)
 
 
 class RevisionConfig(PreTrainedConfig):

@@ -5,24 +5,29 @@ Shape legend: B sequences, L positions, H hidden size of the LLM, N pictures, d 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
-from .configuration_revision import RevisionConfig
+from .configuration_revision import RevisionConfig, copy_code
 from .processing_revision import IMAGE_TOKEN
 
-IGNORED = -100
+IGNORED = -100  # label of a position that nothing is learned from
+_ROW_MULTIPLE = 64  # a grown vocabulary is rounded up to it: matrix products of odd widths are slow on GPUs
 
 
 class RevisionProjector(nn.Module):
     """Unit vectors to visual tokens (ReVision v3, App. H.2: a 2-layer MLP with GELU).
 
     In: [N, d]. Out: [N, K, H], K different tokens ("slots") or K views of one ("repeat": projected once, then expanded).
-    It computes in the type of its own weights, float32 unless an engine decides otherwise.
+    It computes in the type of its own weights, float32 unless an engine decides otherwise, under autocast too: it is a
+    small part of the cost, and all that stage 1 learns.
     """
 
     def __init__(self, config: RevisionConfig) -> None:
@@ -41,11 +46,11 @@ class RevisionProjector(nn.Module):
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
         """[N, d] to [N, K, H]."""
-        first = next(self.parameters())
-        tokens = self.layers(embeds.to(first.dtype) * self.input_scale)
-        tokens = tokens.view(len(embeds), self.slots, -1)
-        if self.norm is not None:
-            tokens = self.norm(tokens) * self.output_std
+        dtype = next(self.parameters()).dtype
+        with torch.autocast(embeds.device.type, enabled=False):
+            tokens = self.layers(embeds.to(dtype) * self.input_scale).view(len(embeds), self.slots, -1)
+            if self.norm is not None:
+                tokens = self.norm(tokens) * self.output_std
         return tokens.expand(-1, self.num_visual_tokens, -1)
 
 
@@ -58,19 +63,14 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    _no_split_modules: list[str] = []  # noqa: RUF012  # filled from the LLM
     _keep_in_fp32_modules_strict = ["projector"]  # noqa: RUF012
     accepts_loss_kwargs = True
 
     def __init__(self, config: RevisionConfig) -> None:
         super().__init__(config)
-        self.projector = RevisionProjector(config)
+        # First, since transformers takes a model's dtype from its first parameter: it must be the LLM's.
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self._no_split_modules = list(self.language_model._no_split_modules or [])
-        self._tied_weights_keys = {
-            f"language_model.{key}": f"language_model.{value}"
-            for key, value in (getattr(self.language_model, "_tied_weights_keys", None) or {}).items()
-        }
+        self.projector = RevisionProjector(config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -102,8 +102,8 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> tuple[RevisionForConditionalGeneration, Any]:
         """A pretrained LLM behind a fresh projector.
 
-        The image token is added to the tokenizer. Where its id lies beyond the embedding table the table grows by one
-        row, the mean of the others; every other row is left as it was.
+        The image token is added to the tokenizer. Where its id lies beyond the embedding table the table grows, by rows
+        that are the mean of the others; every other row is left as it was.
 
         Args:
             llm: folder or hub name of a causal LM with its tokenizer.
@@ -120,21 +120,11 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: the LLM cannot be read.
         """
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(llm)
-            language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(
-                f"model.llm={llm} cannot be read as a causal LM with its tokenizer ({reason}); give a folder with "
-                "config.json, weights and tokenizer, or a hub name"
-            ) from error
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-        image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        if image_token_id >= language_model.get_input_embeddings().num_embeddings:
-            language_model.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
-            for table in {language_model.get_input_embeddings(), language_model.get_output_embeddings()}:
-                table.weight.data[-1] = table.weight.data[:-1].float().mean(0).to(dtype)
+        language_model, tokenizer = _load_language_model(llm, dtype)
+        table = language_model.get_input_embeddings()
+        with torch.no_grad():
+            output_std = float(table(torch.arange(table.num_embeddings)).float().std())
+        image_token_id = _add_image_token(language_model, tokenizer)
         hidden = language_model.config.hidden_size
         config = RevisionConfig(
             text_config=language_model.config,
@@ -145,25 +135,25 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
             projector_hidden_size=hidden if projector_hidden_size is None else projector_hidden_size,
             input_scale=embed_dim**0.5 if input_scale is None else input_scale,
             output_norm=output_norm,
-            output_std=float(language_model.get_input_embeddings().weight.float().std()),
+            output_std=output_std,
             image_token_id=image_token_id,
             dtype=dtype,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
         )
-        with torch.device("meta"):
+        with torch.device("meta"):  # shapes only: neither an LLM's worth of memory nor of random numbers
             model = cls(config)
         model.language_model = language_model
-        model.projector.to_empty(device="cpu")
-        generator_state = torch.get_rng_state()
-        torch.manual_seed(seed)
-        for module in model.projector.modules():
-            model._init_weights(module)
-        torch.set_rng_state(generator_state)
-        model.projector.float()
         model.generation_config = language_model.generation_config
+        model.projector.to_empty(device="cpu")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.projector.apply(model._init_weights)
         return model, tokenizer
+
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As in transformers, and with the code beside the weights, so that `trust_remote_code` needs no package."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            copy_code(Path(save_directory))
 
     def get_input_embeddings(self) -> nn.Module:
         """The LLM's token embeddings."""
@@ -189,30 +179,31 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_embeds: [N, d] in the order of the image tokens, or None.
 
         Returns:
-            [B, L, H] in the LLM's type. While training, the projector takes part even in a batch without a picture, so
-            that no rank of a distributed engine waits for a gradient that never comes.
+            [B, L, H] in the LLM's type. While training, the projector takes part even in a batch without a picture:
+            no rank of a distributed engine may wait for a gradient that never comes.
 
         Raises:
             ValueError: image tokens and embeddings do not match.
         """
         inputs = self.get_input_embeddings()(input_ids)
         visual = input_ids == self.config.image_token_id
-        given = 0 if image_embeds is None else len(image_embeds) * self.config.num_visual_tokens
+        pictures = 0 if image_embeds is None else len(image_embeds)
         wanted = int(visual.sum())
-        if wanted != given:
-            pictures = 0 if image_embeds is None else len(image_embeds)
+        if wanted != pictures * self.config.num_visual_tokens:
             raise ValueError(
-                f"{wanted} image tokens but {pictures} pictures of {self.config.num_visual_tokens} tokens each; give one "
-                "embedding a picture, and expand each <image> to num_visual_tokens tokens"
+                f"input_ids has {wanted} image tokens, but image_embeds has {pictures} pictures of "
+                f"{self.config.num_visual_tokens} tokens each; give one embedding for each <image>, and let the "
+                "processor expand it"
             )
-        if image_embeds is None or len(image_embeds) == 0:
+        if image_embeds is None or pictures == 0:
             if self.training:
                 unused = self.projector(inputs.new_zeros(1, self.config.embed_dim))
                 inputs = inputs + 0.0 * unused.sum().to(inputs.dtype)
             return inputs
-        tokens = self.projector(image_embeds.to(inputs.device)).to(inputs.dtype).flatten(0, 1)
+        tokens = self.projector(image_embeds.to(inputs.device)).to(inputs.dtype)
         return inputs.masked_scatter(visual[..., None], tokens)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -270,3 +261,48 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         cache = kwargs.get("past_key_values")
         inputs["image_embeds"] = image_embeds if cache is None or cache.get_seq_length() == 0 else None
         return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.LongTensor, dict[str, Any]]:
+        """Beams and samples: all pictures of a sequence are repeated together, as the sequence is."""
+        expanded, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        if image_embeds is not None and input_ids is not None:
+            pictures = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.num_visual_tokens
+            groups = image_embeds.split(pictures.tolist())
+            image_embeds = torch.cat([group for group in groups for _ in range(expand_size)])
+        return expanded, {**kwargs, "image_embeds": image_embeds}
+
+
+def _load_language_model(llm: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(llm)
+        language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"model.llm={llm} cannot be read as a causal LM with its tokenizer ({reason}); give a folder with "
+            "config.json, weights and tokenizer, or the name of one on the hub"
+        ) from error
+    language_model.config._name_or_path = ""  # a path of this machine has no place in checkpoints
+    return language_model, tokenizer
+
+
+def _add_image_token(language_model: Any, tokenizer: Any) -> int:
+    """Adds the image token where the tokenizer lacks it, and rows for it where the tables end before it."""
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    rows = language_model.get_input_embeddings().num_embeddings
+    if image_token_id >= rows:
+        language_model.resize_token_embeddings(
+            image_token_id + 1, pad_to_multiple_of=_ROW_MULTIPLE, mean_resizing=False
+        )
+        with torch.no_grad():
+            for table in {language_model.get_input_embeddings(), language_model.get_output_embeddings()}:
+                table.weight[rows:] = table.weight[:rows].float().mean(dim=0).to(table.weight.dtype)
+    return image_token_id

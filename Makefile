@@ -1,0 +1,61 @@
+# Targets only; everything they do is a command that can be typed as well.
+
+PYTHON   ?= $(shell command -v python3.11 || command -v python3)
+BIN      := .venv/bin
+REVISION := $(BIN)/revision
+# Stamps of what has been set up: a second call does nothing.
+SETUP    := .venv/.setup
+NANO     := .venv/.nano
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-slow check format bench nano-table nano-map nano-heads clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(SETUP) $(NANO) ## .venv with the package, its dependencies and the nano assets
+
+run: $(NANO) ## the paper's claim on a laptop: revision run experiment=nano
+	$(REVISION) run experiment=nano
+
+test: $(NANO) ## the tests that take seconds each
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
+
+test-slow: $(NANO) ## the tests that take minutes
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+check: $(SETUP) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(SETUP) ## rewrite the code in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(SETUP) ## speed of the parts, each against a limit
+	for script in scripts/bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+nano-table: $(NANO) ## every alignment after stage 1, three seeds, one table
+	$(REVISION) run -m experiment=nano_table
+
+nano-map: $(NANO) ## where alignment matters: steps, depth, gap, amount of text
+	$(REVISION) run -m experiment=nano_map
+
+nano-heads: $(NANO) ## train the heads of the nano encoder again
+	$(REVISION) run experiment=nano_heads
+
+clean: ## remove what runs and caches left
+	rm -rf runs wandb .pytest_cache .mypy_cache .ruff_cache build dist
+
+distclean: clean ## also remove .venv and the records, models and embeddings under data/
+	rm -rf .venv data
+
+$(SETUP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+$(NANO): data_recipes/nano-requirements.txt $(SETUP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	touch $@

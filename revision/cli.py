@@ -1,0 +1,156 @@
+"""`revision COMMAND [overrides]`: the command line over every command of the pipeline.
+
+A mistake in the configuration is one sentence and exit code 2, before data or a device is touched; any other mistake of
+the user's is one sentence and exit code 1. REVISION_TRACEBACK=1 shows where it arose. Nothing heavy is imported here,
+so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from revision import __version__
+from revision.commands import COMMANDS
+
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+    from omegaconf import DictConfig
+
+USAGE = """\
+usage: revision COMMAND [field=value ...] [-m] [--cfg job] [--help]
+       python -m revision COMMAND ...
+       accelerate launch ... -m revision COMMAND ...
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            sys.stdout.write(_overview())
+            return 0
+        if words[0] == "--version":
+            sys.stdout.write(f"revision {__version__}\n")
+            return 0
+        return _run(words[0], words[1:])
+    except ValueError as error:
+        if os.environ.get("REVISION_TRACEBACK") == "1":
+            raise
+        sys.stderr.write(f"revision: {error}\n")
+        return _exit_code(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("revision: interrupted\n")
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        from revision.composition import ConfigError
+
+        raise ConfigError(f"{self.prog}: {message}; see `{self.prog} --help`.")
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"revision {command}", add_help=False, allow_abbrev=False)
+    add = parser.add_argument
+    add("overrides", nargs="*", help="field=value, group=option; for a sweep several values with commas between")
+    add("--help", "-h", action="store_true", help="what the command does, groups and fields")
+    add("--cfg", "-c", choices=["job", "hydra", "all"], help="show the composed configuration instead of running")
+    add("--resolve", action="store_true", help="with --cfg: resolve interpolations")
+    add("--package", "-p", help="with --cfg: show this part only")
+    add("--multirun", "-m", action="store_true", help="one job for each combination of values")
+    add("--config-dir", "-cd", help="a folder with config groups of your own")
+    add("--info", "-i", const="all", nargs="?", choices=["all", "config", "defaults", "defaults-tree", "plugins",
+        "searchpath"], help="how the configuration came about")  # fmt: skip
+    add("--hydra-help", action="store_true", help="Hydra's own settings")
+    return parser
+
+
+def _run(command: str, words: list[str]) -> int:
+    from revision.composition import ConfigError, check_overrides, compose, open_hydra, refuse_sweeps, typed
+
+    if command not in COMMANDS:
+        from revision.fields import nearest
+
+        raise ConfigError(f"no command is named '{command}'{nearest(command, COMMANDS)}: {', '.join(COMMANDS)}.")
+
+    from hydra.types import RunMode
+
+    from revision import multirun, processes
+
+    options = _parser(command).parse_intermixed_args(words)
+    hydra = open_hydra(command, options.config_dir)
+    overrides = check_overrides(hydra, options.overrides)
+    if options.help or options.cfg or options.info or options.hydra_help:
+        compose(hydra, overrides)
+        _show(hydra, command, overrides, options)
+        return 0
+    if options.multirun or hydra.get_mode("config", overrides) == RunMode.MULTIRUN:
+        compose(hydra, overrides, multirun=True)
+        return multirun.sweep(hydra, command, overrides)
+    refuse_sweeps(overrides)
+    config = typed(compose(hydra, overrides))
+    if processes.needs_launcher(config, command):
+        return processes.start(processes.launcher_line(config, command, words))
+    failure = hydra.run("config", _Task(command), overrides).return_value
+    if failure is not None:
+        raise failure
+    return 0
+
+
+class _Task:
+    """The task function: hands the typed configuration to the command. A sentence for the user comes back as a value,
+    since Hydra would otherwise add lines of its own."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __call__(self, composed: DictConfig) -> ValueError | None:
+        from revision.composition import typed
+
+        try:
+            import_module(f"revision.commands.{self.command}").run(typed(composed))
+        except ValueError as error:
+            return error
+        return None
+
+
+def _show(hydra: Hydra, command: str, overrides: list[str], options: argparse.Namespace) -> None:
+    options.overrides = overrides
+    if options.help:
+        sys.stdout.write(f"usage: revision {command} [field=value ...] [options]\n\n{_docstring(command)}\n\n")
+        hydra.app_help("config", _parser(command), options)
+    elif options.hydra_help:
+        hydra.hydra_help(None, _parser(command), options)
+    elif options.info:
+        hydra.show_info(options.info, "config", overrides)
+    else:
+        hydra.show_cfg("config", overrides, options.cfg, options.package, options.resolve)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {' '.join(_docstring(name).split(chr(10) * 2)[0].split())}" for name in COMMANDS]
+    return "\n".join([USAGE, "commands:", *lines, "", "`revision COMMAND --help` shows its groups and fields.\n"])
+
+
+def _docstring(command: str) -> str:
+    """The help text of a command, read from its file: importing all commands would take longer than showing it."""
+    file = Path(__file__).parent / "commands" / f"{command}.py"
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    assert text is not None, f"{file} has no docstring"
+    return text
+
+
+def _exit_code(error: ValueError) -> int:
+    from revision.composition import ConfigError
+
+    return 2 if isinstance(error, ConfigError) else 1

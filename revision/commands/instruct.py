@@ -1,0 +1,80 @@
+"""Stage 2, visual instruction tuning (ReVision v3, Sec. 5).
+
+Projector and LLM learn to answer questions about real pictures, given as embeddings of the dual encoder. It starts from
+the model of stage 1; with `instruct.init=null` from a fresh projector, for comparison.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from revision.schema import Config
+
+if TYPE_CHECKING:
+    from revision.embeddings import EmbeddingStore
+    from revision.model import RevisionForConditionalGeneration, RevisionProcessor
+
+
+def run(config: Config) -> None:
+    """1 arguments, 2 embeddings, 3 model, 4 data set, 5 train, 6 save."""
+    from revision import building, rundir, training
+    from revision.dataset import ConversationDataset, Rows, conversation_samples
+    from revision.records import read_conversations
+
+    stage = config.instruct
+    if config.data.conversations is None or not config.data.conversation_sources:
+        raise ValueError(
+            f"corpus {config.data.name} has no data.conversations with data.conversation_sources; stage 2 needs both"
+        )
+    output = rundir.start(config, "instruct")
+    arguments = training.build_arguments(
+        {**config.trainer, **stage.trainer}, output=output, seed=config.seed,
+        tracker=config.tracker.value, run_name=f"{config.name}/instruct",
+    )  # fmt: skip
+    stores = _stores(config)
+    model, processor = _model(config, stores[0].dim, frozen_llm="llm" not in stage.train and arguments.bf16)
+    rows = Rows(stores, embed_dim=model.config.embed_dim)
+    samples = conversation_samples(list(read_conversations(Path(config.data.conversations))), rows)
+    dataset = ConversationDataset(
+        samples, rows, processor, max_length=stage.max_length, limit=stage.limit, seed=config.seed
+    )
+    summary = training.train(
+        model=model, tokenizer=processor.tokenizer, dataset=dataset, parts=stage.train, arguments=arguments,
+        output=output, processes=config.engine.processes,
+    )  # fmt: skip
+    if rundir.is_main_process():
+        building.save_model(model, processor, output / "model", alignment=model.config.alignment)
+    rundir.finish(config, "instruct", **summary)
+
+
+def _stores(config: Config) -> list[EmbeddingStore]:
+    from revision.embeddings import EmbeddingStore
+
+    folder = Path(config.data.stores) / config.encoder.name
+    return [EmbeddingStore.open(folder / source) for source in config.data.conversation_sources]
+
+
+def _model(
+    config: Config, dim: int, *, frozen_llm: bool
+) -> tuple[RevisionForConditionalGeneration, RevisionProcessor]:
+    """The model of stage 1, one from a folder, or a fresh projector."""
+    import torch
+
+    from revision import building, rundir
+    from revision.assembly import model_shape, template_file
+    from revision.progress import say
+
+    dtype = torch.bfloat16 if frozen_llm else torch.float32
+    shape = model_shape(config, dim)
+    init = config.instruct.init
+    if init is None:
+        say(f"starting from a fresh projector in front of {config.model.llm}")
+        return building.build_model(
+            config.model.llm, chat_template=template_file(config), dtype=dtype, seed=config.seed, **shape
+        )
+    folder = rundir.require(config, init, wanted_by="instruct") / "model" if init == "pretrain" else Path(init)
+    say(f"starting from {folder}")
+    model, processor = building.read_model(folder, dtype=dtype)
+    building.require_shape(model, folder, shape)
+    return model, processor

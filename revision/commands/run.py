@@ -1,0 +1,79 @@
+"""Run the steps of an experiment in order, each as a process of its own; finished and unchanged ones are skipped.
+
+The recipe of the corpus comes first, then `run.steps`. A step that fails ends the run; the same command continues it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from revision.schema import Config
+
+
+def run(config: Config) -> None:
+    """Start what is not finished yet.
+
+    Raises:
+        ValueError: the recipe is not there, or it or a step failed; the sentence names it and its exit code.
+    """
+    from rich import get_console
+
+    from revision import processes, rundir
+    from revision.progress import say
+
+    _make_records(config)
+    arguments = processes.arguments_of(config)
+    steps = config.run.steps
+    for place, step in enumerate(steps, start=1):
+        get_console().rule(f"{step} ({place} of {len(steps)})", align="left")
+        if rundir.is_finished(config, step):
+            say(f"finished and unchanged: {rundir.folder(config, step)}")
+            continue
+        started = time.monotonic()
+        code = processes.start(processes.command_line(step, arguments))
+        if code != 0:
+            left = steps[place:]
+            after = f"; {', '.join(left)} not started" if left else ""
+            raise ValueError(
+                f"step '{step}' {processes.ending(code)}{after}: mend the cause above and give the same command again."
+            )
+        say(f"{step} took {_duration(time.monotonic() - started)}")
+    get_console().rule("done", align="left")
+    for step in steps:
+        say(f"{step:>10}: {rundir.folder(config, step)}")
+
+
+def _make_records(config: Config) -> None:
+    """Run the recipe of the corpus; a recipe knows itself when its records are there and skips then."""
+    from rich import get_console
+
+    from revision import processes
+
+    if config.data.recipe is None:
+        return
+    get_console().rule(f"records of {config.data.name}", align="left")
+    words = [sys.executable, str(_recipe_file(config.data.recipe)), "--out", config.data.folder]
+    code = processes.start([*words, *config.data.recipe_options])
+    if code != 0:
+        raise ValueError(
+            f"recipe '{config.data.recipe}' {processes.ending(code)}: mend the cause above; no step started."
+        )
+
+
+def _recipe_file(recipe: str) -> Path:
+    """The recipe as a path from here, or else among the recipes that come with the package."""
+    from revision.shipped import shipped
+
+    for file in (Path(recipe), shipped(recipe)):
+        if file.is_file():
+            return file
+    raise ValueError(
+        f"data.recipe = {recipe}: no such file, neither here nor at {shipped(recipe)}; give a Python file."
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

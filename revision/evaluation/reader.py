@@ -1,0 +1,156 @@
+"""A trained model that reads prompts about pictures: what scorers ask of it, in its own chat template."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TextStreamer
+
+from revision.conversation import IGNORED, encode, render_prompt
+from revision.evaluation.scoring import Prompt, Track, Trie, continuation_log_probs, greedy_answers
+from revision.model.modeling_revision import RevisionForConditionalGeneration
+from revision.model.processing_revision import RevisionProcessor
+from revision.records import IMAGE_MARK, Message
+
+
+class Reader:
+    """Model, processor and batch size; `track` shows progress through batches, None shows nothing.
+
+    The model is put into eval mode. Prompts and answers are tokenised as in training: the processor's chat template
+    renders them, and the answer is what the template marks as generated, end of turn included.
+    """
+
+    def __init__(
+        self,
+        model: RevisionForConditionalGeneration,
+        processor: RevisionProcessor,
+        *,
+        batch_size: int = 8,
+        track: Track | None = None,
+    ) -> None:
+        self._model: Any = model.eval()
+        self._processor: Any = processor
+        self._tokenizer: Any = processor.tokenizer
+        self._batch_size = batch_size
+        self._track = track
+        self.embed_dim: int = model.config.embed_dim
+        self._end = _common_end(self._generated("0"), self._generated("1"))
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        device: torch.device,
+        dtype: str | None = None,
+        batch_size: int = 8,
+        track: Track | None = None,
+    ) -> Reader:
+        """Loads a folder that a training stage has written.
+
+        dtype: name of a torch dtype for the LLM; None: the one it was saved in. Raises ValueError where the folder
+        holds no such model.
+        """
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} holds no model (no config.json); name a finished stage or its `model` folder")
+        weights: Any = "auto" if dtype is None else getattr(torch, dtype)
+        model: Any = RevisionForConditionalGeneration.from_pretrained(folder, dtype=weights)
+        processor = RevisionProcessor.from_pretrained(folder)
+        return cls(model.to(device), processor, batch_size=batch_size, track=track)
+
+    def prompt(self, turns: str | Sequence[Message], picture: np.ndarray | None) -> Prompt:
+        """The prompt that asks for the next answer. turns: one user's turn, or all turns so far.
+
+        picture: float [d], for the one `<image>` in the turns; None takes the mark out and asks blindly.
+        """
+        messages = [Message("user", turns)] if isinstance(turns, str) else list(turns)
+        if picture is None:
+            messages = [Message(message.role, _without_mark(message.content)) for message in messages]
+        text = render_prompt(self._processor, messages)
+        ids = self._tokenizer(self._processor.expand(text), add_special_tokens=False).input_ids
+        return Prompt(ids=ids, picture=picture)
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Tokens of a whole answer as training learns it, end of turn included."""
+        return self._generated(answer)
+
+    def opening_ids(self, answer: str) -> list[int]:
+        """Tokens of an answer that may go on: without the end of turn."""
+        ids = self._generated(answer)
+        assert ids[len(ids) - len(self._end) :] == self._end, f"the end of turn merges with {answer!r}"
+        return ids[: len(ids) - len(self._end)]
+
+    def log_probs(
+        self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[Sequence[int]]], title: str
+    ) -> list[np.ndarray]:
+        """Log p(continuation | prompt), nats: for each prompt float64 [its continuations]. See `scoring`."""
+        tries: list[Trie] = []
+        for place, some in enumerate(continuations):
+            shared = place > 0 and some is continuations[place - 1]
+            tries.append(tries[-1] if shared else Trie.of(some))
+        return continuation_log_probs(
+            self._model,
+            prompts,
+            tries,
+            pad_token_id=self._tokenizer.pad_token_id,
+            batch_size=self._batch_size,
+            track=self._track,
+            title=title,
+        )
+
+    def answers(self, prompts: Sequence[Prompt], max_new_tokens: int, title: str) -> list[str]:
+        """The greedy answer to each prompt."""
+        return greedy_answers(
+            self._model,
+            self._tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            batch_size=self._batch_size,
+            track=self._track,
+            title=title,
+        )
+
+    @torch.inference_mode()
+    def stream(self, prompt: Prompt, write: Callable[[str], object], *, max_new_tokens: int) -> str:
+        """The greedy answer to one prompt, handed to `write` word by word as it grows, and returned whole."""
+        streamer = _Streamer(self._tokenizer, write)
+        greedy_answers(
+            self._model, self._tokenizer, [prompt], max_new_tokens=max_new_tokens, batch_size=1, streamer=streamer
+        )
+        return streamer.text.strip()
+
+    def _generated(self, answer: str) -> list[int]:
+        """Tokens of an answer that the chat template marks as generated, as in training."""
+        messages = [Message("user", ""), Message("assistant", answer)]
+        encoded = encode(self._processor, messages, where=f"of the answer {answer!r}", max_length=sys.maxsize)
+        return [label for label in encoded.labels if label != IGNORED]
+
+
+class _Streamer(TextStreamer):
+    """Hands text on as soon as it is final, and keeps it."""
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], object]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._write = write
+        self.text = ""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Called by `generate`."""
+        self.text += text
+        self._write(text)
+
+
+def _common_end(first: Sequence[int], second: Sequence[int]) -> list[int]:
+    length = 0
+    while length < min(len(first), len(second)) and first[-1 - length] == second[-1 - length]:
+        length += 1
+    return list(first[len(first) - length :])
+
+
+def _without_mark(content: str) -> str:
+    return content.replace(f"{IMAGE_MARK}\n", "").replace(IMAGE_MARK, "").strip()

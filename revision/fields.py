@@ -1,0 +1,93 @@
+"""The schema seen by name: what a dotted field holds, and which name was probably meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from enum import EnumType
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from revision.schema import Config
+
+# Mappings whose keys the schema does not list: transformers.TrainingArguments knows them.
+OPEN_MAPPINGS = ("trainer", "pretrain.trainer", "instruct.trainer")
+
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", NoneType: "null"}
+
+
+def type_at(name: str) -> Any:
+    """The type of the field with a dotted name; `Any` inside an open mapping.
+
+    Raises:
+        KeyError: there is no such field; its argument is the sentence, with the nearest name.
+    """
+    here: Any = Config
+    seen: list[str] = []
+    for part in name.split("."):
+        options = [option for option in _alternatives(here) if is_dataclass(option) or get_origin(option) is dict]
+        if here is Any:
+            return Any
+        if not options:
+            raise KeyError(f"{'.'.join(seen)} is {rule(here)} and has no field '{part}'")
+        (container,) = options
+        if get_origin(container) is dict:
+            here = get_args(container)[1]
+        else:
+            hints = get_type_hints(container)
+            if part not in hints:
+                raise KeyError(_unknown(seen, part, hints))
+            here = hints[part]
+        seen.append(part)
+    return here
+
+
+def rule(hint: Any) -> str:
+    """What a field of this type holds, in words: "an integer", "one of none, c3, realign"."""
+    if isinstance(hint, EnumType):
+        return f"one of {', '.join(names_of(hint))}"
+    if isinstance(hint, UnionType):
+        return " or ".join(rule(option) for option in get_args(hint))
+    if get_origin(hint) is list:
+        (item,) = get_args(hint)
+        return {str: "a list of strings", int: "a list of integers"}[item]
+    if is_dataclass(hint):
+        return f"a mapping with the fields {', '.join(get_type_hints(hint))}"
+    return _WORDS.get(hint, "a mapping")
+
+
+def names_of(hint: Any) -> list[str]:
+    """The names of an enum's members, also of an optional enum; empty for other types."""
+    return [name for option in _alternatives(hint) if isinstance(option, EnumType) for name in option.__members__]
+
+
+def fields_of(class_name: str) -> list[str]:
+    """The dotted names of all fields whose type is the class of that name."""
+    return [name for name, hint in _all_fields(Config) if isinstance(hint, type) and hint.__name__ == class_name]
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """A question that offers the nearest of `names`, ready to append to a sentence; empty when none is near."""
+    found = get_close_matches(word, list(names), n=1, cutoff=0.6)
+    return f" (did you mean '{found[0]}'?)" if found else ""
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
+
+
+def _unknown(seen: list[str], part: str, siblings: dict[str, Any]) -> str:
+    place = ".".join(seen)
+    near = nearest(part, [*siblings, *([] if seen else ["experiment"])])
+    if not near:
+        elsewhere = [name for name, _ in _all_fields(Config) if name.rpartition(".")[2] == part]
+        near = f" (did you mean '{elsewhere[0]}'?)" if elsewhere else ""
+    return f"{place or 'the configuration'} has no field '{part}'{near}"
+
+
+def _all_fields(container: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, hint in get_type_hints(container).items():
+        yield prefix + name, hint
+        if is_dataclass(hint):
+            yield from _all_fields(hint, f"{prefix}{name}.")

@@ -1,0 +1,91 @@
+"""Sweeps: every job of `-m` is a process of its own, so that no job, not even a killed one, costs the others."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hydra._internal.hydra import Hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from revision import processes
+from revision.composition import ROOT, ConfigError, explain, typed
+from revision.progress import say
+
+TABLE_COMMANDS = ("run", "evaluate")  # those after which there are scores to compare
+NAMELESS = ("experiment", "name", "runs")  # overrides that have no part in a job's folder name
+LONGEST_NAME = 150  # characters; file systems allow 255 bytes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one job of a sweep went. `sweep`: the folder of the sweep; `failure`: a sentence, or None."""
+
+    sweep: Path
+    name: str
+    failure: str | None
+
+
+def sweep(hydra: Hydra, command: str, overrides: Sequence[str]) -> int:
+    """Run every job of the sweep, then draw its table and list the jobs that failed; returns the exit code.
+
+    Raises:
+        ConfigError: a job that does not compose; no job has been started then.
+    """
+    try:
+        batches = hydra.multirun(ROOT, _Job(command), [*overrides, "hydra.mode=MULTIRUN"])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(hydra, error)) from error
+    if not isinstance(batches, list):
+        return 0  # a sweeper that searches (optuna) reports its jobs itself
+    outcomes: list[Outcome] = [job.return_value for batch in batches for job in batch if isinstance(job, JobReturn)]
+    if command in TABLE_COMMANDS:
+        for folder in dict.fromkeys(outcome.sweep for outcome in outcomes):
+            _draw_table(folder)
+    failed = [outcome for outcome in outcomes if outcome.failure is not None]
+    for outcome in failed:
+        say(f"failed: {outcome.name}: {outcome.failure}")
+    say(f"{len(outcomes) - len(failed)} of {len(outcomes)} jobs finished")
+    return 1 if failed else 0
+
+
+def job_name(base: str, overrides: Sequence[str]) -> str:
+    """The run name of one job: the sweep's own, and below it the job's overrides made safe for a file name."""
+    kept = sorted(text.lstrip("+") for text in overrides if re.split("[=@]", text.lstrip("+"))[0] not in NAMELESS)
+    part = re.sub(r"[^\w.=,+-]+", "-", ",".join(kept))
+    if len(part) > LONGEST_NAME:
+        part = f"{part[:LONGEST_NAME]}-{hashlib.sha256(part.encode()).hexdigest()[:8]}"
+    return f"{base}/{part}" if part else base
+
+
+class _Job:
+    """The task function of a sweep: starts the command of one job and reports how it went. Launchers may pickle it."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __call__(self, composed: DictConfig) -> Outcome:
+        sweep_folder = Path(str(composed.runs)) / str(composed.name)
+        name = job_name(str(composed.name), list(HydraConfig.get().overrides.task))
+        try:
+            config = typed(composed)
+        except ConfigError as error:
+            return Outcome(sweep_folder, name, str(error))
+        words = processes.command_line(self.command, processes.arguments_of(replace(config, name=name)))
+        code = processes.start(words)
+        return Outcome(sweep_folder, name, None if code == 0 else f"`{self.command}` {processes.ending(code)}")
+
+
+def _draw_table(folder: Path) -> None:
+    if any(folder.rglob("evaluate/*/scores.json")):
+        from revision.evaluation.table import collect
+
+        collect(folder)
+        say(f"table of all jobs: {folder / 'table.md'}, {folder / 'table.csv'}, {folder / 'table.png'}")

@@ -1,0 +1,179 @@
+"""Rules of the configuration that types cannot express: ranges, choices among names, agreement between fields."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from revision.fields import nearest
+from revision.schema import MODEL_STEPS, STEPS, Config, Modality, SourceConfig, StageInput
+
+PARTS = ("projector", "llm")
+SPLITS = ("validation", "test")
+IMAGE = "<image>"
+
+# Lowest value of each numeric field, and whether the value itself is allowed.
+_AT_LEAST: Mapping[str, float] = {
+    "encoder.batch_size": 1,
+    "embed.shard_size": 1,
+    "embed.reject_budget": 0,
+    "embed.workers": 0,
+    "contrast.epochs": 1,
+    "contrast.batch_size": 2,
+    "contrast.weight_decay": 0,
+    "contrast.warmup": 0,
+    "contrast.probe_interval": 1,
+    "alignment.centroid_steps": 0,
+    "alignment.noise_std": 0,
+    "gap.sample": 2,
+    "model.num_visual_tokens": 1,
+    "model.projector.depth": 1,
+    "model.projector.hidden_size": 1,
+    "pretrain.limit": 1,
+    "instruct.limit": 1,
+    "engine.processes": 1,
+    "evaluate.candidates": 2,
+    "evaluate.limit": 1,
+    "evaluate.question_limit": 1,
+    "evaluate.bootstrap": 1,
+    "evaluate.sheet": 0,
+    "evaluate.max_new_tokens": 1,
+    "evaluate.batch_size": 1,
+    "chat.max_new_tokens": 1,
+}
+_ABOVE: Mapping[str, float] = {
+    "contrast.learning_rate": 0,
+    "contrast.logit_scale": 0,
+    "alignment.until": 0,
+    "model.projector.input_scale": 0,
+}
+_AT_MOST: Mapping[str, float] = {"embed.reject_budget": 1, "contrast.warmup": 1}
+
+
+def check(config: Config) -> None:
+    """Hold the configuration against every rule.
+
+    Raises:
+        ValueError: the first broken rule, in one sentence.
+    """
+    _check_names(config)
+    _check_numbers(config)
+    _check_sources(config)
+    _check_stages(config)
+    _check_evaluation(config)
+
+
+def _check_names(config: Config) -> None:
+    # The name becomes folders and an override of child processes, so it keeps to characters safe in both.
+    if not re.fullmatch(r"[\w.=,+-]+(/[\w.=,+-]+)*", config.name) or {".", ".."} & set(config.name.split("/")):
+        raise _broken("name", config.name, "letters, digits and . _ - = , + only, with / between folders")
+    if not re.fullmatch(r"[\w.-]+", config.encoder.name):
+        raise _broken("encoder.name", config.encoder.name, "letters, digits and . _ - only, since it names a folder")
+    if config.encoder.model.startswith("local-dir:") and config.encoder.pretrained is not None:
+        raise _broken(
+            "encoder.pretrained", config.encoder.pretrained, "null where encoder.model is a local-dir: folder"
+        )
+    for step in config.run.steps:
+        _one_of("run.steps", step, STEPS)
+    if len(set(config.run.steps)) < len(config.run.steps):
+        raise _broken("run.steps", config.run.steps, "each step once")
+    for name, device in (("embed", config.embed), ("contrast", config.contrast), ("evaluate", config.evaluate)):
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device.device):
+            raise _broken(f"{name}.device", device.device, "auto, cpu, mps, cuda or cuda:<number>")
+
+
+def _check_numbers(config: Config) -> None:
+    for name, low in _AT_LEAST.items():
+        value = _value(config, name)
+        if value is not None and value < low:
+            raise _broken(name, value, f"at least {low}")
+    for name, low in _ABOVE.items():
+        value = _value(config, name)
+        if value is not None and value <= low:
+            raise _broken(name, value, f"greater than {low}")
+    for name, high in _AT_MOST.items():
+        value = _value(config, name)
+        if value > high:
+            raise _broken(name, value, f"at most {high}")
+    if not config.gap.neighbours or min(config.gap.neighbours) < 1:
+        raise _broken("gap.neighbours", config.gap.neighbours, "a list of numbers of neighbours, each at least 1")
+
+
+def _check_sources(config: Config) -> None:
+    data = config.data
+    known = data.sources
+    if known:  # a corpus of pairs for `contrast` alone has none
+        _source("data.texts", data.texts, known, Modality.text)
+        _source("data.statistics", data.statistics, known, Modality.image)
+    if data.pictures is not None:
+        _source("data.pictures", data.pictures, known, Modality.image)
+    if data.names is not None:
+        _source("data.names", data.names, known, Modality.text)
+    for name in data.conversation_sources:
+        _one_of("data.conversation_sources", name, known)
+    for name in config.embed.sources or []:
+        _one_of("embed.sources", name, known)
+
+
+def _check_stages(config: Config) -> None:
+    for command, stage in (("pretrain", config.pretrain), ("instruct", config.instruct)):
+        for part in stage.train:
+            _one_of(f"{command}.train", part, PARTS)
+        if stage.max_length <= config.model.num_visual_tokens:
+            raise _broken(
+                f"{command}.max_length", stage.max_length,
+                f"more than model.num_visual_tokens = {config.model.num_visual_tokens}, so that text fits beside them",
+            )  # fmt: skip
+        for prompt in stage.prompts:
+            if prompt.count(IMAGE) != 1:
+                raise _broken(f"{command}.prompts", prompt, f"{IMAGE} exactly once, where the picture goes")
+    if config.pretrain.init in MODEL_STEPS:
+        raise _broken("pretrain.init", config.pretrain.init, "null or a model's folder: no command comes before it")
+    if config.instruct.init == "instruct":
+        raise _broken("instruct.init", "instruct", "pretrain, null or a model's folder: it cannot start from itself")
+    if config.pretrain.input is StageInput.pairs and (
+        config.data.pairs is None or not config.data.conversation_sources
+    ):
+        raise _broken(
+            "pretrain.input", "pairs",
+            "backed by data.pairs and data.conversation_sources, which this corpus leaves empty",
+        )  # fmt: skip
+
+
+def _check_evaluation(config: Config) -> None:
+    evaluate = config.evaluate
+    _one_of("evaluate.split", evaluate.split, SPLITS)
+    if not evaluate.models:
+        raise _broken("evaluate.models", "[]", f"at least one of {', '.join(MODEL_STEPS)}, or a model's folder")
+    if evaluate.naming_prompt.count(IMAGE) != 1:
+        raise _broken("evaluate.naming_prompt", evaluate.naming_prompt, f"{IMAGE} exactly once")
+    for name in ("naming", "questions"):
+        if _value(config, f"data.{name}") is not None and config.data.pictures is None:
+            raise _broken("data.pictures", None, f"an image source, since data.{name} asks about its pictures")
+
+
+def _source(field: str, name: str, known: Mapping[str, SourceConfig], kind: Modality) -> None:
+    _one_of(field, name, known)
+    if known[name].kind is not kind:
+        raise _broken(
+            field, name, f"a source of kind {kind.name}; data.sources.{name} is of kind {known[name].kind.name}"
+        )
+
+
+def _one_of(field: str, value: str, names: Iterable[str]) -> None:
+    names = list(names)
+    if value not in names:
+        listed = f"one of {', '.join(names)}" if names else "a source, but data.sources is empty"
+        raise _broken(field, value, listed + nearest(value, names))
+
+
+def _value(config: Config, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = vars(value)[part]
+    return value
+
+
+def _broken(field: str, value: Any, what: str) -> ValueError:
+    return ValueError(f"{field} = {'null' if value is None else value}: must be {what}.")

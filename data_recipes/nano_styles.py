@@ -49,8 +49,8 @@ PACKAGES = {
     "fxemoji": "@iconify-json/fxemoji@1.2.2",
     "streamline": "@iconify-json/streamline-emojis@1.2.4",
 }
-VIEWS = 5  # pictures of one drawing: one plain, the others with other sizes, places, turns and backgrounds
-SCENES = 8_000
+VIEWS = 3  # pictures of one drawing: one plain, the others with other sizes, places, turns and backgrounds
+SCENES = 5_000
 SEED = 2027
 
 log = logging.getLogger("nano_styles")

@@ -75,32 +75,40 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 
 def _run(command: str, words: list[str]) -> int:
-    from revision.composition import ConfigError, check_overrides, compose, open_hydra, refuse_sweeps, typed
+    from revision.composition import ConfigError, open_hydra
 
     if command not in COMMANDS:
         from revision.fields import nearest
 
-        raise ConfigError(f"no command is named '{command}'{nearest(command, COMMANDS)}: {', '.join(COMMANDS)}.")
+        raise ConfigError(
+            f"no command is named '{command}'{nearest(command, COMMANDS)}; there are {', '.join(COMMANDS)}."
+        )
+    options = _parser(command).parse_intermixed_args(words)
+    with open_hydra(command, options.config_dir) as hydra:
+        return _dispatch(hydra, command, words, options)
 
+
+def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Namespace) -> int:
+    """Show the configuration, sweep, start a launcher, or run the command here."""
     from hydra.types import RunMode
 
     from revision import multirun, processes
+    from revision.composition import ROOT, check_overrides, compose, refuse_sweeps, typed
 
-    options = _parser(command).parse_intermixed_args(words)
-    hydra = open_hydra(command, options.config_dir)
     overrides = check_overrides(hydra, options.overrides)
     if options.help or options.cfg or options.info or options.hydra_help:
+        refuse_sweeps(overrides)
         compose(hydra, overrides)
         _show(hydra, command, overrides, options)
         return 0
-    if options.multirun or hydra.get_mode("config", overrides) == RunMode.MULTIRUN:
+    if options.multirun or hydra.get_mode(ROOT, overrides) == RunMode.MULTIRUN:
         compose(hydra, overrides, multirun=True)
         return multirun.sweep(hydra, command, overrides)
     refuse_sweeps(overrides)
     config = typed(compose(hydra, overrides))
     if processes.needs_launcher(config, command):
         return processes.start(processes.launcher_line(config, command, words))
-    failure = hydra.run("config", _Task(command), overrides).return_value
+    failure = hydra.run(ROOT, _Task(command), overrides).return_value
     if failure is not None:
         raise failure
     return 0
@@ -124,16 +132,18 @@ class _Task:
 
 
 def _show(hydra: Hydra, command: str, overrides: list[str], options: argparse.Namespace) -> None:
+    from revision.composition import ROOT
+
     options.overrides = overrides
     if options.help:
         sys.stdout.write(f"usage: revision {command} [field=value ...] [options]\n\n{_docstring(command)}\n\n")
-        hydra.app_help("config", _parser(command), options)
+        hydra.app_help(ROOT, _parser(command), options)
     elif options.hydra_help:
         hydra.hydra_help(None, _parser(command), options)
     elif options.info:
-        hydra.show_info(options.info, "config", overrides)
+        hydra.show_info(options.info, ROOT, overrides)
     else:
-        hydra.show_cfg("config", overrides, options.cfg, options.package, options.resolve)
+        hydra.show_cfg(ROOT, overrides, options.cfg, options.package, options.resolve)
 
 
 def _overview() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
@@ -40,7 +42,8 @@ class ConfigError(ValueError):
     """A mistake in the configuration, told in one sentence; the command line ends with exit code 2."""
 
 
-def open_hydra(command: str, config_dir: str | None) -> Hydra:
+@contextmanager
+def open_hydra(command: str, config_dir: str | None) -> Iterator[Hydra]:
     """Hydra over the shipped configs and, where given, a folder of the user's own.
 
     Raises:
@@ -54,7 +57,10 @@ def open_hydra(command: str, config_dir: str | None) -> Hydra:
         if not folder.is_dir():
             raise ConfigError(f"--config-dir {config_dir} is not a folder: give one that holds config groups.")
         search_path.prepend(provider="command-line", path=f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
-    return Hydra.create_main_hydra2(task_name=command, config_search_path=search_path)
+    try:
+        yield Hydra.create_main_hydra2(task_name=command, config_search_path=search_path)
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def typed(composed: DictConfig) -> Config:

@@ -118,6 +118,8 @@ def _check_sources(config: Config) -> None:
 
 def _check_stages(config: Config) -> None:
     for command, stage in (("pretrain", config.pretrain), ("instruct", config.instruct)):
+        if not stage.train:
+            raise _broken(f"{command}.train", "[]", f"at least one of {', '.join(PARTS)}")
         for part in stage.train:
             _one_of(f"{command}.train", part, PARTS)
         if stage.max_length <= config.model.num_visual_tokens:
@@ -128,6 +130,8 @@ def _check_stages(config: Config) -> None:
         for prompt in stage.prompts:
             if prompt.count(IMAGE) != 1:
                 raise _broken(f"{command}.prompts", prompt, f"{IMAGE} exactly once, where the picture goes")
+    if not config.pretrain.prompts:
+        raise _broken("pretrain.prompts", "[]", f"at least one user turn, such as {IMAGE}")
     if config.pretrain.init in MODEL_STEPS:
         raise _broken("pretrain.init", config.pretrain.init, "null or a model's folder: no command comes before it")
     if config.instruct.init == "instruct":

@@ -36,9 +36,8 @@ PACKAGES = ("revision-mllm", "torch", "transformers", "accelerate", "deepspeed",
 # Keys of `trainer` that change what is logged, kept or how fast it goes, but not the weights that come out.
 NEUTRAL_TRAINER_KEYS = {
     "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
-    "disable_tqdm", "include_num_input_tokens_seen", "log_level", "log_level_replica", "log_on_each_node",
-    "logging_first_step", "logging_steps", "logging_strategy", "project", "report_to", "run_name", "save_steps",
-    "save_strategy", "save_total_limit",
+    "include_num_input_tokens_seen", "log_level", "log_level_replica", "log_on_each_node", "logging_first_step",
+    "logging_steps", "logging_strategy", "project", "save_steps", "save_strategy", "save_total_limit",
 }  # fmt: skip
 
 # Fields of `evaluate` that leave the scores alone.

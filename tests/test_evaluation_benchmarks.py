@@ -1,6 +1,9 @@
 """Benchmark files: tracks, splits, limits, and the sentences for what is wrong in them. Draws of an evaluation."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,20 +11,28 @@ import pytest
 from revision.evaluation.benchmarks import read_pictures, read_questions
 from revision.evaluation.draws import naming_groups, other_pictures
 
+Row = dict[str, Any]
+WriteRows = Callable[[list[Row]], Path]
 
-def picture_row(number, **changes):
-    row = {"id": f"p{number}", "image": f"pictures/{number}.png", "name": f"name {number}", "caption": f"a thing {number}"}
+
+def picture_row(number: int, **changes: Any) -> Row:
+    row = {
+        "id": f"p{number}",
+        "image": f"pictures/{number}.png",
+        "name": f"name {number}",
+        "caption": f"a thing {number}",
+    }
     return row | {"track": "known" if number % 2 else "unseen", "split": "test"} | changes
 
 
-def question_row(number, **changes):
+def question_row(number: int, **changes: Any) -> Row:
     row = {"id": f"q{number}", "image": f"p{number}", "question": "What colour?", "answer": "red", "kind": "colour"}
     return row | {"track": "known", "split": "test"} | changes
 
 
 @pytest.fixture
-def write(tmp_path):
-    def write_rows(rows):
+def write(tmp_path: Path) -> WriteRows:
+    def write_rows(rows: list[Row]) -> Path:
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return path
@@ -29,7 +40,7 @@ def write(tmp_path):
     return write_rows
 
 
-def test_pictures_come_by_track_and_split(write, tmp_path):
+def test_pictures_come_by_track_and_split(write: WriteRows, tmp_path: Path) -> None:
     path = write([picture_row(1), picture_row(2), picture_row(3), picture_row(4, split="validation")])
     found = read_pictures(path, split="test")
     assert {track: [item.id for item in items] for track, items in found.items()} == {
@@ -37,10 +48,12 @@ def test_pictures_come_by_track_and_split(write, tmp_path):
         "unseen": ["p2"],
     }
     assert found["known"][0].path == tmp_path / "pictures/1.png"
-    assert read_pictures(path, split="test", image_root=tmp_path / "x")["known"][0].path == tmp_path / "x/pictures/1.png"
+    assert (
+        read_pictures(path, split="test", image_root=tmp_path / "x")["known"][0].path == tmp_path / "x/pictures/1.png"
+    )
 
 
-def test_limit_is_a_seeded_draw_in_the_order_of_the_file(write):
+def test_limit_is_a_seeded_draw_in_the_order_of_the_file(write: WriteRows) -> None:
     path = write([picture_row(2 * i + 1) for i in range(40)])
     ids = [item.id for item in read_pictures(path, split="test", limit=10, seed=0)["known"]]
     assert len(set(ids)) == 10
@@ -50,7 +63,7 @@ def test_limit_is_a_seeded_draw_in_the_order_of_the_file(write):
     assert ids != [item.id for item in read_pictures(path, split="test", limit=10, seed=1)["known"]]
 
 
-def test_questions_may_have_choices(write):
+def test_questions_may_have_choices(write: WriteRows) -> None:
     path = write([question_row(1), question_row(2, choices=["red", "blue"])])
     first, second = read_questions(path, split="test")["known"]
     assert (first.choices, second.choices) == ((), ("red", "blue"))
@@ -66,20 +79,22 @@ def test_questions_may_have_choices(write):
         (picture_row(0), "row 2: the id 'p0' occurs twice in split test; give every row its own id"),
     ],
 )
-def test_wrong_picture_rows(write, row, sentence):
+def test_wrong_picture_rows(write: WriteRows, row: Row, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         read_pictures(write([picture_row(0), row]), split="test")
 
 
-def test_wrong_splits_and_choices(write):
-    with pytest.raises(ValueError, match=r"no row of split 'dev', only of \['test'\]; set evaluate.split to one of them"):
+def test_wrong_splits_and_choices(write: WriteRows) -> None:
+    with pytest.raises(
+        ValueError, match=r"no row of split 'dev', only of \['test'\]; set evaluate.split to one of them"
+    ):
         read_pictures(write([picture_row(0)]), split="dev")
     with pytest.raises(ValueError, match="row 1: the answer 'red' is not among the choices"):
         read_questions(write([question_row(1, choices=["blue", "green"])]), split="test")
 
 
 @pytest.mark.parametrize(("names", "candidates", "groups"), [(5, 8, 1), (20, 8, 3), (16, 8, 2)])
-def test_every_picture_is_ranked_once_among_as_many_names(names, candidates, groups):
+def test_every_picture_is_ranked_once_among_as_many_names(names: int, candidates: int, groups: int) -> None:
     right = [f"name {i % names}" for i in range(2 * names)]  # two pictures a name
     pool = [f"name {i}" for i in range(names)] + [f"stranger {i}" for i in range(10)]
     found = naming_groups(right, pool, candidates=candidates, seed=0)
@@ -93,12 +108,12 @@ def test_every_picture_is_ranked_once_among_as_many_names(names, candidates, gro
     assert strangers == (candidates - names if names < candidates else 0)
 
 
-def test_too_few_names_are_all_candidates():
+def test_too_few_names_are_all_candidates() -> None:
     (group,) = naming_groups(["a", "b"], ["a", "b", "c"], candidates=100, seed=0)
     assert sorted(group.names) == ["a", "b", "c"]
 
 
-def test_other_pictures_have_other_names():
+def test_other_pictures_have_other_names() -> None:
     names = ["cat", "cat", "dog", "owl", "owl", "cow"]
     found = other_pictures(names, others=3, seed=0)
     assert found.shape == (6, 3)
@@ -106,5 +121,7 @@ def test_other_pictures_have_other_names():
         assert len(set(places.tolist())) == 3
         assert all(names[place] != name for place in places)
     assert other_pictures(["cat", "dog", "dog"], others=4, seed=0).shape == (3, 1)
-    with pytest.raises(ValueError, match="all 3 pictures of a track are named 'cat'; the margin needs at least two names"):
+    with pytest.raises(
+        ValueError, match="all 3 pictures of a track are named 'cat'; the margin needs at least two names"
+    ):
         other_pictures(["cat"] * 3, others=2, seed=0)

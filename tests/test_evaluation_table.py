@@ -2,6 +2,8 @@
 
 import csv
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from revision.evaluation.table import collect
 METRICS = {metric.name: metric for metric in PICTURE_METRICS}
 
 
-def picture(number, *, nll, track="known", rank=3):
+def picture(number: int, *, nll: float, track: str = "known", rank: int = 3) -> dict[str, Any]:
     return {
         "row": "picture",
         "id": f"p{number}",
@@ -34,19 +36,32 @@ def picture(number, *, nll, track="known", rank=3):
     }
 
 
-def question(number, kind, correct, **changes):
+def question(number: int, kind: str, correct: bool, **changes: Any) -> dict[str, Any]:
     row = {"row": "question", "id": f"q{number}", "track": "known", "kind": kind, "correct": correct}
     return row | {"correct_blind": False, "constant": number % 2 == 0} | changes
 
 
-def write_job(folder, arm, seed, *, quality=0.0, steps=300, depth=2, pictures=6, model="pretrain"):
+def write_job(
+    folder: Path,
+    arm: str,
+    seed: int,
+    *,
+    quality: float = 0.0,
+    steps: int = 300,
+    depth: int = 2,
+    pictures: int = 6,
+    model: str = "pretrain",
+) -> None:
     evaluated = folder / f"{arm}-{seed}-{steps}-{depth}" / "evaluate"
     (evaluated / model).mkdir(parents=True)
     config = {
         "name": evaluated.parent.name,
         "seed": seed,
         "alignment": {"method": "none" if arm == "pairs" else arm, "noise_std": 0.1 if arm == "c3" else 0.0},
-        "pretrain": {"input": "pairs" if arm == "pairs" else "text", "trainer": {"max_steps": steps, "warmup": steps / 10}},
+        "pretrain": {
+            "input": "pairs" if arm == "pairs" else "text",
+            "trainer": {"max_steps": steps, "warmup": steps / 10},
+        },
         "model": {"projector": {"depth": depth}},
         "run": {"steps": [arm]},
     }
@@ -57,7 +72,7 @@ def write_job(folder, arm, seed, *, quality=0.0, steps=300, depth=2, pictures=6,
     (evaluated / model / "scores.json").write_text(json.dumps(scores(rows, resamples=50, seed=0)))
 
 
-def test_scores_of_rows():
+def test_scores_of_rows() -> None:
     rows = [picture(0, nll=4.0, rank=1), picture(1, nll=9.0, rank=5), picture(2, nll=8.0, track="unseen", rank=6)]
     rows += [question(0, "colour", True), question(1, "count", False, chosen=True, chosen_blind=False)]
     found = scores(rows, resamples=100, seed=0)
@@ -66,7 +81,11 @@ def test_scores_of_rows():
     assert known["token_nll"]["value"] == pytest.approx(13 / 5)
     assert known["margin"]["value"] == pytest.approx(8 / 5)
     assert known["margin_blind"]["value"] == pytest.approx(2 / 5)
-    assert (known["naming_r1"]["value"], known["naming_r5"]["value"], known["naming_r5_likelihood"]["value"]) == (0.5, 1, 0)
+    assert (known["naming_r1"]["value"], known["naming_r5"]["value"], known["naming_r5_likelihood"]["value"]) == (
+        0.5,
+        1,
+        0,
+    )
     assert known["naming_r1_encoder"]["value"] == 1
     assert (known["naming_r1_chance"]["value"], known["naming_r5_chance"]["value"]) == (1 / 20, 5 / 20)
     assert known["token_nll"]["n"] == 2
@@ -82,7 +101,7 @@ def test_scores_of_rows():
     assert "unseen" not in found["questions"]
 
 
-def test_swept_fields_leave_out_what_follows_from_others(tmp_path):
+def test_swept_fields_leave_out_what_follows_from_others(tmp_path: Path) -> None:
     for arm in ("none", "c3", "realign", "pairs"):
         write_job(tmp_path, arm, 0)
     assert swept_fields(read_jobs(tmp_path)) == []  # noise and input follow the arm; run.steps does not matter
@@ -91,7 +110,7 @@ def test_swept_fields_leave_out_what_follows_from_others(tmp_path):
     assert swept_fields(read_jobs(tmp_path)) == ["model.projector.depth", "pretrain.trainer.max_steps"]
 
 
-def test_numbers_over_seeds_are_paired(tmp_path):
+def test_numbers_over_seeds_are_paired(tmp_path: Path) -> None:
     for seed in (0, 1, 2):
         write_job(tmp_path, "none", seed)
         write_job(tmp_path, "realign", seed, quality=0.6)
@@ -100,24 +119,27 @@ def test_numbers_over_seeds_are_paired(tmp_path):
     assert (none.arm, realign.arm) == ("none", "realign")
     nll = METRICS["caption_nll"]
     plain = estimate(none, nll, row="picture", track="known")
+    assert plain is not None
     assert plain.value == pytest.approx(np.mean([10.0 + i + 0.1 * s for i in range(6) for s in range(3)]))
     assert plain.n == 6
     assert seed_values(none, nll, row="picture", track="known") == pytest.approx([12.5, 12.6, 12.7])
     found = difference(realign, none, nll, row="picture", track="known")
+    assert found is not None
     assert (found.value, found.low, found.high) == pytest.approx((-0.6, -0.6, -0.6))
     per_token = difference(realign, none, METRICS["token_nll"], row="picture", track="known")
+    assert per_token is not None
     assert per_token.value == pytest.approx(-0.6 * 6 / 15)
     assert estimate(none, nll, row="picture", track="unseen") is None
 
 
-def test_runs_on_other_pictures_are_not_compared(tmp_path):
+def test_runs_on_other_pictures_are_not_compared(tmp_path: Path) -> None:
     write_job(tmp_path, "none", 0)
     write_job(tmp_path, "realign", 0, pictures=5)
     with pytest.raises(ValueError, match=r"was evaluated on other pictures of track known than .*same evaluate"):
         collect(tmp_path)
 
 
-def test_collect_writes_table_and_figure(tmp_path):
+def test_collect_writes_table_and_figure(tmp_path: Path) -> None:
     for seed in (0, 1):
         for arm, quality in (("none", 0.0), ("c3", 0.3), ("realign", 0.6), ("pairs", 0.9)):
             write_job(tmp_path, arm, seed, quality=quality)
@@ -128,14 +150,25 @@ def test_collect_writes_table_and_figure(tmp_path):
     assert float(line["value"]) == pytest.approx(12.5 - 0.9 + 0.1)
     table = (tmp_path / "table.md").read_text().splitlines()
     arms = [row.split(" | ")[0] for row in table if row.startswith("| ")]
-    assert arms[:8] == ["| alignment", "| ---", "| none", "| c3", "| realign", "| pairs", "| encoder, cosine", "| chance"]
-    (row,) = (row for row in table if row.startswith("| realign - none") and "-0.240" in row)  # -.6 * 6 / 15 nats a token
+    assert arms[:8] == [
+        "| alignment",
+        "| ---",
+        "| none",
+        "| c3",
+        "| realign",
+        "| pairs",
+        "| encoder, cosine",
+        "| chance",
+    ]
+    (row,) = (
+        row for row in table if row.startswith("| realign - none") and "-0.240" in row
+    )  # -.6 * 6 / 15 nats a token
     assert "**[-0.2" in row
     assert Image.open(tmp_path / "table.png").size[0] > 1000
     assert sorted(path.name for path in tmp_path.glob("*.*")) == ["table.csv", "table.md", "table.png"]
 
 
-def test_sweep_of_a_setting_gets_a_map_and_a_row_each(tmp_path):
+def test_sweep_of_a_setting_gets_a_map_and_a_row_each(tmp_path: Path) -> None:
     for arm, quality in (("none", 0.0), ("realign", 0.6)):
         for steps in (100, 300, 900):
             write_job(tmp_path, arm, 0, quality=quality * steps / 300, steps=steps)
@@ -151,7 +184,7 @@ def test_sweep_of_a_setting_gets_a_map_and_a_row_each(tmp_path):
     assert "| realign - none | 2 | 900 | 1 | -0.720 " in table
 
 
-def test_nothing_to_collect_and_nothing_to_map(tmp_path):
+def test_nothing_to_collect_and_nothing_to_map(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no evaluated run lies below .*; finish `revision evaluate`"):
         collect(tmp_path)
     write_job(tmp_path, "none", 0)
@@ -162,7 +195,7 @@ def test_nothing_to_collect_and_nothing_to_map(tmp_path):
         collect(tmp_path)
 
 
-def test_numbers_that_json_lacks_are_refused(tmp_path):
+def test_numbers_that_json_lacks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         write_json(tmp_path / "scores.json", {"value": float("nan")})
     assert list(tmp_path.iterdir()) == []

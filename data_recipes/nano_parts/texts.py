@@ -34,10 +34,9 @@ STAGE_ONE_TEMPLATES = (
     "{name} ({family})",
     "Here you see {noun}.",
     "We are looking at {noun}, drawn in a few lines.",
-    "There is {noun} in the middle, and it makes one think of {tags}.",
 )
 STAGE_ONE_COLOURED = (
-    "{name} before a {colour} wall.",
+    "{name} before a wall of {colour}.",
     "Here is {noun}, and all around it is {colour}.",
     "This is {noun} against {colour}.",
 )
@@ -100,7 +99,7 @@ def stage_one_scene(scene: Scene, rng: np.random.Generator) -> str:
     forms = (
         f"This is {phrase}.",
         f"Here you see {phrase} against {colour}.",
-        f"{phrase[0].upper()}{phrase[1:]} before a {colour} wall.",
+        f"{phrase[0].upper()}{phrase[1:]} before a wall of {colour}.",
     )
     return forms[int(rng.integers(len(forms)))]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from revision.schema import Config
+from revision.schema import MODEL_STEPS, Config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from revision.evaluation.reader import Reader
     from revision.records import Message
 
-STAGES = ("pretrain", "instruct")
 HELP = "Ask about the picture. /image PATH shows another one, /quit leaves."
 
 
@@ -48,7 +47,7 @@ def _model_folder(config: Config) -> Path:
     from revision import rundir
 
     model = config.chat.model
-    return rundir.require(config, model, wanted_by="chat") / "model" if model in STAGES else Path(model)
+    return rundir.require(config, model, wanted_by="chat") / "model" if model in MODEL_STEPS else Path(model)
 
 
 class _Dialogue:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revision.schema import Config
+from revision.schema import MODEL_STEPS, Config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from revision.evaluation.benchmarks import Picture, Question
     from revision.evaluation.reader import Reader
 
-STAGES = ("pretrain", "instruct")
 OTHERS = 4  # pictures beside its own that each caption is tried under
 
 
@@ -87,9 +86,9 @@ def _models(config: Config) -> dict[str, Path]:
 
     found: dict[str, Path] = {}
     for model in config.evaluate.models:
-        if model in STAGES and model not in config.run.steps:
+        if model in MODEL_STEPS and model not in config.run.steps:
             say(f"{model} is not scored: run.steps of this run leaves it out")
-        elif model in STAGES:
+        elif model in MODEL_STEPS:
             found[model] = rundir.require(config, model, wanted_by="evaluate") / "model"
         else:
             label = _label(Path(model))

@@ -17,6 +17,7 @@ from revision.evaluation.draws import NamingGroup, naming_groups, other_pictures
 from revision.evaluation.reader import Reader
 
 TOP = 5  # best names kept for each picture
+BLIND = 16  # captions scored together after one prompt without a picture
 
 
 def centred(scores: np.ndarray) -> np.ndarray:
@@ -96,13 +97,12 @@ def caption_likelihoods(
     other = np.zeros(len(captions))
     for caption_list, values in zip(tried, scores, strict=True):
         np.add.at(other, caption_list[1:], -values[1:] / others.shape[1])
-    blind = reader.log_probs(
-        [reader.prompt(prompt, None)] * len(answers), [[answer] for answer in answers], "captions, blind"
-    )
+    together = [answers[start : start + BLIND] for start in range(0, len(answers), BLIND)]
+    blind = reader.log_probs([reader.prompt(prompt, None)] * len(together), together, "captions, blind")
     return (
         [float(-values[0]) for values in scores],
         other.tolist(),
-        [float(-values[0]) for values in blind],
+        (-np.concatenate(blind)).tolist(),
         [len(answer) for answer in answers],
     )
 

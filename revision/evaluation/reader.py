@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ import numpy as np
 import torch
 from transformers import TextStreamer
 
-from revision.conversation import IGNORED, encode, render_prompt
+from revision.conversation import IGNORED, encode, end_of_turn, prompt_ids
 from revision.evaluation.scoring import Prompt, Track, Trie, continuation_log_probs, greedy_answers
 from revision.model.modeling_revision import RevisionForConditionalGeneration
 from revision.model.processing_revision import RevisionProcessor
 from revision.records import IMAGE_MARK, Message
+
+GENERATED = 4  # prompts answered together for each one scored: a step of generation holds one position a prompt
 
 
 class Reader:
@@ -39,7 +40,7 @@ class Reader:
         self._batch_size = batch_size
         self._track = track
         self.embed_dim: int = model.config.embed_dim
-        self._end = _common_end(self._generated("0"), self._generated("1"))
+        self._end = end_of_turn(processor)
 
     @classmethod
     def load(
@@ -71,19 +72,19 @@ class Reader:
         messages = [Message("user", turns)] if isinstance(turns, str) else list(turns)
         if picture is None:
             messages = [Message(message.role, _without_mark(message.content)) for message in messages]
-        text = render_prompt(self._processor, messages)
-        ids = self._tokenizer(self._processor.expand(text), add_special_tokens=False).input_ids
-        return Prompt(ids=ids, picture=picture)
+        return Prompt(ids=prompt_ids(self._processor, messages).tolist(), picture=picture)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Tokens of a whole answer as training learns it, end of turn included."""
-        return self._generated(answer)
+        turns = [Message("user", ""), Message("assistant", answer)]
+        labels = encode(self._processor, turns, name=f"of the answer {answer!r}").labels
+        return labels[labels != IGNORED].tolist()
 
     def opening_ids(self, answer: str) -> list[int]:
         """Tokens of an answer that may go on: without the end of turn."""
-        ids = self._generated(answer)
-        assert ids[len(ids) - len(self._end) :] == self._end, f"the end of turn merges with {answer!r}"
-        return ids[: len(ids) - len(self._end)]
+        ids = self.answer_ids(answer)
+        assert ids[-1] == self._end, "a template ends every answer with the same token"
+        return ids[:-1]
 
     def log_probs(
         self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[Sequence[int]]], title: str
@@ -110,7 +111,7 @@ class Reader:
             self._tokenizer,
             prompts,
             max_new_tokens=max_new_tokens,
-            batch_size=self._batch_size,
+            batch_size=GENERATED * self._batch_size,
             track=self._track,
             title=title,
         )
@@ -123,12 +124,6 @@ class Reader:
             self._model, self._tokenizer, [prompt], max_new_tokens=max_new_tokens, batch_size=1, streamer=streamer
         )
         return streamer.text.strip()
-
-    def _generated(self, answer: str) -> list[int]:
-        """Tokens of an answer that the chat template marks as generated, as in training."""
-        messages = [Message("user", ""), Message("assistant", answer)]
-        encoded = encode(self._processor, messages, where=f"of the answer {answer!r}", max_length=sys.maxsize)
-        return [label for label in encoded.labels if label != IGNORED]
 
 
 class _Streamer(TextStreamer):
@@ -143,13 +138,6 @@ class _Streamer(TextStreamer):
         """Called by `generate`."""
         self.text += text
         self._write(text)
-
-
-def _common_end(first: Sequence[int], second: Sequence[int]) -> list[int]:
-    length = 0
-    while length < min(len(first), len(second)) and first[-1 - length] == second[-1 - length]:
-        length += 1
-    return list(first[len(first) - length :])
 
 
 def _without_mark(content: str) -> str:

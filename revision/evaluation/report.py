@@ -48,8 +48,8 @@ def score_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
         n = max(number["n"] for found in numbers.values() for number in found.values())
         tables.append(Table(f"{track} concepts, {n} pictures", ["", *scores], lines))
     for track in _keys(scores, "questions"):
-        for model, found in scores.items():
-            kinds = found["questions"].get(track, {})
+        for model in (name for name, found in scores.items() if track in found["questions"]):
+            kinds = scores[model]["questions"][track]
             lines = [
                 [kind, str(numbers["exact"]["n"]), *(_number(numbers, metric) for metric in QUESTION_METRICS)]
                 for kind, numbers in kinds.items()

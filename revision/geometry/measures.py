@@ -1,6 +1,6 @@
 """Measures of how two clouds of embeddings lie to each other, as functions of arrays.
 
-`rows` are unit vectors [n, d], numpy, float32 or float64; the arithmetic is in their dtype except where float64 is said.
+`rows` are unit vectors [n, d], numpy, float32 or float64; moments are float64, cosines of the dtype of the rows.
 Everything pairwise is exact: all pairs, block by block, in bounded memory. Where ReVision v3 does not define a measure
 that it reports, the docstring says what is meant here.
 """
@@ -19,10 +19,43 @@ def centroid_gap(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a.mean(axis=0, dtype=np.float64) - b.mean(axis=0, dtype=np.float64)))
 
 
+def centroid_gap_floor(a: np.ndarray, b: np.ndarray) -> float:
+    """Root mean square of the gap that sampling alone leaves between two samples of clouds with one mean.
+
+    A gap of the order of this number, sqrt(T_a / n_a + T_b / n_b), says nothing: measure it over more rows.
+    """
+    return float(np.sqrt(trace(a) / len(a) + trace(b) / len(b)))
+
+
+def trace(rows: np.ndarray) -> float:
+    """Trace of the covariance, E||e - E[e]||^2, float64 (ReVision v3, Sec. 4)."""
+    return float(np.square(rows - rows.mean(axis=0, dtype=np.float64)).sum() / len(rows))
+
+
 def covariance(rows: np.ndarray) -> np.ndarray:
     """Covariance matrix, float64 [d, d], divided by n."""
     centred = rows - rows.mean(axis=0, dtype=np.float64)
     return centred.T @ centred / len(rows)
+
+
+def phantom_drift(mean: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """How far putting a cloud on the sphere moves its mean, to second order in its spread (ReVision v3, Sec. 3).
+
+    For z = mean + eps with E[eps] = 0 and Cov(eps) = sigma, with r = ||mean|| and a = mean / r:
+    E[z / ||z||] - a = (-sigma a - a tr(sigma) / 2 + 3/2 a (a' sigma a)) / r^2. Its tangential part, which turns the
+    mean, is -(sigma a - a (a' sigma a)) / r^2; it vanishes for an isotropic cloud.
+
+    Args:
+        mean: [d], not zero.
+        sigma: covariance [d, d].
+
+    Returns:
+        float [d].
+    """
+    radius = np.linalg.norm(mean)
+    axis = mean / radius
+    pulled = sigma @ axis
+    return (-pulled - axis * (np.trace(sigma) / 2) + 1.5 * axis * (axis @ pulled)) / radius**2
 
 
 def spectrum(rows: np.ndarray) -> np.ndarray:
@@ -36,7 +69,7 @@ def spectrum(rows: np.ndarray) -> np.ndarray:
     """
     values = np.linalg.eigvalsh(covariance(rows))[::-1][: len(rows) - 1]
     if not values.sum() > 1e-24:
-        raise ValueError(f"the {len(rows)} rows are all equal, so their covariance has no spectrum: give rows that differ")
+        raise ValueError(f"the {len(rows)} rows are all equal and have no spectrum: give rows that differ")
     # eigvalsh errs by about eps times the largest eigenvalue, in each of the others.
     return values[values > values[0] * len(values) * np.finfo(np.float64).eps]
 
@@ -44,8 +77,8 @@ def spectrum(rows: np.ndarray) -> np.ndarray:
 def power_law_range(eigenvalues: np.ndarray) -> tuple[int, int]:
     """First and last rank (from 1) that the exponent is fitted over: from 2 % to 50 % of the spectrum's length.
 
-    The first few eigenvalues are topics, not a law; the last ones are rounding and sample size. The paper gives no range,
-    so exponents of different papers compare only roughly; those within one report compare exactly.
+    The first few eigenvalues are topics, not a law; the last ones are rounding and sample size. The paper gives no
+    range, so its exponents compare only roughly with these; those within one report compare exactly.
     """
     length = len(eigenvalues)
     return max(1, length // 50), max(3, length // 2)
@@ -57,22 +90,12 @@ def power_law_exponent(eigenvalues: np.ndarray) -> float:
     Raises:
         ValueError: fewer than three eigenvalues.
     """
-    slope, _ = power_law_line(eigenvalues)
-    return -slope
-
-
-def power_law_line(eigenvalues: np.ndarray) -> tuple[float, float]:
-    """Slope and intercept of log lambda on log k (natural logarithms) over `power_law_range`.
-
-    Raises:
-        ValueError: fewer than three eigenvalues.
-    """
     if len(eigenvalues) < 3:
         raise ValueError(f"a power law needs at least 3 eigenvalues, there are {len(eigenvalues)}: use more rows")
     first, last = power_law_range(eigenvalues)
     ranks = np.arange(first, last + 1)
-    slope, intercept = np.polyfit(np.log(ranks), np.log(eigenvalues[first - 1 : last]), 1)
-    return float(slope), float(intercept)
+    slope = np.polyfit(np.log(ranks), np.log(eigenvalues[first - 1 : last]), 1)[0]
+    return -float(slope)
 
 
 def effective_rank(eigenvalues: np.ndarray) -> float:
@@ -141,7 +164,7 @@ def neighbours(rows: np.ndarray, k: int) -> np.ndarray:
 
 
 def knn_mixing(text: np.ndarray, image: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
-    """Share of a row's k nearest neighbours in the union of both sides that are of the other side, averaged over all rows.
+    """Share of the k nearest neighbours, in the union of both sides, that are of the other side; mean over all rows.
 
     0 for clouds apart. For clouds that cannot be told apart `perfect_mixing`, about a half when both are equally large;
     give sides of one size, since the share depends on it. The paper reports this measure without defining it.
@@ -167,8 +190,9 @@ def neighbour_overlap(before: np.ndarray, after: np.ndarray, ks: Sequence[int]) 
 def probe_accuracy(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
     """Accuracy of a linear probe that tells the two sides apart, on the half of the rows it has not seen.
 
-    The probe is Fisher's discriminant in closed form, w = (S + r I)^-1 (E[a] - E[b]) with S the mean of both covariances
-    and r = 1e-3 tr(S) / d, and the threshold half-way between the projected means. Sides count alike: 0.5 is chance.
+    The probe is Fisher's discriminant in closed form, w = (S + r I)^-1 (E[a] - E[b]) with S the mean of both
+    covariances and r = 1e-3 tr(S) / d, and the threshold half-way between the projected means. Both sides count alike:
+    0.5 is chance.
 
     Raises:
         ValueError: a side has fewer than four rows.

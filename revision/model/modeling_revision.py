@@ -77,13 +77,10 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Fresh weights, for the projector; the LLM's own come from its checkpoint."""
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
 
     @classmethod
     def from_language_model(
@@ -295,7 +292,7 @@ def _load_language_model(llm: str, dtype: torch.dtype) -> tuple[Any, Any]:
 
 def _add_image_token(language_model: Any, tokenizer: Any) -> int:
     """Adds the image token where the tokenizer lacks it, and rows for it where the tables end before it."""
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     rows = language_model.get_input_embeddings().num_embeddings
     if image_token_id >= rows:

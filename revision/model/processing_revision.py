@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import load_image
+
+from .configuration_revision import copy_code
 
 IMAGE_TOKEN = "<image>"
 
-EmbedImages = Callable[[Sequence[Any]], Any]
+EncodeImages = Callable[[Sequence[Any]], Any]
 
 
 class RevisionProcessor(ProcessorMixin):
     """A tokenizer that expands each `<image>` into K image tokens, beside the embeddings of the pictures.
 
-    Pictures are given as unit vectors of the dual encoder (`image_embeds`), or as PIL images once an encoder is
-    attached by `attach(encode_images)`.
+    Pictures are given as unit vectors of the dual encoder (`image_embeds`), or as PIL images, paths or addresses once an
+    encoder is attached by `attach(encoder.encode_images)`.
 
     Args:
         tokenizer: of the LLM, with the image token added.
@@ -40,12 +44,17 @@ class RevisionProcessor(ProcessorMixin):
         self.num_visual_tokens = num_visual_tokens
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        self._embed_images: EmbedImages | None = None
+        self._encode_images: EncodeImages | None = None
         super().__init__(tokenizer, chat_template=chat_template, **kwargs)
 
-    def attach(self, encode_images: EmbedImages) -> None:
-        """Let `images=` be pictures: `encode_images` maps n of them to unit rows [n, d]."""
-        self._embed_images = encode_images
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what `forward` takes."""
+        return ["input_ids", "attention_mask", "image_embeds"]
+
+    def attach(self, encode_images: EncodeImages) -> None:
+        """Let pictures be pictures: `encode_images` maps n PIL images to unit rows [n, d]."""
+        self._encode_images = encode_images
 
     def expand(self, text: str) -> str:
         """The text with each image token repeated K times."""
@@ -61,7 +70,7 @@ class RevisionProcessor(ProcessorMixin):
         """Tokenize rendered text and embed its pictures.
 
         Args:
-            images: PIL images in the order of their tokens; needs an attached encoder.
+            images: pictures in the order of their tokens, nested or not; needs an attached encoder.
             text: one text or several, already rendered by the chat template.
             image_embeds: unit vectors [n, d] instead of `images`.
             **kwargs: for the tokenizer (`padding`, `return_tensors`, ...).
@@ -74,37 +83,61 @@ class RevisionProcessor(ProcessorMixin):
                 the image tokens.
         """
         if images is not None and image_embeds is not None:
-            raise ValueError("give images or image_embeds, not both")
+            raise ValueError("a call gives images and image_embeds; give one of them")
         texts = [text] if isinstance(text, str) else list(text or [])
         if images is not None:
             image_embeds = self._embed(images)
         wanted = sum(one.count(self.image_token) for one in texts)
         given = 0 if image_embeds is None else len(image_embeds)
         if wanted != given:
-            raise ValueError(f"the text has {wanted} {self.image_token} tokens, but {given} pictures are given")
-        kwargs.setdefault("return_tensors", "pt")
-        kwargs = {name: value for name, value in kwargs.items() if name in _TOKENIZER_ARGUMENTS}
+            raise ValueError(
+                f"the text has {wanted} {self.image_token} marks, but {given} pictures are given; give one for each"
+            )
         encoded = dict(self.tokenizer([self.expand(one) for one in texts], **kwargs))
         if image_embeds is not None:
             encoded["image_embeds"] = torch.as_tensor(image_embeds, dtype=torch.float32)
         return BatchFeature(encoded)
 
+    def apply_chat_template(self, conversation: list[Any], processor_kwargs: Any = None, **kwargs: Any) -> Any:
+        """As in transformers; contents may be texts with `<image>` marks, or lists of parts of type text and image.
+
+        Parts become text before the template sees them, so that a template written for text alone will do. To pass
+        embeddings: `processor_kwargs={"image_embeds": rows}`.
+        """
+        batched = not isinstance(conversation[0], dict)
+        flat, pictures = zip(*(self._flatten(one) for one in (conversation if batched else [conversation])), strict=True)
+        options = dict(processor_kwargs or {})
+        if any(pictures) and kwargs.get("tokenize", False):
+            options["images"] = list(pictures) if batched else pictures[0]
+        return super().apply_chat_template(list(flat) if batched else flat[0], processor_kwargs=options, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with the code beside it, so that `trust_remote_code` needs no package."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        copy_code(Path(save_directory))
+        return saved
+
+    def _flatten(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
+        """Messages with plain texts, and the pictures that their image parts bring along."""
+        flat, pictures = [], []
+        for message in messages:
+            content = message["content"]
+            if not isinstance(content, str):
+                parts = [
+                    (self.image_token if part["type"] == "image" else part["text"], part)
+                    for part in content
+                    if part["type"] in ("image", "text")
+                ]
+                pictures += [part[key] for _, part in parts for key in ("image", "url", "path") if key in part]
+                content = "\n".join(text for text, _ in parts)
+            flat.append({**message, "content": content})
+        return flat, pictures
+
     def _embed(self, images: Any) -> Any:
-        if self._embed_images is None:
+        if self._encode_images is None:
             raise ValueError(
-                "pictures need the dual encoder: processor.attach(encoder.encode_images) first, or pass image_embeds"
+                "pictures need the dual encoder: call processor.attach(encoder.encode_images) first, or give image_embeds"
             )
-        flat = images if isinstance(images, (list, tuple)) else [images]
-        flat = [image for entry in flat for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
-        return self._embed_images(flat)
-
-    @property
-    def model_input_names(self) -> list[str]:
-        """Names of what `forward` takes."""
-        return ["input_ids", "attention_mask", "image_embeds"]
-
-
-_TOKENIZER_ARGUMENTS = frozenset(
-    "padding padding_side truncation max_length return_tensors add_special_tokens pad_to_multiple_of "
-    "return_offsets_mapping return_special_tokens_mask return_attention_mask".split()
-)
+        nested = images if isinstance(images, list | tuple) else [images]
+        flat = [one for entry in nested for one in (entry if isinstance(entry, list | tuple) else [entry])]
+        return self._encode_images([load_image(one) for one in flat])

@@ -1,0 +1,33 @@
+"""The two embedding stores that an alignment is fitted on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from revision.embeddings import EmbeddingStore
+
+
+def open_sides(text: Path, image: Path) -> tuple[EmbeddingStore, EmbeddingStore]:
+    """Open a store of texts and a store of images that one dual encoder made.
+
+    Raises:
+        ValueError: a store is missing or unfinished, holds the other kind of rows, or the two are of different encoders
+            (other weights or preprocessing included) or dimensions.
+    """
+    text_store, image_store = EmbeddingStore.open(text), EmbeddingStore.open(image)
+    for store, kind in ((text_store, "text"), (image_store, "image")):
+        if store.manifest.kind != kind:
+            raise ValueError(f"{store.path} holds {store.manifest.kind} embeddings where {kind} embeddings are needed")
+    if text_store.dim != image_store.dim:
+        raise ValueError(
+            f"{text_store.path} has dimension {text_store.dim} but {image_store.path} {image_store.dim}: "
+            f"embed both with one encoder"
+        )
+    ours, theirs = text_store.manifest.encoder, image_store.manifest.encoder
+    if ours != theirs:
+        fields = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+        raise ValueError(
+            f"{text_store.path} was made by encoder {ours['name']!r} but {image_store.path} by {theirs['name']!r} "
+            f"(they differ in {', '.join(fields)}): embed both with one encoder"
+        )
+    return text_store, image_store

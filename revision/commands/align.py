@@ -1,0 +1,86 @@
+"""Fit the map from text embeddings to the image distribution.
+
+Reads the stores of `data.texts` and `data.statistics`, which need not be paired, and writes the few vectors that
+training applies to every text embedding. The stores stay raw, so that another alignment costs no second copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from revision.schema import Config
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from revision.alignment import Alignment
+    from revision.embeddings import EmbeddingStore
+
+
+def run(config: Config) -> None:
+    """Fits `alignment.method` and saves it in the folder of the run."""
+    from rich import get_console
+
+    from revision import rundir
+    from revision.alignment import build_alignment
+    from revision.alignment.stores import open_sides
+    from revision.progress import progress_bar
+
+    if not rundir.is_main_process():  # minutes of work at the very most: no share of it is worth a second process
+        return
+    stores = Path(config.data.stores) / config.encoder.name
+    text, image = open_sides(stores / config.data.texts, stores / config.data.statistics)
+    settings = config.alignment
+    alignment = build_alignment(
+        method=settings.method.value,
+        centroid_steps=settings.centroid_steps,
+        until=settings.until,
+        noise_std=settings.noise_std,
+        seed=config.seed,
+    )
+    folder = rundir.start(config, "align")
+    with progress_bar("rows") as progress:
+        alignment.fit(_Watched(text, "text", progress), _Watched(image, "image", progress))
+    alignment.save(folder)
+    get_console().print(_table(alignment))
+    rundir.finish(config, "align", **alignment.facts())
+
+
+class _Watched:
+    """A store whose reading moves a progress bar; each pass over it starts a bar of its own."""
+
+    def __init__(self, store: EmbeddingStore, name: str, progress: Progress) -> None:
+        self._store, self._name, self._progress = store, name, progress
+        self._task = progress.add_task(name, total=len(store), visible=False)
+        self._passes = 0
+
+    def chunks(self, size: int) -> Iterator[np.ndarray]:
+        self._passes += 1
+        self._progress.reset(self._task, visible=True, description=f"{self._name}, pass {self._passes}")
+        for chunk in self._store.chunks(size):
+            yield chunk
+            self._progress.advance(self._task, len(chunk))
+
+    def fingerprint(self) -> str:
+        return self._store.fingerprint()
+
+
+def _table(alignment: Alignment) -> Table:
+    """The numbers that say whether the fit is sound."""
+    from rich.table import Table
+
+    statistics = alignment.statistics
+    table = Table(title=f"alignment: {alignment.method}", title_justify="left")
+    table.add_column("")
+    for name in ("text", "image"):
+        table.add_column(name, justify="right")
+    table.add_row("rows", f"{statistics.text.count:,}", f"{statistics.image.count:,}")
+    table.add_row("trace", f"{statistics.text.trace:.4f}", f"{statistics.image.trace:.4f}", end_section=True)
+    table.add_row("centroid gap before", f"{statistics.gap_before:.3e}", "")
+    table.add_row("centroid gap after", f"{statistics.gap_after:.3e}", "")
+    table.add_row("scale", f"{alignment.scale:.4f}", "")
+    return table

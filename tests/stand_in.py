@@ -1,0 +1,48 @@
+"""A stand-in for `python -m revision`: the real command line, whose steps only note that they ran.
+
+`python stand_in.py COMMAND ...` appends one JSON line per step to $STAND_IN_LOG, and fails in the step whose
+"name/command" matches $STAND_IN_FAIL. So `run` and sweeps are tested through real processes in a second each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from omegaconf import OmegaConf
+
+from revision import cli, processes, rundir
+from revision.schema import STEPS, Config
+
+
+def stand_in_line(command: str, arguments: Sequence[str]) -> list[str]:
+    """Takes the place of `processes.command_line`."""
+    return [sys.executable, str(Path(__file__)), command, *arguments]
+
+
+def _step(name: str) -> ModuleType:
+    def run(config: Config) -> None:
+        rundir.start(config, name)
+        line = {"step": name, "config": OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)}
+        with Path(os.environ["STAND_IN_LOG"]).open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        failing = os.environ.get("STAND_IN_FAIL")
+        if failing and re.fullmatch(failing, f"{config.name}/{name}"):
+            raise ValueError("told to fail.")
+        rundir.finish(config, name)
+
+    module = ModuleType(f"revision.commands.{name}")
+    vars(module)["run"] = run
+    return module
+
+
+if __name__ == "__main__":
+    vars(processes)["command_line"] = stand_in_line
+    for step in STEPS:
+        sys.modules[f"revision.commands.{step}"] = _step(step)
+    sys.exit(cli.main())

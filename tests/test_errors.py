@@ -1,0 +1,201 @@
+"""Mistakes in the configuration: each is one sentence with field, value, rule and nearest name, and exit code 2."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from revision.cli import main
+
+FILES = {
+    "alignment/misspelt.yaml": "methd: realign\n",
+    "alignment/enum.yaml": "method: realgn\n",
+    "alignment/syntax.yaml": "method: realign\ncentroid_steps: [1\n",
+    "alignment/twice.yaml": "method: c3\nmethod: none\n",
+    "model/types.yaml": "llm: x\nnum_visual_tokens: many\n",
+    "model/scalar.yaml": "llm: x\nprojector: 3\n",
+    "model/list.yaml": "- llm\n",
+    "model/dangling.yaml": "llm: ${no.such.field}\n",
+    "model/silent.yaml": "num_visual_tokens: 4\n",
+    "encoder/folder.yaml": "name: x\nmodel: local-dir:x\npretrained: openai\n",
+    "experiment/option.yaml": "# @package _global_\ndefaults:\n  - override /alignment: realing\n",
+    "experiment/group.yaml": "# @package _global_\ndefaults:\n  - override /alignmnt: c3\n",
+    "experiment/root.yaml": "# @package _global_\nseeed: 1\n",
+    "experiment/open.yaml": "# @package _global_\ntrainer: fast\n",
+    "experiment/steps.yaml": "# @package _global_\nrun: {steps: align}\n",
+    "experiment/kind.yaml": "# @package _global_\ndata: {sources: {more: {kind: imag, records: x}}}\n",
+    "experiment/nested/deep.yaml": "# @package _global_\npretrain: {input: txt}\n",
+}
+
+ON_THE_COMMAND_LINE = [
+    # unknown names
+    ("seeed=1", "'seeed=1' on the command line", "no field 'seeed' (did you mean 'seed'?)"),
+    ("+seeed=1", "no field 'seeed'", "'seed'"),
+    ("alignment.methd=c3", "alignment has no field 'methd' (did you mean 'method'?)"),
+    ("model.projector.dept=3", "model.projector has no field 'dept' (did you mean 'depth'?)"),
+    ("learning_rate=1", "did you mean 'contrast.learning_rate'?"),
+    ("seed.deep=1", "seed is an integer and has no field 'deep'"),
+    ("alignment={methd: c3}", "alignment has no field 'methd' (did you mean 'method'?)"),
+    ("experimnt=nano", "no field 'experimnt' (did you mean 'experiment'?)"),
+    ("hydra.foo=1", "Hydra has no setting 'hydra.foo'"),
+    # wrong types
+    ("seed=abc", "seed = abc: must be an integer"),
+    ("seed=1.5", "seed = 1.5: must be an integer"),
+    ("seed=", "must be an integer"),
+    ("contrast.learning_rate=fast", "contrast.learning_rate = fast: must be a number"),
+    ("model.projector.output_norm=maybe", "must be true or false"),
+    ("pretrain.limit=all", "pretrain.limit = all: must be an integer or null"),
+    ("run.steps=align", "run.steps = align: must be a list of strings"),
+    ("gap.neighbours=[a]", "gap.neighbours = a: must be a list of integers"),
+    ("model.projector=3", "model.projector = 3: must be a mapping with the fields depth, hidden_size"),
+    ("data.sources=3", "data.sources = 3: must be a mapping"),
+    # wrong enum values
+    ("alignment.method=realing", "must be one of none, mean_shift, c3, realign (did you mean 'realign'?)"),
+    ("tracker=wandbb", "must be one of none, wandb, tensorboard (did you mean 'wandb'?)"),
+    ("evaluate.dtype=fp16", "evaluate.dtype = fp16: must be one of float32, bfloat16, float16 or null"),
+    ("data.sources.texts.kind=imag", "data.sources.texts.kind = imag: must be one of text, image"),
+    # groups
+    ("alignment=realing", "group 'alignment' has no option 'realing' (did you mean 'realign'?); it has: c3"),
+    ("experiment=nanoo", "group 'experiment' has no option 'nanoo' (did you mean 'nano'?); it has: "),
+    ("experiment=null", "group 'experiment' has no option 'null'"),
+    ("engine=2", "group 'engine' has no option '2'"),
+    ("~alignment", "group 'alignment' cannot be removed"),
+    ("hydra/launcher=nope", "group 'hydra/launcher' has no option 'nope'"),
+    # forms
+    ("seed", "'seed' on the command line is not an override: write field=value"),
+    ("=3", "names no field"),
+    ("~seed", "seed cannot be removed"),
+    ("seed=0,1", "holds several values: add -m to sweep over them"),
+    ("trainer.max_steps=1,2", "'trainer.max_steps=1,2' on the command line holds several values"),
+    ("--fast", "unrecognized arguments: --fast"),
+    ("--cfg=jb", "invalid choice: 'jb'"),
+    ("--config-dir=nowhere", "--config-dir nowhere is not a folder"),
+    # values that are missing or lead nowhere
+    ("model.llm=???", "model.llm has no value: it must be a string"),
+    ("seed=${oc.env:NO_SUCH_VARIABLE}", "seed: its interpolation does not resolve", "NO_SUCH_VARIABLE"),
+    ("data.sources.new.kind=image", "data.sources.new is not there yet: add the source whole"),
+    # rules between fields and ranges
+    ("name=../other", "name = ../other: must be letters"),
+    ("name='two words'", "name = two words: must be letters"),
+    ("run.steps=[align,gapp]", "run.steps = gapp: must be one of contrast, embed", "(did you mean 'gap'?)"),
+    ("run.steps=[align,align]", "run.steps = ['align', 'align']: must be each step once"),
+    ("encoder.name=a/b", "encoder.name = a/b"),
+    ("embed.device=gpu", "embed.device = gpu: must be auto, cpu, mps, cuda or cuda:<number>"),
+    ("embed.shard_size=0", "embed.shard_size = 0: must be at least 1"),
+    ("embed.reject_budget=2", "embed.reject_budget = 2.0: must be at most 1"),
+    ("embed.sources=[text]", "embed.sources = text: must be one of", "(did you mean 'texts'?)"),
+    ("contrast.logit_scale=0", "contrast.logit_scale = 0.0: must be greater than 0"),
+    ("alignment.until=0", "alignment.until = 0.0: must be greater than 0"),
+    ("gap.neighbours=[]", "gap.neighbours = []: must be a list of numbers of neighbours"),
+    ("model.num_visual_tokens=0", "model.num_visual_tokens = 0: must be at least 1"),
+    ("data.texts=statistics", "data.texts = statistics: must be a source of kind text", "is of kind image"),
+    ("data.pictures=nope", "data.pictures = nope: must be one of"),
+    ("data.pictures=null", "data.pictures = null: must be an image source, since data.naming asks"),
+    ("pretrain.train=[]", "pretrain.train = []: must be at least one of projector, llm"),
+    ("instruct.train=[lm]", "instruct.train = lm: must be one of projector, llm (did you mean 'llm'?)"),
+    ("pretrain.max_length=4", "pretrain.max_length = 4: must be more than model.num_visual_tokens"),
+    ("pretrain.prompts=[describe]", "pretrain.prompts = describe: must be <image> exactly once"),
+    ("pretrain.prompts=[]", "pretrain.prompts = []: must be at least one user turn"),
+    ("pretrain.init=instruct", "pretrain.init = instruct: must be null or a model's folder"),
+    ("instruct.init=instruct", "instruct.init = instruct: must be pretrain, null"),
+    ("evaluate.split=tests", "evaluate.split = tests: must be one of validation, test (did you mean 'test'?)"),
+    ("evaluate.models=[]", "evaluate.models = []: must be at least one of pretrain, instruct"),
+    ("evaluate.naming_prompt=this", "evaluate.naming_prompt = this: must be <image> exactly once"),
+]
+
+IN_A_FILE = [
+    ("alignment=misspelt", "alignment/misspelt.yaml: alignment has no field 'methd' (did you mean 'method'?)"),
+    ("alignment=enum", "alignment/enum.yaml: alignment.method = realgn: must be one of none, mean_shift, c3, realign"),
+    ("alignment=syntax", "alignment/syntax.yaml, line 3: not valid YAML"),
+    ("alignment=twice", "alignment/twice.yaml, line 2: not valid YAML"),
+    ("model=types", "model/types.yaml: model.num_visual_tokens = many: must be an integer"),
+    ("model=scalar", "model/scalar.yaml: model.projector = 3: must be a mapping with the fields depth"),
+    ("model=list", "model/list.yaml: model = ['llm']: must be a mapping with the fields llm"),
+    ("model=dangling", "model.llm: its interpolation does not resolve", "no.such.field"),
+    ("model=silent", "model.llm has no value: it must be a string; set it with model.llm=..."),
+    ("encoder=folder", "encoder.pretrained = openai: must be null where encoder.model is a local-dir: folder"),
+    (
+        "experiment=option",
+        "experiment/option.yaml: group 'alignment' has no option 'realing' (did you mean 'realign'?)",
+    ),
+    ("experiment=group", "experiment/group.yaml: no group is named 'alignmnt' (did you mean 'alignment'?)"),
+    ("experiment=root", "experiment/root.yaml: the configuration has no field 'seeed' (did you mean 'seed'?)"),
+    ("experiment=open", "experiment/open.yaml: trainer = fast: must be a mapping"),
+    ("experiment=steps", "experiment/steps.yaml: run.steps = align: must be a list of strings"),
+    ("experiment=kind", "experiment/kind.yaml: data.sources.more.kind = imag: must be one of text, image"),
+    ("experiment=nested/deep", "experiment/nested/deep.yaml: pretrain.input = txt: must be one of text, pairs"),
+]
+
+
+@pytest.fixture(scope="module")
+def bad_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of config groups, each file with one mistake."""
+    folder = tmp_path_factory.mktemp("configs")
+    for name, text in FILES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence that a command line ends in, after checking that it is one and that the exit code is 2."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("revision: ") and err.endswith(".\n"), err
+    assert err.count("\n") == 1, f"more than one line: {err}"
+    return err
+
+
+@pytest.mark.parametrize(("override", "expected"), [(case[0], case[1:]) for case in ON_THE_COMMAND_LINE])
+def test_mistake_on_the_command_line(
+    override: str, expected: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
+    said = sentence(["align", override], capsys)
+    for part in expected:
+        assert part in said
+
+
+@pytest.mark.parametrize(("override", "expected"), [(case[0], case[1:]) for case in IN_A_FILE])
+def test_mistake_in_a_file(
+    override: str, expected: tuple[str, ...], bad_configs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = sentence(["align", override, "--config-dir", str(bad_configs)], capsys)
+    for part in expected:
+        assert part in said
+    named = re.search(r"(\S+\.yaml)", said)
+    if named:
+        assert Path(named[1]).is_file(), f"no such file: {named[1]}"
+
+
+def test_every_bad_file_has_a_case() -> None:
+    covered = {case[0].replace("=", "/") + ".yaml" for case in IN_A_FILE}
+    assert covered == set(FILES)
+
+
+def test_one_bad_value_of_a_sweep_stops_all_of_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "alignment.method = c5: must be one of" in sentence(["align", "-m", "alignment.method=c3,c5"], capsys)
+    assert "group 'alignment' has no option 'c5'" in sentence(["align", "-m", "alignment=c3,c5"], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no command is named 'pretrian' (did you mean 'pretrain'?)" in sentence(["pretrian"], capsys)
+
+
+def test_pairs_need_records_of_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    said = sentence(["pretrain", "pretrain.input=pairs", "data.pairs=null"], capsys)
+    assert "pretrain.input = pairs: must be backed by data.pairs and data.conversation_sources" in said
+
+
+def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REVISION_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="no field 'seeed'"):
+        main(["align", "seeed=1"])

@@ -1,0 +1,212 @@
+"""Moments: exact to float64 whatever the form, the chunks and the number of processes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from revision.alignment import ReAlign, load_alignment
+from revision.alignment.moments import Moments, all_reduce, measure
+from revision.alignment.rows import to_sphere, unit_blocks
+
+COUNT, DIM = 3001, 48
+
+
+def raw_rows(count: int = COUNT, seed: int = 0) -> np.ndarray:
+    """Not normalised, anisotropic, far from the origin."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(count, DIM)) * np.linspace(0.1, 2, DIM) + rng.normal(size=DIM)
+
+
+def expected(rows: np.ndarray) -> tuple[np.ndarray, float]:
+    """Mean and trace of the unit rows in extended precision."""
+    wide = rows.astype(np.longdouble)
+    unit = wide / np.sqrt((wide**2).sum(axis=1, keepdims=True))
+    mean = unit.mean(axis=0)
+    return mean.astype(np.float64), float(((unit - mean) ** 2).sum(axis=1).mean())
+
+
+class FakeStore:
+    """The part of an embedding store that fitting reads."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+
+    def chunks(self, size: int) -> Iterator[np.ndarray]:
+        return (self.rows[start : start + 700] for start in range(0, len(self.rows), 700))
+
+    def fingerprint(self) -> str:
+        return "print"
+
+
+def memory_map(rows: np.ndarray, folder: Path) -> np.ndarray:
+    np.save(folder / "rows.npy", rows)
+    return np.load(folder / "rows.npy", mmap_mode="r")
+
+
+SOURCES: dict[str, Callable[[np.ndarray, Path], Any]] = {
+    "array": lambda rows, folder: rows,
+    "map": memory_map,
+    "tensor": lambda rows, folder: torch.from_numpy(rows),
+    "chunks": lambda rows, folder: [rows[:1], rows[1:900], torch.from_numpy(rows[900:900]), rows[900:]],
+    "store": lambda rows, folder: FakeStore(rows),
+    "columns first": lambda rows, folder: np.asfortranarray(rows),
+    "backwards": lambda rows, folder: np.ascontiguousarray(rows[::-1])[::-1],
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_mean_and_trace_are_exact(source: str, dtype: Any, tmp_path: Path) -> None:
+    rows = raw_rows().astype(dtype)
+    before = rows.copy()
+    found = measure(unit_blocks(SOURCES[source](rows, tmp_path), "text"))
+    mean, trace = expected(rows)
+    assert found.count == COUNT and found.dim == DIM
+    np.testing.assert_allclose(found.mean.numpy(), mean, rtol=0, atol=1e-15)
+    assert found.trace == pytest.approx(trace, rel=1e-13)
+    np.testing.assert_array_equal(rows, before)
+
+
+def test_bfloat16_is_exact() -> None:
+    rows = torch.from_numpy(raw_rows()).bfloat16()
+    found = measure(unit_blocks(rows, "text"))
+    mean, trace = expected(rows.double().numpy())
+    np.testing.assert_allclose(found.mean.numpy(), mean, rtol=0, atol=1e-15)
+    assert found.trace == pytest.approx(trace, rel=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_chunks_and_order_do_not_matter(seed: int) -> None:
+    rows = raw_rows().astype(np.float32)
+    rng = np.random.default_rng(seed)
+    borders = np.sort(rng.integers(1, COUNT, size=20))
+    whole = measure(unit_blocks(rows, "text"), covariance=True)
+    parts = measure(unit_blocks(np.split(rows[rng.permutation(COUNT)], borders), "text"), covariance=True)
+    assert parts.count == whole.count
+    torch.testing.assert_close(parts.mean, whole.mean, rtol=0, atol=1e-14)
+    torch.testing.assert_close(parts.covariance, whole.covariance, rtol=0, atol=1e-14)
+    assert parts.trace == pytest.approx(whole.trace, rel=1e-12)
+
+
+def test_blocks_smaller_than_the_source_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = raw_rows()
+    whole = measure(unit_blocks(rows, "text"))
+    monkeypatch.setattr("revision.alignment.rows.CPU_BLOCK", 7 * DIM)
+    blocks = list(unit_blocks(rows, "text"))
+    assert {len(block) for block in blocks[:-1]} == {7}
+    parts = measure(blocks)
+    torch.testing.assert_close(parts.mean, whole.mean, rtol=0, atol=1e-14)
+    assert parts.trace == pytest.approx(whole.trace, rel=1e-12)
+
+
+def test_a_narrow_cloud_far_away_keeps_its_digits() -> None:
+    """E||e||^2 - ||mean||^2 would be left with two digits here."""
+    deviations = np.random.default_rng(0).normal(size=(4000, 8)) * 1e-6
+    rows = torch.from_numpy(1.0 + deviations)
+    found = measure(rows.split(100))
+    exact = rows.numpy().astype(np.longdouble)
+    assert found.trace == pytest.approx(float(((exact - exact.mean(axis=0)) ** 2).sum(axis=1).mean()), rel=1e-9)
+
+
+def test_covariance_is_the_covariance() -> None:
+    rows = torch.from_numpy(raw_rows())
+    found = measure(rows.split(500), covariance=True)
+    np.testing.assert_allclose(found.covariance.numpy(), np.cov(rows.numpy().T, bias=True), rtol=1e-10, atol=1e-12)
+    assert found.trace == pytest.approx(float(found.covariance.trace()), rel=1e-12)
+
+
+def test_covariance_must_be_asked_for() -> None:
+    with pytest.raises(ValueError, match="covariance=True"):
+        _ = Moments.of(torch.eye(3, dtype=torch.float64)).covariance
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.array([[3e200, 4e200], [3e-200, 4e-200]]),
+        np.array([[3e30, 4e30], [3e-40, 4e-40]], dtype=np.float32),
+        np.array([[3e4, 4e4], [6 * 2.0**-24, 8 * 2.0**-24]], dtype=np.float16),
+    ],
+    ids=["float64", "float32", "float16"],
+)
+def test_rows_at_the_ends_of_the_range_are_normalised(rows: np.ndarray) -> None:
+    [block] = unit_blocks(rows, "text")
+    exact = rows.astype(np.longdouble)
+    exact /= np.sqrt((exact**2).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(block.numpy(), exact.astype(np.float64), rtol=1e-14)
+
+
+def test_large_rows_do_not_overflow_in_float32() -> None:
+    np.testing.assert_allclose(to_sphere(torch.tensor([[3e30, 4e30], [1.0, 0.0]]), "rows"), [[0.6, 0.8], [1, 0]], 1e-6)
+
+
+@pytest.mark.parametrize(("value", "problem"), [(0.0, "is zero"), (np.nan, "NaN"), (np.inf, "infinite")])
+def test_a_bad_row_is_named_by_its_number(value: float, problem: str) -> None:
+    rows = raw_rows(10)
+    rows[7] = value if value == 0 else rows[7]
+    rows[7, 3] = value
+    with pytest.raises(ValueError, match=rf"^image row 7 .*{problem}"):
+        list(unit_blocks([rows[:5], rows[5:]], "image"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros((3, 2), dtype=np.int64), "dtype int64; cast"),
+        (np.ones(3), r"shape \(3,\); rows must be \[n, d\]"),
+        ([np.ones((2, 3)), np.ones((2, 4))], "row 2 has 4 columns but the rows before it 3"),
+        ([[1.0, 2.0]], "is a list; rows must be"),
+        (iter([np.ones((2, 3))]), "can be read only once"),
+        (5, "is a int; give an array"),
+    ],
+)
+def test_other_things_are_refused(source: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(unit_blocks(source, "text"))
+
+
+def test_no_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="text holds no rows"):
+        measure(unit_blocks(np.ones((0, 4)), "text"), "text")
+
+
+def test_without_a_process_group_nothing_is_reduced() -> None:
+    state = Moments.of(torch.eye(3, dtype=torch.float64))
+    assert all_reduce(state) is state
+
+
+def share(rank: int, rows: np.ndarray) -> np.ndarray:
+    return rows[: len(rows) // 3] if rank == 0 else rows[len(rows) // 3 :]
+
+
+def work(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    text, image = raw_rows(), raw_rows(seed=1) + 1
+    own = measure(unit_blocks(share(rank, text), "text"), covariance=True)
+    found = all_reduce(own)
+    aligned = ReAlign(centroid_steps=2).fit(share(rank, text), share(rank, image), distributed=True)
+    aligned.save(Path(folder) / f"rank{rank}")
+    np.save(Path(folder) / f"covariance{rank}.npy", found.covariance.numpy())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_are_as_good_as_one(tmp_path: Path) -> None:
+    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    files = [sorted(path.read_bytes() for path in (tmp_path / f"rank{rank}").iterdir()) for rank in (0, 1)]
+    assert files[0] == files[1]
+    text, image = raw_rows(), raw_rows(seed=1) + 1
+    whole = measure(unit_blocks(text, "text"), covariance=True)
+    for rank in (0, 1):
+        found = np.load(tmp_path / f"covariance{rank}.npy")
+        np.testing.assert_allclose(found, whole.covariance.numpy(), rtol=0, atol=1e-14)
+    alone = ReAlign(centroid_steps=2).fit(text, image)
+    together = load_alignment(tmp_path / "rank0")
+    assert together.statistics.text.count == COUNT
+    np.testing.assert_allclose(together.apply(text), alone.apply(text), rtol=0, atol=1e-13)

@@ -1,0 +1,210 @@
+"""`run` and sweeps: order, skipping, failures, names and tables, through real processes with stand-in steps."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stand_in import stand_in_line
+
+from revision import processes
+from revision.cli import main
+from revision.multirun import LONGEST_NAME, job_name
+
+STEPS = "run.steps=[embed,align,pretrain]"  # three, so that one can fail between others
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every child is the stand-in, everything is written below `tmp_path`, and no corpus has a recipe."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log.jsonl"))
+    monkeypatch.delenv("STAND_IN_FAIL", raising=False)
+    monkeypatch.setattr(processes, "command_line", stand_in_line)
+
+
+def log() -> list[dict[str, Any]]:
+    """What the steps noted since the last call."""
+    path = Path("log.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
+def steps_run() -> list[str]:
+    return [line["step"] for line in log()]
+
+
+def run(*arguments: str) -> int:
+    return main(["run", "data.recipe=null", STEPS, *arguments])
+
+
+def test_steps_run_in_order_and_a_second_call_skips_them(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    assert steps_run() == ["embed", "align", "pretrain"]
+    assert run() == 0
+    assert steps_run() == []
+    assert capfd.readouterr().out.count("finished and unchanged") == 3
+
+
+def test_a_changed_setting_repeats_what_depends_on_it() -> None:
+    run()
+    log()
+    assert run("alignment=c3") == 0
+    assert steps_run() == ["align", "pretrain"]
+    assert run("alignment=c3", "pretrain.trainer.learning_rate=1e-3") == 0
+    assert steps_run() == ["pretrain"]
+
+
+def test_children_get_the_same_configuration() -> None:
+    assert run("name=mine", "alignment=c3", "+trainer.max_steps=3", "pretrain.prompts=['a, b <image>']") == 0
+    for line in log():
+        config = line["config"]
+        assert config["name"] == "mine"
+        assert config["alignment"]["method"] == "c3"
+        assert config["trainer"]["max_steps"] == 3
+        assert config["pretrain"]["prompts"] == ["a, b <image>"]
+
+
+def test_children_find_groups_of_the_users_own(tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "own.yaml").write_text("# @package _global_\nname: own\nseed: 11\n")
+    assert run("experiment=own", "--config-dir", "mine") == 0
+    assert {line["config"]["seed"] for line in log()} == {11}
+
+
+def test_a_failing_step_ends_the_run_and_the_same_command_continues(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STAND_IN_FAIL", "default/align")
+    assert run() == 1
+    assert steps_run() == ["embed", "align"]
+    errors = capfd.readouterr().err.splitlines()
+    assert errors[0] == "revision: told to fail."
+    assert errors[1].startswith("revision: step 'align' ended with exit code 1; pretrain not started:")
+    assert len(errors) == 2
+    monkeypatch.delenv("STAND_IN_FAIL")
+    assert run() == 0
+    assert steps_run() == ["align", "pretrain"]
+
+
+def test_recipe_runs_first_and_gets_folder_and_options(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "import sys; open('log.jsonl', 'a').write('{\"step\": \"recipe ' + ' '.join(sys.argv[1:]) + '\"}\\n')"
+    )
+    assert main(["run", STEPS, f"data.recipe={recipe}", "data.recipe_options=[--small]", "data.folder=here"]) == 0
+    assert steps_run() == ["recipe --out here --small", "embed", "align", "pretrain"]
+
+
+def test_failing_recipe_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.py").write_text("import sys; sys.exit(3)")
+    assert main(["run", STEPS, "data.recipe=recipe.py"]) == 1
+    assert "recipe 'recipe.py' ended with exit code 3" in capsys.readouterr().err
+    assert steps_run() == []
+
+
+def test_missing_recipe_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", STEPS, "data.recipe=no_such_recipe.py"]) == 1
+    err = capsys.readouterr().err
+    assert "data.recipe = no_such_recipe.py: no such file" in err and err.count("\n") == 1
+
+
+def test_experiment_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "experiment=nanoo"]) == 2
+    assert "group 'experiment' has no option 'nanoo' (did you mean 'nano'?)" in capsys.readouterr().err
+
+
+def test_sweep_runs_every_job_under_a_name_of_its_own() -> None:
+    assert main(["align", "-m", "name=table", "alignment=none,c3", "seed=0,1", "gap.sample=9"]) == 0
+    configs = [line["config"] for line in log()]
+    found = {(config["name"], config["alignment"]["method"], config["seed"]) for config in configs}
+    assert found == {
+        (f"table/alignment={method},gap.sample=9,seed={seed}", method, seed)
+        for method in ("none", "c3")
+        for seed in (0, 1)
+    }
+    assert all(Path("runs", name, "align", "finished.json").is_file() for name, _, _ in found)
+
+
+def test_a_failed_job_does_not_lose_the_rest_and_is_repeated_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", "-m", "data.recipe=null", "run.steps=[align,pretrain]", "seed=0,1"]
+    monkeypatch.setenv("STAND_IN_FAIL", r"default/.*seed=0/align")
+    assert main(arguments) == 1
+    assert [line["config"]["seed"] for line in log() if line["step"] == "pretrain"] == [1]
+    out = capfd.readouterr().out
+    assert "seed=0: `run` ended with exit code 1" in out
+    assert "1 of 2 jobs finished" in out
+    monkeypatch.delenv("STAND_IN_FAIL")
+    assert main(arguments) == 0
+    assert [(line["step"], line["config"]["seed"]) for line in log()] == [("align", 0), ("pretrain", 0)]
+
+
+def test_an_experiment_can_be_a_sweep(tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "sweep.yaml").write_text(
+        "# @package _global_\nname: sweep\nhydra: {mode: MULTIRUN, sweeper: {params: {alignment: 'none,realign'}}}\n"
+    )
+    assert main(["align", "experiment=sweep", "--config-dir", "mine"]) == 0
+    assert [line["config"]["name"] for line in log()] == ["sweep/alignment=none", "sweep/alignment=realign"]
+
+
+def test_broken_rule_in_one_job_is_that_jobs_failure(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["align", "-m", "embed.shard_size=0,8"]) == 1
+    assert [line["config"]["embed"]["shard_size"] for line in log()] == [8]
+    assert "embed.shard_size=0: embed.shard_size = 0: must be at least 1." in capfd.readouterr().out
+
+
+def test_table_is_drawn_over_all_jobs_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    import revision.evaluation.table
+
+    collected: list[Path] = []
+    monkeypatch.setattr(revision.evaluation.table, "collect", collected.append)
+    assert main(["evaluate", "-m", "seed=0,1"]) == 0
+    assert collected == [], "no job has scores"
+    scores = Path("runs", "default", "seed=0", "evaluate", "pretrain", "scores.json")
+    scores.parent.mkdir(parents=True)
+    scores.write_text("{}")
+    assert main(["evaluate", "-m", "seed=0"]) == 0
+    assert main(["align", "-m", "seed=0"]) == 0
+    assert collected == [Path("runs/default")]
+
+
+def test_job_name_is_short_safe_and_distinct() -> None:
+    assert job_name("table", ["experiment=nano", "seed=1", "alignment=c3", "name=table"]) == "table/alignment=c3,seed=1"
+    assert job_name("nano", ["experiment=nano"]) == "nano"
+    assert job_name("a", ["++trainer.x=1e-3", "model.llm=/models/x y"]) == "a/model.llm=-models-x-y,trainer.x=1e-3"
+    long = [f"pretrain.trainer.key_number_{number}={number}" for number in range(20)]
+    first, second = job_name("a", [*long, "seed=0"]), job_name("a", [*long, "seed=1"])
+    assert first != second
+    assert max(len(first), len(second)) < LONGEST_NAME + 20
+
+
+def test_several_processes_start_through_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def start(words: list[str]) -> int:
+        started.append(words)
+        return 5
+
+    monkeypatch.setattr(processes, "start", start)
+    monkeypatch.delenv("RANK", raising=False)
+    assert main(["pretrain", "engine=ddp2", "seed=3"]) == 5
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    assert started == [[*launcher, "-m", "revision", "pretrain", "engine=ddp2", "seed=3"]]
+
+
+def test_processes_end_in_words() -> None:
+    assert processes.start([sys.executable, "-c", "raise SystemExit(4)"]) == 4
+    assert processes.ending(4) == "ended with exit code 4"
+    killed = processes.start([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    assert killed == -signal.SIGKILL
+    assert processes.ending(killed) == "was killed by SIGKILL (out of memory?)"

@@ -1,0 +1,313 @@
+"""The run folder: what a fingerprint covers, marks, provenance, and the sentences of `require`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from revision import rundir
+from revision.schema import (
+    STEPS,
+    AlignmentConfig,
+    AlignmentMethod,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    Modality,
+    ModelConfig,
+    SourceConfig,
+    StageConfig,
+    StageInput,
+    Tracker,
+)
+
+Change = Callable[[Config], Any]
+
+
+def make_config(**changes: Any) -> Config:
+    sources = {name: SourceConfig(Modality.image, f"{name}.jsonl") for name in ("statistics", "pictures", "pages")}
+    sources |= {name: SourceConfig(Modality.text, f"{name}.jsonl") for name in ("texts", "names")}
+    values: dict[str, Any] = {
+        "name": "r",
+        "data": DataConfig(
+            name="d",
+            folder="d",
+            stores="s",
+            sources=sources,
+            conversation_sources=["pages"],
+            pictures="pictures",
+            names="names",
+        ),
+        "encoder": EncoderConfig(name="e", model="m"),
+        "model": ModelConfig(llm="l"),
+        "pretrain": StageConfig(train=["projector"]),
+        "instruct": StageConfig(init="pretrain", train=["projector", "llm"]),
+    }
+    return Config(**{**values, **changes})
+
+
+def put(name: str, value: Any) -> Change:
+    """A change of one field by its dotted name."""
+
+    def change(config: Config) -> None:
+        *path, last = name.split(".")
+        here: Any = config
+        for part in path:
+            here = here[part] if isinstance(here, dict) else vars(here)[part]
+        if isinstance(here, dict):
+            here[last] = value
+        else:
+            assert last in vars(here), f"{name} is no field"
+            setattr(here, last, value)
+
+    return change
+
+
+AFTER = {step: STEPS[STEPS.index(step) :] for step in STEPS}
+# A changed field, and the steps whose output it changes.
+EFFECTS = [
+    (put("name", "other"), ()),
+    (put("runs", "elsewhere"), ()),
+    (put("tracker", Tracker.wandb), ()),
+    (put("embed.workers", 3), ()),
+    (put("embed.shard_size", 3), ()),
+    (put("embed.device", "cuda"), ()),
+    (put("encoder.batch_size", 3), ()),
+    (put("evaluate.batch_size", 3), ()),
+    (put("evaluate.device", "cuda"), ()),
+    (put("trainer.logging_steps", 3), ()),
+    (put("pretrain.trainer.save_steps", 3), ()),
+    (put("chat.prompt", "what?"), ()),
+    (put("run.steps", ["embed"]), ()),
+    (put("contrast.epochs", 3), ("contrast",)),
+    (put("data.contrast_train", "x"), ("contrast",)),
+    (put("encoder.pretrained", "x"), AFTER["embed"]),
+    (put("encoder.model", "x"), AFTER["embed"]),
+    (put("data.stores", "x"), AFTER["embed"]),
+    (put("data.recipe_options", ["--small"]), STEPS),
+    (put("data.sources.texts.records", "x"), AFTER["embed"]),
+    (put("data.sources.pages.records", "x"), ("embed", "instruct", "evaluate")),
+    (put("data.sources.pictures.records", "x"), ("embed", "evaluate")),
+    (put("alignment.method", AlignmentMethod.c3), AFTER["align"]),
+    (put("alignment.until", 1e-7), AFTER["align"]),
+    (put("gap.sample", 3), ("gap",)),
+    (put("seed", 3), ("contrast", "gap", "pretrain", "instruct", "evaluate")),
+    (put("model.llm", "x"), ("pretrain", "instruct", "evaluate")),
+    (put("model.projector.depth", 3), ("pretrain", "instruct", "evaluate")),
+    (put("engine.processes", 2), ("pretrain", "instruct", "evaluate")),
+    (put("trainer.learning_rate", 3.0), ("pretrain", "instruct", "evaluate")),
+    (put("pretrain.trainer.max_steps", 3), ("pretrain", "instruct", "evaluate")),
+    (put("pretrain.limit", 3), ("pretrain", "instruct", "evaluate")),
+    (put("instruct.limit", 3), ("instruct", "evaluate")),
+    (put("instruct.init", None), ("instruct", "evaluate")),
+    (put("data.conversations", "x"), ("instruct", "evaluate")),
+    (put("evaluate.candidates", 3), ("evaluate",)),
+    (put("data.questions", "x"), ("evaluate",)),
+]
+
+
+@pytest.mark.parametrize(("change", "changed"), EFFECTS)
+def test_fingerprint_changes_exactly_where_the_output_does(change: Change, changed: tuple[str, ...]) -> None:
+    before, after = make_config(), make_config()
+    change(after)
+    assert before != after, "the change changes something"
+    found = [step for step in STEPS if rundir.fingerprint(before, step) != rundir.fingerprint(after, step)]
+    assert found == list(changed)
+
+
+def test_pairs_read_no_alignment() -> None:
+    """Stage 1 on real pairs depends on neither the alignment nor the texts, but on the pictures of the pairs."""
+    pairs = make_config(pretrain=StageConfig(input=StageInput.pairs))
+    for change, matters in [
+        (put("alignment.method", AlignmentMethod.none), False),
+        (put("data.sources.texts.records", "x"), False),
+        (put("data.pairs", "x"), True),
+        (put("data.sources.pages.records", "x"), True),
+    ]:
+        other = make_config(pretrain=StageConfig(input=StageInput.pairs))
+        change(other)
+        assert (rundir.fingerprint(pairs, "pretrain") != rundir.fingerprint(other, "pretrain")) is matters
+
+
+def test_text_in_stage_two_is_aligned() -> None:
+    def config(method: AlignmentMethod) -> Config:
+        made = make_config(alignment=AlignmentConfig(method), instruct=StageConfig(init=None))
+        made.data.conversation_sources = ["texts"]
+        return made
+
+    prints = [rundir.fingerprint(config(method), "instruct") for method in (AlignmentMethod.none, AlignmentMethod.c3)]
+    assert prints[0] != prints[1]
+
+
+def test_stores_of_an_encoder_trained_here_depend_on_its_training() -> None:
+    def embedded(model: str, epochs: int) -> str:
+        config = make_config(encoder=EncoderConfig(name="e", model=model))
+        config.contrast.epochs = epochs
+        return rundir.fingerprint(config, "embed")
+
+    own = "local-dir:runs/r/contrast/encoder"
+    assert embedded(own, 1) != embedded(own, 2)
+    assert embedded("local-dir:elsewhere", 1) == embedded("local-dir:elsewhere", 2)
+
+
+def test_evaluated_folder_depends_on_no_stage() -> None:
+    config, other = make_config(), make_config()
+    for made in (config, other):
+        made.evaluate.models = ["some/folder"]
+    other.pretrain.limit = 3
+    assert rundir.fingerprint(config, "evaluate") == rundir.fingerprint(other, "evaluate")
+
+
+def test_every_field_has_been_decided_on() -> None:
+    """A field that no step reads has to stand here, so that a new one is never forgotten in the table."""
+
+    def names(node: Any, prefix: str = "") -> list[str]:
+        if isinstance(node, dict) and node:
+            return [name for key, value in node.items() for name in names(value, f"{prefix}{key}.")]
+        if is_dataclass(node):
+            return [n for field in fields(node) for n in names(vars(node)[field.name], f"{prefix}{field.name}.")]
+        return [prefix[:-1]]
+
+    config = make_config(trainer={"learning_rate": 1.0})
+    covered = {name for step in (*STEPS, "chat") for name in rundir.settings(config, step)}
+    covered |= {"trainer"} if "pretrain.trainer.learning_rate" in covered else set()
+    free = {name for name in names(config) if name not in covered and name.split(".")[0] != "trainer"}
+    assert free == {
+        "name", "runs", "tracker", "data.name", "encoder.batch_size", "embed.sources", "embed.shard_size",
+        "embed.reject_budget", "embed.workers", "embed.device", "evaluate.batch_size", "evaluate.device",
+        "data.pairs", "run.steps", "pretrain.trainer", "instruct.trainer",
+    }  # fmt: skip
+
+
+def test_start_writes_config_and_provenance_and_takes_the_mark_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = make_config()
+    path = rundir.start(config, "align")
+    assert path == rundir.folder(config, "align") == Path("runs/r/align")
+    written = yaml.safe_load((path / "config.yaml").read_text())
+    assert written["alignment"]["method"] == "realign"
+    assert written["data"]["sources"]["texts"] == {"kind": "text", "records": "texts.jsonl", "image_root": None}
+    provenance = json.loads((path / "provenance.json").read_text())
+    assert provenance["packages"]["numpy"] is not None
+    assert provenance["hardware"]["cpus"] == len(os.sched_getaffinity(0))
+    assert "pytest" in provenance["command_line"]
+    rundir.finish(config, "align", gap=0.5)
+    rundir.start(config, "align")
+    assert not rundir.is_finished(config, "align")
+    assert sorted(file.name for file in path.iterdir()) == ["config.yaml", "provenance.json"], "nothing is left aside"
+
+
+def test_finish_mark(tmp_path: Path) -> None:
+    config = make_config(runs=str(tmp_path))
+    rundir.start(config, "align")
+    assert not rundir.is_finished(config, "align")
+    rundir.finish(config, "align", gap=0.5, rows=[1, 2])
+    mark = json.loads((tmp_path / "r" / "align" / "finished.json").read_text())
+    assert mark["command"] == "align"
+    assert mark["fingerprint"] == rundir.fingerprint(config, "align")
+    assert mark["facts"] == {"gap": 0.5, "rows": [1, 2]}
+    assert rundir.is_finished(config, "align")
+    config.alignment.method = AlignmentMethod.none
+    assert not rundir.is_finished(config, "align")
+
+
+def test_provenance_names_the_commit_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    module = tmp_path / "revision" / "rundir.py"
+    module.parent.mkdir()
+    module.write_text("")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    monkeypatch.setattr(rundir, "__file__", str(module))
+    config = make_config(runs=str(tmp_path.parent / "runs-of-provenance"))
+
+    def noted() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((rundir.start(config, "align") / "provenance.json").read_text())["git"]
+        return found
+
+    first = noted()
+    assert len(first["commit"]) == 40 and first["dirty"] is False
+    module.write_text("changed = 1")
+    assert noted() == {"commit": first["commit"], "dirty": True}
+    (tmp_path / ".git").rename(tmp_path / "gone")
+    assert noted() is None
+
+
+def test_require_says_what_is_wrong(tmp_path: Path) -> None:
+    config = make_config(runs=str(tmp_path))
+
+    def sentence() -> str:
+        with pytest.raises(ValueError) as caught:
+            rundir.require(config, "align", wanted_by="pretrain")
+        return str(caught.value)
+
+    place = tmp_path / "r" / "align"
+    remedy = "run `revision align` with the same overrides first."
+    assert sentence() == f"`pretrain` reads {place}, but `align` never ran there: {remedy}"
+    rundir.start(config, "align")
+    assert sentence() == f"`pretrain` reads {place}, but `align` did not finish there: {remedy}"
+    rundir.finish(config, "align")
+    assert rundir.require(config, "align", wanted_by="pretrain") == place
+    config.alignment.method = AlignmentMethod.mean_shift
+    found = "align` ran with other settings (alignment.method was realign, is now mean_shift) there"
+    assert found in sentence()
+    config.alignment.until, config.data.stores, config.encoder.model = 1e-7, "s2", "m2"
+    assert "; and 1 more) there" in sentence()
+
+
+@pytest.mark.parametrize(
+    ("environment", "main"),
+    [({}, True), ({"RANK": "0"}, True), ({"RANK": "1"}, False), ({"LOCAL_RANK": "1"}, False),
+     ({"RANK": "0", "LOCAL_RANK": "1"}, True)],
+)  # fmt: skip
+def test_only_rank_zero_writes(
+    environment: dict[str, str], main: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = make_config(runs=str(tmp_path))
+    path = rundir.start(config, "align")
+    rundir.finish(config, "align")
+    assert rundir.is_main_process() is main
+    assert (path / "finished.json").exists() is main
+    assert (path / "config.yaml").exists() is main
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "finished.json"
+    rundir.write_json(file, {"old": True})
+
+    def full_disk(_descriptor: int) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        rundir.write_json(file, {"new": True})
+    assert json.loads(file.read_text()) == {"old": True}
+
+
+def test_fingerprint_is_the_same_in_every_process() -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_rundir import make_config; from revision import rundir;"
+        "sys.stdout.write(rundir.fingerprint(make_config(), 'evaluate'))"
+    )
+    words = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    done = subprocess.run(words, env={**os.environ, "PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True)
+    assert done.stdout == rundir.fingerprint(make_config(), "evaluate")

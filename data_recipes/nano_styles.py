@@ -28,6 +28,7 @@ import logging
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,16 +141,16 @@ def single_pairs(
                 yield {"id": f"{path.stem}-{style}-{number}", "image": str(path), "text": captions[int(number)]}
 
 
-def scene_pairs(out: Path, styles: dict[str, Drawings], concepts: list[Concept], rng: np.random.Generator) -> Iterator[Row]:
+def scene_pairs(
+    out: Path, styles: dict[str, Drawings], concepts: list[Concept], rng: np.random.Generator
+) -> Iterator[Row]:
     """Pictures of several glyphs of one style, each with its caption."""
     names = list(styles)
     for number in range(SCENES):
         style = names[int(rng.integers(len(names)))]
         available = [concept for concept in concepts if concept.code in styles[style] and concept.countable]
         shown = texts.random_scene(available, rng, drawing.random_colour(rng, white=0.2))
-        glyphs = [
-            styles[style][c.code] for c, n in zip(shown.concepts, shown.counts, strict=True) for _ in range(n)
-        ]
+        glyphs = [styles[style][c.code] for c, n in zip(shown.concepts, shown.counts, strict=True) for _ in range(n)]
         path = Path("pictures/scenes") / f"{number:05d}.png"
         drawing.save_picture(drawing.scene(glyphs, shown.colour), out / path)
         yield {"id": f"scene-{number:05d}", "image": str(path), "text": texts.encoder_scene_caption(shown)}
@@ -208,4 +209,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:  # a sentence for the user, not a traceback
+        sys.exit(f"nano_styles: {error}")

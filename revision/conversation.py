@@ -1,7 +1,7 @@
 """Conversations to token ids, with the answers marked: one mechanism for every LLM.
 
-Labels come from `{% generation %}` in the chat template: whatever is rendered inside it is learned, which is the text of
-each answer and the token that ends its turn, nothing else. Most LLMs ship a template without these marks. For them
+Labels come from `{% generation %}` in the chat template: whatever is rendered inside it is learned, which is the text
+of each answer and the token that ends its turn, nothing else. Most LLMs ship a template without these marks. For them
 `marked_template` reads off what their own template writes around the turns, composes an equivalent with marks, and
 proves on probe conversations that both render the same bytes.
 """
@@ -90,8 +90,8 @@ def end_of_turn(processor: RevisionProcessor) -> int:
     """Id of the token that ends an answer, at which generation must stop.
 
     Raises:
-        ValueError: the chat template marks anything but an answer and one token after it, or its generation prompt is not
-            what stands before an answer.
+        ValueError: the chat template marks anything but an answer and one token after it, or its generation prompt is
+            not what stands before an answer.
     """
     question, answer = Message("user", "Hi."), Message("assistant", "Hello.")
     probe = encode(processor, [question, answer], name="probe")
@@ -99,25 +99,33 @@ def end_of_turn(processor: RevisionProcessor) -> int:
     text, end = processor.tokenizer.decode(learned[:-1]), learned[-1]
     if text.strip() != answer.content or end not in processor.tokenizer.added_tokens_decoder:
         shown = processor.tokenizer.decode(learned)
-        raise ValueError(f"the chat template marks {shown!r} as the answer 'Hello.' and its end-of-turn token; {_REMEDY}")
+        raise ValueError(
+            f"of the answer 'Hello.' and its end-of-turn token, the chat template marks {shown!r}; {_REMEDY}"
+        )
     prompt = prompt_ids(processor, [question])
     if prompt.tolist() != probe.input_ids[: int(np.argmax(probe.labels != IGNORED))].tolist():
         raise ValueError(
-            f"the chat template's generation prompt {processor.tokenizer.decode(prompt)!r} is not what it writes before "
-            f"an answer, so training and use would differ; {_REMEDY}"
+            f"the chat template's generation prompt, {processor.tokenizer.decode(prompt)!r}, is not what it writes "
+            f"before an answer, so training and use would differ; {_REMEDY}"
         )
     return int(end)
 
 
-def prompt_ids(processor: RevisionProcessor, messages: Sequence[Message], *, name: str = "prompt") -> np.ndarray:
+def prompt_ids(processor: RevisionProcessor, messages: Sequence[Message], *, name: object = "prompt") -> np.ndarray:
     """Token ids of turns up to where the next answer begins, int64 [L], visual tokens expanded."""
     encoded = processor.tokenizer.apply_chat_template(
-        _turns_of(processor, messages, name), tokenize=True, return_dict=True, add_generation_prompt=True
+        _turns_of(processor, messages, name),
+        chat_template=processor.chat_template,
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=True,
     )
     return np.asarray(encoded["input_ids"], dtype=np.int64)
 
 
-def encode(processor: RevisionProcessor, messages: Sequence[Message], *, name: str, max_length: int = 2**31) -> Encoded:
+def encode(
+    processor: RevisionProcessor, messages: Sequence[Message], *, name: object, max_length: int = 2**31
+) -> Encoded:
     """Token ids and labels of one conversation.
 
     Blanks at both ends of an answer are dropped: they would merge with the template's own tokens, so that training and
@@ -126,14 +134,18 @@ def encode(processor: RevisionProcessor, messages: Sequence[Message], *, name: s
     Args:
         processor: made by `build_processor`.
         messages: turns; `<image>` in a user's turn becomes K image tokens.
-        name: what errors call the sample, its id.
+        name: its text is what errors call the sample.
         max_length: tokens a sample may have; nothing is ever cut.
 
     Raises:
         ValueError: an `<image>` outside the user's turns, no label, or too many tokens.
     """
     encoded = processor.tokenizer.apply_chat_template(
-        _turns_of(processor, messages, name), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        _turns_of(processor, messages, name),
+        chat_template=processor.chat_template,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
     )
     input_ids = np.asarray(encoded["input_ids"], dtype=np.int64)
     learned = np.asarray(encoded["assistant_masks"], dtype=bool)
@@ -147,7 +159,7 @@ def encode(processor: RevisionProcessor, messages: Sequence[Message], *, name: s
     return Encoded(input_ids, np.where(learned, input_ids, IGNORED))
 
 
-def _turns_of(processor: RevisionProcessor, messages: Sequence[Message], name: str) -> Turns:
+def _turns_of(processor: RevisionProcessor, messages: Sequence[Message], name: object) -> Turns:
     """Messages as templates take them."""
     turns = []
     for message in messages:
@@ -190,8 +202,8 @@ def marked_template(own: str, special_tokens: dict[str, Any]) -> str:
 
 
 def _render(template: str, turns: Turns, special_tokens: dict[str, Any], prompt: bool = False) -> str:
-    (text,), _ = render_jinja_template([turns], chat_template=template, add_generation_prompt=prompt, **special_tokens)
-    return text
+    rendered, _ = render_jinja_template([turns], chat_template=template, add_generation_prompt=prompt, **special_tokens)
+    return str(rendered[0])
 
 
 def _turns(*roles: str) -> Turns:
@@ -217,7 +229,8 @@ def _compose(own: str, special_tokens: dict[str, Any]) -> str:
         system = _around(_SYSTEM, with_system.removesuffix(before_user + _USER + after_user))
     alone = opening + _USER + after_user
     prompt = _render(own, _turns("user"), special_tokens, prompt=True).removeprefix(alone)
-    strip = " | trim" if " " + _USER not in _render(own, [{"role": "user", "content": f" {_USER} "}], special_tokens) else ""
+    padded = _render(own, [{"role": "user", "content": f" {_USER} "}], special_tokens)
+    strip = "" if f" {_USER} " in padded else " | trim"
     return _write(
         opening=opening.removesuffix(before_user),
         system=system,
@@ -286,7 +299,7 @@ def _around(content: str, text: str) -> tuple[str, str]:
 
 def _probes(*, system: bool) -> list[tuple[Turns, bool]]:
     """Conversations of several shapes, with contents that a template could treat in a way of its own."""
-    texts = {"system": " Be brief: 1. ", "user": "  What\n\nis 'this'? ", "assistant": " A \"red\" house.\n{{ x }} "}
+    texts = {"system": " Be brief: 1. ", "user": "  What\n\nis 'this'? ", "assistant": ' A "red" house.\n{{ x }} '}
     shapes = ["u", "ua", "uau", "uaua", "uauaua"] + (["su", "sua", "suaua"] if system else [])
     roles = {"s": "system", "u": "user", "a": "assistant"}
     return [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,52 +10,44 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from revision.dataset import ConversationDataset
-
 
 class CurveCallback(TrainerCallback):
-    """Shows loss, samples/s and tokens/s, appends each logged step to a JSON-lines file, and tells the data set its
-    epoch.
+    """Shows loss, samples/s and tokens/s on one line, and appends each logged step to a JSON-lines file.
+
+    Rates are those since the last logged step. Tokens are those of the LLM's input, padding excluded, visual included.
 
     Args:
-        path: of the log.
-        dataset: gets `set_epoch`; its collated tokens are counted.
+        path: of the log. A resumed run goes on in it, from the step of its checkpoint.
         visible: whether this process shows the bar and writes the log.
     """
 
-    def __init__(self, path: Path, dataset: ConversationDataset, *, visible: bool) -> None:
-        self.path, self.dataset, self.visible = path, dataset, visible
+    def __init__(self, path: Path, *, visible: bool) -> None:
+        self.path, self.visible = path, visible
         self.rows: list[dict[str, float]] = []
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[rates]}"),
+            TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
             disable=not visible,
         )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start bar, clock and log; a resumed run appends."""
-        if self.visible and state.global_step == 0:
-            self.path.write_text("")
-        self._task = self._progress.add_task("training", total=state.max_steps, loss="-", rates="")
-        self._progress.update(self._task, completed=state.global_step)
+        """Starts bar, clock and log."""
+        self.rows = [row for row in self._written() if row["step"] <= state.global_step]
+        if self.visible:
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step, state="")
         self._progress.start()
-        self._began, self._first = time.monotonic(), state.global_step
-        self._tokens_at_start = self._tokens(state)
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Fresh noise for sampled alignments."""
-        self.dataset.set_epoch(int(state.epoch or 0))
+        self._begun = self._mark(args, state)
+        self._last = self._begun
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Advance the bar."""
+        """Advances the bar."""
         self._progress.update(self._task, completed=state.global_step)
 
     def on_log(
@@ -67,43 +58,54 @@ class CurveCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append one line; stop on a loss that is no number."""
+        """Appends one line for a training step; the Trainer's closing summary is no such step."""
         if logs is None or "loss" not in logs:
             return
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            self._progress.stop()
-            raise ValueError(
-                f"the loss is {loss} at step {state.global_step}; lower trainer.learning_rate, train in float32, or look "
-                "at the records"
-            )
-        seconds = time.monotonic() - self._began
-        samples = (state.global_step - self._first) * args.train_batch_size * args.gradient_accumulation_steps
+        now = self._mark(args, state)
+        samples, tokens = self._rates(self._last, now)
+        self._last = now
         row = {
             "step": state.global_step,
-            "loss": loss,
-            "learning_rate": float(logs.get("learning_rate", 0.0)),
-            "grad_norm": float(logs.get("grad_norm", 0.0)),
-            "samples_per_second": samples * args.world_size / seconds,
-            "tokens_per_second": (self._tokens(state) - self._tokens_at_start) / seconds,
+            "loss": float(logs["loss"]),
+            "learning_rate": float(logs["learning_rate"]),
+            "grad_norm": float(logs["grad_norm"]),
+            "samples_per_second": samples,
+            "tokens_per_second": tokens,
         }
         self.rows.append(row)
-        rates = f"{row['samples_per_second']:.1f} samples/s  {row['tokens_per_second']:,.0f} tokens/s"
-        self._progress.update(self._task, loss=f"{loss:.3f}", rates=rates)
+        shown = f"loss {row['loss']:.3f}  {samples:,.1f} samples/s  {tokens:,.0f} tokens/s"
+        self._progress.update(self._task, state=shown)
         if self.visible:
-            with self.path.open("a") as stream:
+            with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the terminal as it was."""
+        """Takes the rates of the whole run."""
+        self._end = self._mark(args, state)
+
+    def close(self) -> None:
+        """Leaves the terminal as it was, however training ended."""
         self._progress.stop()
 
-    @staticmethod
-    def _tokens(state: TrainerState) -> int:
-        return int(state.num_input_tokens_seen or 0)
-
     def summary(self) -> dict[str, float]:
-        """The last logged row; empty if the run was shorter than `logging_steps`."""
-        return dict(self.rows[-1]) if self.rows else {}
+        """Steps, the last logged loss, and mean rates since training began or was resumed."""
+        samples, tokens = self._rates(self._begun, self._end)
+        loss = {"loss": self.rows[-1]["loss"]} if self.rows else {}
+        return {"steps": self._end[1], **loss, "samples_per_second": samples, "tokens_per_second": tokens}
+
+    def _written(self) -> list[dict[str, float]]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
+
+    @staticmethod
+    def _mark(args: TrainingArguments, state: TrainerState) -> tuple[float, int, int, int]:
+        """Seconds, steps, samples and tokens so far, of all processes."""
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return time.monotonic(), state.global_step, state.global_step * batch, int(state.num_input_tokens_seen)
+
+    @staticmethod
+    def _rates(start: tuple[float, int, int, int], end: tuple[float, int, int, int]) -> tuple[float, float]:
+        """Samples and tokens a second."""
+        seconds = max(end[0] - start[0], 1e-9)
+        return (end[2] - start[2]) / seconds, (end[3] - start[3]) / seconds

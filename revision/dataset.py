@@ -1,7 +1,7 @@
 """Examples of both training stages: a conversation and at most one embedding.
 
 Stage 1 reads aligned text embeddings as pseudo images, with the text itself as answer (ReVision v3, Sec. 5), or real
-image-caption pairs as an upper bound. Stage 2 reads conversations about rows of image stores. Embeddings are read from
+image-caption pairs as an upper bound. Stage 2 reads conversations about rows of image stores. Embeddings come from
 memory-mapped stores one row at a time, and the alignment is applied on the fly.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,16 +18,19 @@ from torch.utils.data import Dataset
 from revision.alignment import Alignment
 from revision.conversation import IGNORED, encode
 from revision.embeddings import EmbeddingStore
-from revision.records import Conversation, Message, Pair
+from revision.model import RevisionProcessor
+from revision.records import IMAGE_MARK, Conversation, Message, Pair
 
 Example = dict[str, Any]
 
+_TEXTS_IN_MEMORY = 200_000  # a text store of up to so many rows is read at once; of a larger one, each text when asked
+
 
 class Rows:
-    """Embeddings by row number across several stores of one encoder, in the order of the stores.
+    """Embeddings by row number, across several stores of one encoder in the order given.
 
     Args:
-        stores: at least one; all of one dimension and encoder.
+        stores: at least one.
         embed_dim: dimension that the model reads.
         alignment: applied to every row; None leaves images as they are.
 
@@ -38,7 +41,8 @@ class Rows:
     def __init__(self, stores: Sequence[EmbeddingStore], *, embed_dim: int, alignment: Alignment | None = None) -> None:
         self.stores = list(stores)
         self.alignment = alignment
-        self.epoch = 0
+        # In shared memory: workers that live through several epochs see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         for store in self.stores:
             if store.dim != embed_dim:
                 raise ValueError(
@@ -49,68 +53,92 @@ class Rows:
                 raise ValueError(
                     f"the stores {self.stores[0].path} and {store.path} come from two encoders; embed both with one"
                 )
-        self._starts = np.cumsum([0] + [len(store) for store in self.stores])
+        if alignment is not None and alignment.dim != embed_dim:
+            raise ValueError(
+                f"the alignment is of dimension {alignment.dim}, but the model reads {embed_dim}; align the stores of "
+                "this encoder"
+            )
+        self._starts = np.cumsum([0, *(len(store) for store in self.stores)])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Training epoch, from 0 on: an alignment that adds noise draws it anew in each."""
+        self._epoch.fill_(epoch)
 
     def find(self, ids: Sequence[str]) -> np.ndarray:
-        """Row numbers int64 [n] of ids, each in the first store that has it.
+        """Row numbers of ids, int64 [n], each in the first store that has it.
 
         Raises:
-            ValueError: an id without an embedding.
+            ValueError: an id without an embedding; names the first.
         """
         if len(self.stores) == 1:
             return self.stores[0].index_of(ids)
-        known = {one: start + row for store, start in self._backwards() for row, one in enumerate(store.ids())}
-        missing = [one for one in ids if one not in known]
+        wanted = set(ids)
+        rows: dict[str, int] = {}
+        for store, start in zip(self.stores, self._starts.tolist(), strict=False):
+            for row, one in enumerate(store.ids(), start):
+                if one in wanted:
+                    rows.setdefault(one, row)
+        missing = [one for one in ids if one not in rows]
         if missing:
             names = ", ".join(str(store.path) for store in self.stores)
-            raise ValueError(f"the id {missing[0]!r} has no embedding in {names}; embed its record, or leave it out")
-        return np.array([known[one] for one in ids], dtype=np.int64)
-
-    def _backwards(self) -> list[tuple[EmbeddingStore, int]]:
-        return list(zip(self.stores, (int(start) for start in self._starts[:-1]), strict=True))[::-1]
+            raise ValueError(
+                f"id {missing[0]!r} has no embedding in {names} ({len(missing)} of {len(ids)} ids have none); embed "
+                "the records that hold it, or look for it in rejected.jsonl there"
+            )
+        return np.array([rows[one] for one in ids], dtype=np.int64)
 
     def __getitem__(self, row: int) -> torch.Tensor:
-        """Float32 [d]; for sampled alignments the draw is a function of (seed, epoch, row)."""
+        """Float32 [d]; where the alignment adds noise, it is a function of (seed, epoch, row)."""
         which = int(np.searchsorted(self._starts, row, side="right")) - 1
-        vector = self.stores[which].rows(np.array([row - self._starts[which]])).astype(np.float32)
+        vector = self.stores[which].rows(int(row - self._starts[which])).astype(np.float32)
         if self.alignment is not None:
-            vector = self.alignment.apply(vector, row_ids=np.array([row]), epoch=self.epoch)
+            vector = self.alignment.apply(vector, row_ids=[row], epoch=int(self._epoch))
         return torch.from_numpy(vector[0])
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One record before tokenization: its id, its conversation, its embedding's row (None: text only)."""
+    """One record before tokenization: its conversation and the row of its embedding (None: text only).
 
-    id: str
-    messages: tuple[Message, ...]
+    The text of `name` is the record's id; it is asked for in errors only.
+    """
+
+    name: object
+    messages: Sequence[Message]
     row: int | None
 
 
+class Samples(Protocol):
+    """A sequence of samples that may compute them one by one."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
 class ConversationDataset(Dataset[Example]):
-    """Samples to `input_ids`, `labels` and `image_embed`; tokenized when asked for.
+    """Samples as token ids, labels and an embedding, made when asked for.
 
     Args:
-        samples: sequence of `Sample`, or an object that computes them one by one.
-        rows: where embeddings come from.
-        processor: `RevisionProcessor` with a template that marks answers.
-        max_length: tokens a sample may have.
+        samples: what to learn.
+        rows: where the embeddings are.
+        processor: made by `revision.conversation.build_processor`.
+        max_length: tokens a sample may have, visual ones included; a longer one is an error, never cut.
         limit: use only the first so many of a seeded shuffle.
         seed: of that shuffle.
     """
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Samples,
         rows: Rows,
-        processor: Any,
+        processor: RevisionProcessor,
         *,
         max_length: int,
         limit: int | None = None,
         seed: int = 0,
     ) -> None:
         if len(samples) == 0:
-            raise ValueError("there is no record to train on; check data and the rejected records of its stores")
+            raise ValueError("there is no record to train on; look at data, and at the rejected records of its stores")
         self.samples, self.rows, self.processor, self.max_length = samples, rows, processor, max_length
         self._chosen = None if limit is None else np.random.default_rng(seed).permutation(len(samples))[:limit]
 
@@ -118,87 +146,127 @@ class ConversationDataset(Dataset[Example]):
         return len(self.samples) if self._chosen is None else len(self._chosen)
 
     def set_epoch(self, epoch: int) -> None:
-        """Epoch that fresh noise of a sampled alignment is drawn for."""
-        self.rows.epoch = epoch
+        """Called by the data loader before each epoch."""
+        self.rows.set_epoch(epoch)
+
+    def sample(self, index: int) -> Sample:
+        """The record behind an example."""
+        return self.samples[index if self._chosen is None else int(self._chosen[index])]
+
+    def lengths(self) -> list[int]:
+        """Characters of each sample: what grouping by length goes by, at a hundredth of the cost of tokenizing."""
+        return [sum(len(message.content) for message in self.sample(index).messages) for index in range(len(self))]
 
     def __getitem__(self, index: int) -> Example:
-        sample = self.samples[index if self._chosen is None else int(self._chosen[index])]
-        encoded = encode(self.processor, sample.messages, where=sample.id, max_length=self.max_length)
-        vector = None if sample.row is None else self.rows[sample.row]
-        return {"input_ids": encoded.input_ids, "labels": encoded.labels, "image_embed": vector}
+        """`input_ids` and `labels`, int64 [L], and `image_embed`, float32 [d] or None.
+
+        Raises:
+            ValueError: the record has no label, is too long, or has a mark where none may be; names its id.
+        """
+        sample = self.sample(index)
+        encoded = encode(self.processor, sample.messages, name=sample.name, max_length=self.max_length)
+        embed = None if sample.row is None else self.rows[sample.row]
+        return {"input_ids": encoded.input_ids, "labels": encoded.labels, "image_embed": embed}
 
 
-class TextSamples(Sequence[Sample]):
+class TextSamples:
     """Stage 1: every row of a text store, asked by one of the prompts, answers with its own text.
 
     Args:
         store: text store; its sidecar holds the texts.
-        prompts: user turns; which one a row gets is a function of (seed, row).
+        prompts: user turns with one `<image>` each; which of them a row gets depends on (seed, row) alone.
         seed: of that choice.
+
+    Raises:
+        ValueError: a store of images, or a prompt without exactly one mark.
     """
 
     def __init__(self, store: EmbeddingStore, prompts: Sequence[str], seed: int) -> None:
-        self.texts, self.ids = store.payload(slice(None)), store.ids()
-        self.prompts = _checked(prompts)
-        self._choice = np.random.default_rng(seed).integers(len(self.prompts), size=len(self.ids))
+        if store.manifest.kind != "text":
+            raise ValueError(f"stage 1 learns texts, but {store.path} holds images; set data.texts to a text source")
+        self.store, self.seed, self.prompts = store, seed, _checked(prompts)
+        self._texts = store.payload(slice(None)) if len(store) <= _TEXTS_IN_MEMORY else None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.store)
 
-    def __getitem__(self, index: Any) -> Any:
-        messages = (Message("user", self.prompts[self._choice[index]]), Message("assistant", self.texts[index]))
-        return Sample(self.ids[index], messages, index)
+    def __getitem__(self, index: int, /) -> Sample:
+        text = self.store.payload(index)[0] if self._texts is None else self._texts[index]
+        prompt = _drawn(self.prompts, self.seed, index)
+        return Sample(_RowId(self.store, index), [Message("user", prompt), Message("assistant", text)], index)
+
+
+@dataclass(frozen=True)
+class _RowId:
+    """The id of a row, read from the store when it is put into words."""
+
+    store: EmbeddingStore
+    row: int
+
+    def __str__(self) -> str:
+        return self.store.ids()[self.row]
 
 
 def pair_samples(pairs: Sequence[Pair], rows: Rows, prompts: Sequence[str], seed: int) -> list[Sample]:
-    """Stage 1 with real pictures, the upper bound: each caption is the answer to its picture's own embedding."""
+    """Stage 1 with real pictures, the upper bound: each caption is the answer to its own picture's embedding.
+
+    Raises:
+        ValueError: a pair whose id has no embedding, or a prompt without exactly one mark.
+    """
     asked = _checked(prompts)
-    choice = np.random.default_rng(seed).integers(len(asked), size=len(pairs))
-    found = rows.find([pair.id for pair in pairs])
+    found = rows.find([pair.id for pair in pairs]).tolist()
     return [
-        Sample(pair.id, (Message("user", asked[number]), Message("assistant", pair.text)), int(row))
-        for pair, number, row in zip(pairs, choice, found, strict=True)
+        Sample(pair.id, [Message("user", _drawn(asked, seed, place)), Message("assistant", pair.text)], row)
+        for place, (pair, row) in enumerate(zip(pairs, found, strict=True))
     ]
 
 
 def conversation_samples(conversations: Sequence[Conversation], rows: Rows) -> list[Sample]:
-    """Stage 2: conversations, each about one row of the image stores or about none."""
+    """Stage 2: conversations, each about one row of the image stores or about none.
+
+    Raises:
+        ValueError: a conversation whose image has no embedding.
+    """
     pictured = [talk.image for talk in conversations if talk.image is not None]
-    found = iter(rows.find(pictured) if pictured else [])
-    return [
-        Sample(talk.id, tuple(talk.messages), None if talk.image is None else int(next(found)))
-        for talk in conversations
-    ]
+    found = iter(rows.find(pictured).tolist() if pictured else [])
+    return [Sample(talk.id, talk.messages, None if talk.image is None else next(found)) for talk in conversations]
 
 
 def _checked(prompts: Sequence[str]) -> list[str]:
-    wrong = [prompt for prompt in prompts if prompt.count("<image>") != 1]
-    if wrong or not prompts:
-        raise ValueError(f"pretrain.prompts={list(prompts)} must be one or more user turns with exactly one <image> each")
+    if not prompts or any(prompt.count(IMAGE_MARK) != 1 for prompt in prompts):
+        raise ValueError(
+            f"pretrain.prompts={list(prompts)} must be one or more user turns with exactly one {IMAGE_MARK} each"
+        )
     return list(prompts)
 
 
+def _drawn(prompts: Sequence[str], seed: int, place: int) -> str:
+    return prompts[int(np.random.default_rng([seed, place]).integers(len(prompts)))] if len(prompts) > 1 else prompts[0]
+
+
 class Collator:
-    """Pads on the right to the longest sample; pictures go in one tensor, in the order of their tokens."""
+    """Examples to one batch, padded on the right to the longest of them."""
 
     def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Examples to input_ids, attention_mask, labels int64 [B, L] and, with pictures, image_embeds float32 [N, d]."""
-        longest = max(len(example["input_ids"]) for example in examples)
-        shape = (len(examples), longest)
+        """input_ids, attention_mask and labels, int64 [B, L]; with pictures also image_embeds, float32 [N, d].
+
+        Pictures are in the order of their tokens.
+        """
+        shape = (len(examples), max(len(example["input_ids"]) for example in examples))
         batch = {
             "input_ids": torch.full(shape, self.pad_token_id),
-            "attention_mask": torch.zeros(shape, dtype=torch.long),
+            "attention_mask": torch.zeros(shape, dtype=torch.int64),
             "labels": torch.full(shape, IGNORED),
         }
         for row, example in enumerate(examples):
             length = len(example["input_ids"])
-            batch["input_ids"][row, :length] = torch.tensor(example["input_ids"])
+            batch["input_ids"][row, :length] = torch.from_numpy(example["input_ids"])
             batch["attention_mask"][row, :length] = 1
-            batch["labels"][row, :length] = torch.tensor(example["labels"])
-        vectors = [example["image_embed"] for example in examples if example["image_embed"] is not None]
-        if vectors:
-            batch["image_embeds"] = torch.stack(vectors)
+            batch["labels"][row, :length] = torch.from_numpy(example["labels"])
+        embeds = [example["image_embed"] for example in examples if example["image_embed"] is not None]
+        if embeds:
+            batch["image_embeds"] = torch.stack(embeds)
         return batch

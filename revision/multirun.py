@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra._internal.hydra import Hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -73,7 +72,7 @@ class _Job:
 
     def __call__(self, composed: DictConfig) -> Outcome:
         sweep_folder = Path(str(composed.runs)) / str(composed.name)
-        name = job_name(str(composed.name), list(HydraConfig.get().overrides.task))
+        name = job_name(str(composed.name), processes.job_overrides()[0])
         try:
             config = typed(composed)
         except ConfigError as error:

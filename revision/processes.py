@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from revision.schema import MODEL_STEPS, Config
 
@@ -45,11 +46,20 @@ def command_line(command: str, arguments: Sequence[str]) -> list[str]:
 def arguments_of(config: Config) -> list[str]:
     """Arguments that give a child of the running job exactly `config`: the job's overrides and its resolved name."""
     job = HydraConfig.get()
-    own = [text for text in job.overrides.task if not text.startswith("name=")]
-    hydra = [text for text in job.overrides.hydra if not text.lstrip("+~").startswith(_STAY_BEHIND)]
+    task, settings = job_overrides()
+    own = [text for text in task if not text.startswith("name=")]
+    hydra = [text for text in settings if not text.lstrip("+~").startswith(_STAY_BEHIND)]
     folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
     options = [word for folder in folders for word in ("--config-dir", folder)]
     return [*own, *hydra, f"name='{config.name}'", "hydra.mode=RUN", *options]
+
+
+def job_overrides() -> tuple[list[str], list[str]]:
+    """The overrides of the running job as they were written, its own and those of Hydra's settings."""
+    # Read through the config, `${...}` in an override would arrive resolved.
+    written = OmegaConf.to_container(HydraConfig.get().overrides, resolve=False)
+    assert isinstance(written, dict)
+    return written["task"], written["hydra"]
 
 
 def needs_launcher(config: Config, command: str) -> bool:

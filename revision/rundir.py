@@ -25,7 +25,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from revision.schema import AlignmentMethod, Config, EvaluateConfig, Modality, StageConfig, StageInput
+from revision.schema import MODEL_STEPS, AlignmentMethod, Config, EvaluateConfig, Modality, StageConfig, StageInput
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
@@ -168,9 +168,12 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
         case "evaluate":
             read = [name for name in vars(EvaluateConfig()) if name not in NEUTRAL_EVALUATE_FIELDS]
             yield from _fields(config, *(f"evaluate.{name}" for name in read))
+            # A stage that is no step of the run is not scored.
+            scored = [name for name in config.evaluate.models if name not in MODEL_STEPS or name in config.run.steps]
+            yield "evaluate.models", scored
             yield from _fields(config, "data.naming", "data.questions", "data.pictures", "data.names")
             yield from _stores(config, [name for name in (data.pictures, data.names) if name])
-            for model in config.evaluate.models:
+            for model in scored:
                 yield from _model(config, model)
         case "chat":
             yield from _fields(config, "chat")
@@ -195,7 +198,7 @@ def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[s
 
 def _model(config: Config, model: str) -> Iterator[tuple[str, Any]]:
     """A model is the output of a stage of this run, or a folder, whose path is part of the reader's own fields."""
-    if model in ("pretrain", "instruct"):
+    if model in MODEL_STEPS:
         yield from _settings_of(config, model)
 
 

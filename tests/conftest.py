@@ -1,4 +1,4 @@
-"""Tiny parts that many tests share: a random Llama with a real tokenizer, the multimodal model on it, and a processor."""
+"""Tiny parts that many tests share: a random Llama with a real tokenizer, the multimodal model on it, a processor."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def build_tiny_llm(folder: Path, *, chat_template: str | None = CHATML, tied: bo
 
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a causal LM (hidden 32, tied embeddings) with a tokenizer and a ChatML template without answer marks."""
+    """Folder of a causal LM (hidden 32, tied embeddings) with a tokenizer and a ChatML template without marks."""
     return build_tiny_llm(tmp_path_factory.mktemp("llm") / "tiny")
 
 

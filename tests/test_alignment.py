@@ -74,9 +74,9 @@ def plain_realign(rows: np.ndarray, text: np.ndarray, image: np.ndarray, steps: 
         (NoAlignment(), lambda rows, text, image: rows),
         (MeanShift(), plain_mean_shift),
         (C3(), plain_mean_shift),
-        (ReAlign(centroid_steps=0), lambda *sides: plain_realign(*sides, steps=0)),
+        (ReAlign(centroid_steps=0), lambda *sides: plain_realign(*sides, 0)),
         (ReAlign(), plain_realign),
-        (ReAlign(centroid_steps=4), lambda *sides: plain_realign(*sides, steps=4)),
+        (ReAlign(centroid_steps=4), lambda *sides: plain_realign(*sides, 4)),
     ],
     ids=["none", "mean_shift", "c3 without ids", "realign 0", "realign", "realign 4"],
 )
@@ -352,7 +352,7 @@ def test_wrong_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="row_ids has 2 entries for 3 rows"):
         alignment.apply(np.ones((3, DIM)), row_ids=[1, 2])
     with pytest.raises(ValueError, match=r"row_ids\[1\] is a float"):
-        alignment.apply(np.ones((2, DIM)), row_ids=[1, 2.5])  # type: ignore[list-item]
+        alignment.apply(np.ones((2, DIM)), row_ids=[1, 2.5])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_knn_mixing() -> None:
     mixing = measures.knn_mixing(text, image, [3, 7])
     assert mixing == {3: pytest.approx(np.mean(crossed[:110])), 7: pytest.approx(np.mean(crossed[110:]))}
     assert 0 < mixing[3] < 0.45
-    assert measures.knn_mixing(text, cloud(50, 1, 9.0), [3]) == {3: 0}
+    assert measures.knn_mixing(cloud(60, 0, -9), cloud(50, 1, 9), [3]) == {3: 0}
 
 
 def test_perfect_mixing_is_what_one_cloud_gives() -> None:
@@ -171,7 +171,7 @@ def test_probe_accuracy_is_that_of_least_squares() -> None:
     right += np.mean(np.c_[b[order_b[150:]], np.ones(151)] @ weights <= 0) / 2
     assert 0.6 < right < 0.99
     assert measures.probe_accuracy(a, b, seed=3) == pytest.approx(right, abs=0.02)
-    assert measures.probe_accuracy(a, cloud(301, 1, 3.0)) == 1
+    assert measures.probe_accuracy(cloud(301, 0, -9), cloud(301, 1, 9)) == 1
     chance = [measures.probe_accuracy(cloud(200, 2 * i), cloud(300, 2 * i + 1)) for i in range(30)]
     assert np.mean(chance) == pytest.approx(0.5, abs=0.03)
 
@@ -204,7 +204,7 @@ def test_phantom_drift_matches_simulation() -> None:
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     drift = measures.phantom_drift(mean, root @ root.T)
     found = unit.mean(axis=0) - mean / np.linalg.norm(mean)
-    np.testing.assert_allclose(found, drift, rtol=0, atol=0.02 * np.linalg.norm(drift))
+    np.testing.assert_allclose(found, drift, rtol=0, atol=0.02 * float(np.linalg.norm(drift)))
     axis = mean / np.linalg.norm(mean)
     isotropic = measures.phantom_drift(mean, np.eye(4))
     np.testing.assert_allclose(isotropic, axis * (axis @ isotropic), atol=1e-15)  # no tangential part

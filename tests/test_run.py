@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from stand_in import stand_in_line
+from tiny_corpus import make_corpus, make_groups
 
 from revision import processes
 from revision.cli import main
@@ -19,9 +20,11 @@ STEPS = "run.steps=[embed,align,pretrain]"  # three, so that one can fail betwee
 
 
 @pytest.fixture(autouse=True)
-def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every child is the stand-in, everything is written below `tmp_path`, and no corpus has a recipe."""
+def stand_ins(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every child is the stand-in (slow tests apart), and everything is written below `tmp_path`."""
     monkeypatch.chdir(tmp_path)
+    if request.node.get_closest_marker("slow"):
+        return
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log.jsonl"))
     monkeypatch.delenv("STAND_IN_FAIL", raising=False)
     monkeypatch.setattr(processes, "command_line", stand_in_line)
@@ -61,13 +64,23 @@ def test_a_changed_setting_repeats_what_depends_on_it() -> None:
 
 
 def test_children_get_the_same_configuration() -> None:
-    assert run("name=mine", "alignment=c3", "+trainer.max_steps=3", "pretrain.prompts=['a, b <image>']") == 0
+    assert (
+        run(
+            "name=mine",
+            "alignment=c3",
+            "+trainer.max_steps=3",
+            "pretrain.prompts=['a, b <image>']",
+            "gap.sample=${seed}7",
+        )
+        == 0
+    )
     for line in log():
         config = line["config"]
         assert config["name"] == "mine"
         assert config["alignment"]["method"] == "c3"
         assert config["trainer"]["max_steps"] == 3
         assert config["pretrain"]["prompts"] == ["a, b <image>"]
+        assert config["gap"]["sample"] == 7, "0 and 7"
 
 
 def test_children_find_groups_of_the_users_own(tmp_path: Path) -> None:
@@ -208,3 +221,26 @@ def test_processes_end_in_words() -> None:
     killed = processes.start([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
     assert killed == -signal.SIGKILL
     assert processes.ending(killed) == "was killed by SIGKILL (out of memory?)"
+
+
+@pytest.mark.slow
+def test_the_pipeline_as_real_processes(tiny_llm: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """All steps, every one a process of its own; then the same again; then a sweep over two alignments with its table."""
+    groups = make_groups(tmp_path / "configs", make_corpus(tmp_path / "corpus", tiny_llm))
+    stages = [
+        f"{stage}.trainer.{value}" for stage in ("pretrain", "instruct") for value in ("max_steps=2", "warmup_steps=0")
+    ]
+    arguments = [
+        "experiment=nano", "data=tiny", "encoder=tiny", "model.llm=${data.folder}/assets/llm", *stages,
+        "evaluate.candidates=2", "evaluate.bootstrap=20", "gap.neighbours=[2]", "--config-dir", str(groups),
+    ]  # fmt: skip
+    assert main(["run", *arguments]) == 0
+    for step in ("embed", "align", "gap", "pretrain", "instruct", "evaluate"):
+        assert Path("runs", "nano", step, "finished.json").is_file()
+    capfd.readouterr()
+    assert main(["run", *arguments]) == 0
+    assert capfd.readouterr().out.count("finished and unchanged") == 6
+    assert main(["run", "-m", *arguments, "run.steps=[embed,align,pretrain,evaluate]", "alignment=none,realign"]) == 0
+    table = Path("runs", "nano", "table.md").read_text()
+    assert "none" in table and "realign" in table
+    assert Path("runs", "nano", "table.csv").is_file() and Path("runs", "nano", "table.png").is_file()

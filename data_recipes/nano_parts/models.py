@@ -27,7 +27,13 @@ MODEL: dict[str, Any] = {
         "timm_drop": 0.5,  # between the two layers of the head; without it the heads know their pictures by heart
         "image_size": PICTURE,
     },
-    "text_cfg": {"hf_model_name": "", "hf_tokenizer_name": "", "hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler", "context_length": 64},
+    "text_cfg": {
+        "hf_model_name": "",
+        "hf_tokenizer_name": "",
+        "hf_proj_type": "mlp",
+        "hf_pooler_type": "mean_pooler",
+        "context_length": 64,
+    },
 }
 # The tower's own preprocessing: pad to a square, bicubic, (x - 127) / 128.
 PREPROCESS: dict[str, Any] = {

@@ -42,6 +42,9 @@ class _Benchmark:
 
 def run(config: Config) -> None:
     """Scores `evaluate.models` on the split `evaluate.split` of `data.naming` and `data.questions`."""
+    settings = config.evaluate
+    models = _models(config)  # before anything heavy is loaded
+
     from rich import get_console
 
     from revision import rundir
@@ -51,8 +54,6 @@ def run(config: Config) -> None:
     from revision.evaluation.reader import Reader
     from revision.evaluation.report import report, score_tables
 
-    settings = config.evaluate
-    models = _models(config)
     benchmark = _benchmark(config)
     folder = rundir.start(config, "evaluate")
     found: dict[str, Any] = {}

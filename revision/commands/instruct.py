@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 def run(config: Config) -> None:
     """1 arguments, 2 embeddings, 3 model, 4 data set, 5 train, 6 save."""
+    import torch
+
     from revision import building, rundir, training
     from revision.dataset import ConversationDataset, Rows, conversation_samples
     from revision.records import read_conversations
@@ -27,25 +29,41 @@ def run(config: Config) -> None:
         raise ValueError(
             f"corpus {config.data.name} has no data.conversations with data.conversation_sources; stage 2 needs both"
         )
-    output = rundir.start(config, "instruct")
     arguments = training.build_arguments(
-        {**config.trainer, **stage.trainer}, output=output, seed=config.seed,
-        tracker=config.tracker.value, run_name=f"{config.name}/instruct",
-    )  # fmt: skip
+        {**config.trainer, **stage.trainer},
+        output=rundir.folder(config, "instruct"),
+        seed=config.seed,
+        tracker=config.tracker.value,
+        run_name=f"{config.name}/instruct",
+    )
     stores = _stores(config)
-    model, processor = _model(config, stores[0].dim, frozen_llm="llm" not in stage.train and arguments.bf16)
-    rows = Rows(stores, embed_dim=model.config.embed_dim)
+    rows = Rows(stores, embed_dim=stores[0].dim)
     samples = conversation_samples(list(read_conversations(Path(config.data.conversations))), rows)
+    model, processor = _model(config, stores[0].dim, frozen_in_bf16=arguments.bf16 and "llm" not in stage.train)
+    output = rundir.start(config, "instruct")
     dataset = ConversationDataset(
         samples, rows, processor, max_length=stage.max_length, limit=stage.limit, seed=config.seed
     )
     summary = training.train(
-        model=model, tokenizer=processor.tokenizer, dataset=dataset, parts=stage.train, arguments=arguments,
-        output=output, processes=config.engine.processes,
-    )  # fmt: skip
+        model=model,
+        processor=processor,
+        dataset=dataset,
+        parts=stage.train,
+        arguments=arguments,
+        output=output,
+        processes=config.engine.processes,
+        identity=rundir.fingerprint(config, "instruct"),
+    )
     if rundir.is_main_process():
-        building.save_model(model, processor, output / "model", alignment=model.config.alignment)
+        building.save_model(
+            model,
+            processor,
+            output / "model",
+            alignment=model.config.alignment,
+            dtype=torch.bfloat16 if arguments.bf16 else None,
+        )
     rundir.finish(config, "instruct", **summary)
+    training.conclude(arguments)
 
 
 def _stores(config: Config) -> list[EmbeddingStore]:
@@ -56,7 +74,7 @@ def _stores(config: Config) -> list[EmbeddingStore]:
 
 
 def _model(
-    config: Config, dim: int, *, frozen_llm: bool
+    config: Config, dim: int, *, frozen_in_bf16: bool
 ) -> tuple[RevisionForConditionalGeneration, RevisionProcessor]:
     """The model of stage 1, one from a folder, or a fresh projector."""
     import torch
@@ -65,7 +83,7 @@ def _model(
     from revision.assembly import model_shape, template_file
     from revision.progress import say
 
-    dtype = torch.bfloat16 if frozen_llm else torch.float32
+    dtype = torch.bfloat16 if frozen_in_bf16 else torch.float32
     shape = model_shape(config, dim)
     init = config.instruct.init
     if init is None:

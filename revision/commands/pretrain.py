@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from revision.schema import Config, StageInput
 
 if TYPE_CHECKING:
-    from revision.dataset import Rows, Sample
+    from revision.dataset import Rows, Samples
 
 
 def run(config: Config) -> None:
@@ -24,69 +24,77 @@ def run(config: Config) -> None:
     from revision.dataset import ConversationDataset
 
     stage = config.pretrain
-    output = rundir.start(config, "pretrain")
     arguments = training.build_arguments(
-        {**config.trainer, **stage.trainer}, output=output, seed=config.seed,
-        tracker=config.tracker.value, run_name=f"{config.name}/pretrain",
-    )  # fmt: skip
-    dim = _stores(config)[0].dim
-    rows, alignment = _rows(config, dim)
-    trains_llm = "llm" in stage.train
+        {**config.trainer, **stage.trainer},
+        output=rundir.folder(config, "pretrain"),
+        seed=config.seed,
+        tracker=config.tracker.value,
+        run_name=f"{config.name}/pretrain",
+    )
+    rows, alignment = _rows(config)
+    samples = _samples(config, rows)
+    output = rundir.start(config, "pretrain")
     model, processor = building.build_model(
         config.model.llm,
         chat_template=template_file(config),
-        dtype=torch.bfloat16 if arguments.bf16 and not trains_llm else torch.float32,
+        dtype=torch.bfloat16 if arguments.bf16 and "llm" not in stage.train else torch.float32,
         seed=config.seed,
-        **model_shape(config, dim),
+        **model_shape(config, rows.stores[0].dim),
     )
     dataset = ConversationDataset(
-        _samples(config, rows), rows, processor, max_length=stage.max_length, limit=stage.limit, seed=config.seed
+        samples, rows, processor, max_length=stage.max_length, limit=stage.limit, seed=config.seed
     )
     summary = training.train(
-        model=model, tokenizer=processor.tokenizer, dataset=dataset, parts=stage.train, arguments=arguments,
-        output=output, processes=config.engine.processes,
-    )  # fmt: skip
+        model=model,
+        processor=processor,
+        dataset=dataset,
+        parts=stage.train,
+        arguments=arguments,
+        output=output,
+        processes=config.engine.processes,
+        identity=rundir.fingerprint(config, "pretrain"),
+    )
     if rundir.is_main_process():
-        building.save_model(model, processor, output / "model", alignment=alignment)
+        building.save_model(
+            model,
+            processor,
+            output / "model",
+            alignment=alignment,
+            dtype=torch.bfloat16 if arguments.bf16 else None,
+        )
     rundir.finish(config, "pretrain", **summary)
+    training.conclude(arguments)
 
 
-def _stores(config: Config) -> list[Any]:
-    from revision.embeddings import EmbeddingStore
-
-    pairs = config.pretrain.input is StageInput.pairs
-    sources = config.data.conversation_sources if pairs else [config.data.texts]
-    return [EmbeddingStore.open(Path(config.data.stores) / config.encoder.name / source) for source in sources]
-
-
-def _rows(config: Config, dim: int) -> tuple[Rows, dict[str, Any] | None]:
+def _rows(config: Config) -> tuple[Rows, dict[str, Any] | None]:
     """Embeddings as the projector reads them, and the lineage of their alignment."""
     from revision import rundir
     from revision.alignment import load_alignment
     from revision.dataset import Rows
+    from revision.embeddings import EmbeddingStore
 
-    stores = _stores(config)
-    if config.pretrain.input is StageInput.pairs:
-        return Rows(stores, embed_dim=dim), None
+    pairs = config.pretrain.input is StageInput.pairs
+    sources = config.data.conversation_sources if pairs else [config.data.texts]
+    stores = [EmbeddingStore.open(Path(config.data.stores) / config.encoder.name / source) for source in sources]
+    if pairs:
+        return Rows(stores, embed_dim=stores[0].dim), None
     folder = rundir.require(config, "align", wanted_by="pretrain")
     alignment = load_alignment(folder)
-    statistics, used = alignment.statistics, stores[0].fingerprint()
-    if statistics.text_fingerprint != used:
+    statistics, text = alignment.statistics, stores[0].fingerprint()
+    if statistics.text_fingerprint != text:
         raise ValueError(
-            f"the alignment in {folder} was fitted on another text store than {stores[0].path}; run align again"
+            f"the alignment in {folder} was fitted on another text store than {stores[0].path} is now; run "
+            "`revision align` again"
         )
-    lineage = {"method": alignment.method, "text": used, "image": statistics.image_fingerprint}
-    return Rows(stores, embed_dim=dim, alignment=alignment), lineage
+    lineage = {"method": alignment.method, "text": text, "image": statistics.image_fingerprint}
+    return Rows(stores, embed_dim=stores[0].dim, alignment=alignment), lineage
 
 
-def _samples(config: Config, rows: Rows) -> Any:
+def _samples(config: Config, rows: Rows) -> Samples:
     from revision.dataset import TextSamples, pair_samples
     from revision.records import read_pairs
 
     if config.pretrain.input is StageInput.text:
         return TextSamples(rows.stores[0], config.pretrain.prompts, config.seed)
-    if config.data.pairs is None:
-        raise ValueError("pretrain.input=pairs needs data.pairs, records of (id, image, text); it is null")
-    pairs: list[Any] = list(read_pairs(Path(config.data.pairs), None))
-    samples: list[Sample] = pair_samples(pairs, rows, config.pretrain.prompts, config.seed)
-    return samples
+    assert config.data.pairs is not None, "the rules between fields have seen to it"
+    return pair_samples(list(read_pairs(Path(config.data.pairs))), rows, config.pretrain.prompts, config.seed)

@@ -66,22 +66,40 @@ def answer_questions(
         for question in questions
     ]
     longest = max(len(reader.answer_ids(question.answer)) for question in questions)
+    tokens = min(max_new_tokens, longest + _SLACK)
     for suffix, pictures in (("", embeddings), ("_blind", None)):
-        prompts = [reader.prompt(turn, None if pictures is None else pictures[i]) for i, turn in enumerate(turns)]
-        kind = "questions, blind" if pictures is None else "questions"
-        answers = reader.answers(prompts, min(max_new_tokens, longest + _SLACK), kind)
-        for row, answer in zip(rows, answers, strict=True):
-            row |= {f"says{suffix}": answer, f"correct{suffix}": matches(answer, row["answer"])}
-        closed = [i for i, question in enumerate(questions) if question.choices]
-        scores = reader.log_probs(
-            [prompts[i] for i in closed],
-            [[reader.answer_ids(choice) for choice in questions[i].choices] for i in closed],
-            f"{kind}, choices",
-        )
-        for i, values in zip(closed, scores, strict=True):
-            choice = questions[i].choices[int(np.argmax(values))]
-            rows[i] |= {f"chooses{suffix}": choice, f"chosen{suffix}": choice == questions[i].answer}
+        title = "questions" if pictures is not None else "questions, blind"
+        # Without their pictures, questions of the same words and choices are one question.
+        asked = [
+            (turn, question.choices, None if pictures is None else place)
+            for place, (turn, question) in enumerate(zip(turns, questions, strict=True))
+        ]
+        replies = _reply(reader, list(dict.fromkeys(asked)), embeddings, tokens, title)
+        for row, key in zip(rows, asked, strict=True):
+            says, chooses = replies[key]
+            row |= {f"says{suffix}": says, f"correct{suffix}": matches(says, row["answer"])}
+            if chooses is not None:
+                row |= {f"chooses{suffix}": chooses, f"chosen{suffix}": chooses == row["answer"]}
     return rows
+
+
+_Asked = tuple[str, tuple[str, ...], int | None]  # a turn, its choices, and the place of its picture or None
+
+
+def _reply(
+    reader: Reader, asked: Sequence[_Asked], embeddings: np.ndarray, max_new_tokens: int, title: str
+) -> dict[_Asked, tuple[str, str | None]]:
+    """The greedy answer to each question, and the likeliest of its choices where it has any."""
+    prompts = [reader.prompt(turn, None if place is None else embeddings[place]) for turn, _, place in asked]
+    answers = reader.answers(prompts, max_new_tokens, title)
+    closed = [(key, prompt) for key, prompt in zip(asked, prompts, strict=True) if key[1]]
+    scores = reader.log_probs(
+        [prompt for _, prompt in closed],
+        [[reader.answer_ids(choice) for choice in choices] for (_, choices, _), _ in closed],
+        f"{title}, choices",
+    )
+    likeliest = {key: key[1][int(np.argmax(values))] for (key, _), values in zip(closed, scores, strict=True)}
+    return {key: (answer, likeliest.get(key)) for key, answer in zip(asked, answers, strict=True)}
 
 
 def with_mark(question: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import TextStreamer
 
+from revision.building import read_model
 from revision.conversation import IGNORED, encode, end_of_turn, prompt_ids
 from revision.evaluation.scoring import Prompt, Track, Trie, continuation_log_probs, greedy_answers
 from revision.model.modeling_revision import RevisionForConditionalGeneration
@@ -57,12 +58,10 @@ class Reader:
         dtype: name of a torch dtype for the LLM; None: the one it was saved in. Raises ValueError where the folder
         holds no such model.
         """
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} holds no model (no config.json); name a finished stage or its `model` folder")
-        weights: Any = "auto" if dtype is None else getattr(torch, dtype)
-        model: Any = RevisionForConditionalGeneration.from_pretrained(folder, dtype=weights)
-        processor = RevisionProcessor.from_pretrained(folder)
-        return cls(model.to(device), processor, batch_size=batch_size, track=track)
+        model, processor = read_model(folder, dtype=None if dtype is None else getattr(torch, dtype))
+        module: torch.nn.Module = model
+        module.to(device)
+        return cls(model, processor, batch_size=batch_size, track=track)
 
     def prompt(self, turns: str | Sequence[Message], picture: np.ndarray | None) -> Prompt:
         """The prompt that asks for the next answer. turns: one user's turn, or all turns so far.

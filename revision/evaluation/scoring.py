@@ -9,6 +9,7 @@ Shapes: B prompts of a batch, P longest prompt, Q most inner nodes, V vocabulary
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,8 @@ def continuation_log_probs(
 ) -> list[np.ndarray]:
     """Log p(continuation | prompt) in nats, for each prompt and each continuation of its trie.
 
-    model: a RevisionForConditionalGeneration in eval mode, or any model with its forward signature.
+    model: a RevisionForConditionalGeneration in eval mode. What all prompts begin with (a system message) is computed
+    once, for all of them.
     tries: one for each prompt; the same object may stand for many.
     Returns float64 [trie.size] for each prompt, in the order given.
     """
@@ -112,9 +114,15 @@ def continuation_log_probs(
     batches = _batches(
         [(len(prompt.ids), len(trie.inner)) for prompt, trie in zip(prompts, tries, strict=True)], batch_size
     )
+    shared = _shared_beginning(prompts, model.config.image_token_id)
+    cache = model(input_ids=torch.tensor([shared], device=model.device)).past_key_values if shared else None
     for batch in batches if track is None else track(batches, title):
-        inputs, kept = _tree_inputs(model, [prompts[i] for i in batch], [tries[i] for i in batch], pad_token_id)
-        logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits
+        rest = [Prompt(prompts[i].ids[len(shared) :], prompts[i].picture) for i in batch]
+        inputs, kept = _tree_inputs(model, rest, [tries[i] for i in batch], len(shared), pad_token_id)
+        if cache is not None:
+            inputs["past_key_values"] = copy.deepcopy(cache)  # the forward pass appends to it
+            inputs["past_key_values"].batch_repeat_interleave(len(batch))
+        logits = model(**inputs, logits_to_keep=kept, use_cache=cache is not None).logits
         for row, i in enumerate(batch):
             scores[i] = tries[i].totals(_node_log_probs(logits[row], tries[i])).numpy()
     return scores
@@ -126,10 +134,23 @@ def _batches(lengths: Sequence[tuple[int, ...]], batch_size: int) -> list[list[i
     return [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
 
 
+def _shared_beginning(prompts: Sequence[Prompt], image_token_id: int) -> list[int]:
+    """Tokens that all prompts begin with: before any picture, and short of the last token, whose logits are needed."""
+    shared: list[int] = []
+    for tokens in zip(*(prompt.ids[:-1] for prompt in prompts), strict=False):
+        if len(set(tokens)) > 1 or tokens[0] == image_token_id:
+            break
+        shared.append(tokens[0])
+    return shared
+
+
 def _tree_inputs(
-    model: Any, prompts: Sequence[Prompt], tries: Sequence[Trie], pad_token_id: int
-) -> tuple[dict[str, torch.Tensor], int]:
-    """Prompts padded on the left and tries on the right, so that the logits needed are the last Q + 1 of every row."""
+    model: Any, prompts: Sequence[Prompt], tries: Sequence[Trie], shared: int, pad_token_id: int
+) -> tuple[dict[str, Any], int]:
+    """Prompts padded on the left and tries on the right, so that the logits needed are the last Q + 1 of every row.
+
+    shared: positions of the cache in front of all rows; every token sees them.
+    """
     longest = max(len(prompt.ids) for prompt in prompts)
     total = longest + max(len(trie.inner) for trie in tries)
     ids = torch.full((len(prompts), total), pad_token_id, dtype=torch.long)
@@ -144,9 +165,10 @@ def _tree_inputs(
         ).tril()
         visible[row, longest:end, start:longest] = True
         visible[row, longest:end, longest:end] = trie.visible
-        positions[row, start:end] = visible[row, start:end].sum(dim=1) - 1
+        positions[row, start:end] = shared + visible[row, start:end].sum(dim=1) - 1
+    visible = torch.nn.functional.pad(visible, (shared, 0), value=True)
     dtype = model.get_input_embeddings().weight.dtype  # of the LLM: its projector may be in another
-    mask = torch.zeros(len(prompts), 1, total, total, dtype=dtype)
+    mask = torch.zeros(len(prompts), 1, total, shared + total, dtype=dtype)
     mask.masked_fill_(~visible[:, None], torch.finfo(dtype).min)
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **_pictures(prompts, model)}
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}, total - longest + 1

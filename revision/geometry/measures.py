@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-BLOCK = 2**24  # entries of a block of the similarity matrix: 64 MiB of float32
+BLOCK = 2**22  # entries of a block of the similarity matrix: 16 MiB of float32
 
 
 def centroid_gap(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,10 +1,12 @@
 """The multimodal LLM: any causal LM of transformers, a projector from the sphere, and K visual tokens a picture.
 
-Shape legend: B sequences, L positions, H hidden size of the LLM, N pictures, d dimension of the sphere, K visual tokens.
+Shapes: B sequences, L positions, H hidden size of the LLM, N pictures, d dimension of the sphere, K visual tokens.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ _ROW_MULTIPLE = 64  # a grown vocabulary is rounded up to it: matrix products of
 class RevisionProjector(nn.Module):
     """Unit vectors to visual tokens (ReVision v3, App. H.2: a 2-layer MLP with GELU).
 
-    In: [N, d]. Out: [N, K, H], K different tokens ("slots") or K views of one ("repeat": projected once, then expanded).
+    In: [N, d]. Out: [N, K, H], K different tokens ("slots") or K views of one ("repeat": projected once, expanded).
     It computes in the type of its own weights, float32 unless an engine decides otherwise, under autocast too: it is a
     small part of the cost, and all that stage 1 learns.
     """
@@ -39,7 +41,7 @@ class RevisionProjector(nn.Module):
         self.output_std = config.output_std
         widths = [config.embed_dim, *[config.projector_hidden_size] * (config.projector_depth - 1), self.slots * hidden]
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.GELU()]
         self.layers = nn.Sequential(*layers[:-1])
         self.norm = nn.LayerNorm(hidden) if config.output_norm else None
@@ -146,9 +148,11 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
             model.projector.apply(model._init_weights)
         return model, tokenizer
 
-    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | PathLike[Any], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         """As in transformers, and with the code beside the weights, so that `trust_remote_code` needs no package."""
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             copy_code(Path(save_directory))
 
@@ -230,6 +234,8 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels, logits [B, L', V].
         """
         if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("forward needs input_ids or inputs_embeds; give one of them")
             inputs_embeds = self.embed_inputs(input_ids, image_embeds)
         if labels is None:
             return self.language_model(
@@ -242,7 +248,11 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 **kwargs,
             )
         hidden = self.get_decoder()(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **kwargs
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+            **kwargs,
         ).last_hidden_state
         targets = labels[:, 1:]
         learned = targets != IGNORED
@@ -251,10 +261,11 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         items = learned.sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=total / items, logits=logits)
 
-    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Pictures go in with the first step only; afterwards they are in the cache."""
         image_embeds = kwargs.pop("image_embeds", None)
-        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        parent: Any = super()
+        inputs: dict[str, Any] = parent.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         cache = kwargs.get("past_key_values")
         inputs["image_embeds"] = image_embeds if cache is None or cache.get_seq_length() == 0 else None
         return inputs
@@ -268,7 +279,8 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
         """Beams and samples: all pictures of a sequence are repeated together, as the sequence is."""
-        expanded, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        parent: Any = super()
+        expanded, kwargs = parent._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
         if image_embeds is not None and input_ids is not None:
             pictures = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.num_visual_tokens
             groups = image_embeds.split(pictures.tolist())

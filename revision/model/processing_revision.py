@@ -20,8 +20,8 @@ EncodeImages = Callable[[Sequence[Any]], Any]
 class RevisionProcessor(ProcessorMixin):
     """A tokenizer that expands each `<image>` into K image tokens, beside the embeddings of the pictures.
 
-    Pictures are given as unit vectors of the dual encoder (`image_embeds`), or as PIL images, paths or addresses once an
-    encoder is attached by `attach(encoder.encode_images)`.
+    Pictures are given as unit vectors of the dual encoder (`image_embeds`), or as PIL images, paths or addresses once
+    an encoder is attached by `attach(encoder.encode_images)`.
 
     Args:
         tokenizer: of the LLM, with the image token added.
@@ -98,18 +98,19 @@ class RevisionProcessor(ProcessorMixin):
             encoded["image_embeds"] = torch.as_tensor(image_embeds, dtype=torch.float32)
         return BatchFeature(encoded)
 
-    def apply_chat_template(self, conversation: list[Any], processor_kwargs: Any = None, **kwargs: Any) -> Any:
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; contents may be texts with `<image>` marks, or lists of parts of type text and image.
 
         Parts become text before the template sees them, so that a template written for text alone will do. To pass
         embeddings: `processor_kwargs={"image_embeds": rows}`.
         """
         batched = not isinstance(conversation[0], dict)
-        flat, pictures = zip(*(self._flatten(one) for one in (conversation if batched else [conversation])), strict=True)
-        options = dict(processor_kwargs or {})
+        several = conversation if batched else [conversation]
+        flat, pictures = zip(*map(self._flatten, several), strict=True)
         if any(pictures) and kwargs.get("tokenize", False):
-            options["images"] = list(pictures) if batched else pictures[0]
-        return super().apply_chat_template(list(flat) if batched else flat[0], processor_kwargs=options, **kwargs)
+            images = list(pictures) if batched else pictures[0]
+            kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), "images": images}
+        return super().apply_chat_template(list(flat) if batched else flat[0], *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with the code beside it, so that `trust_remote_code` needs no package."""
@@ -136,7 +137,7 @@ class RevisionProcessor(ProcessorMixin):
     def _embed(self, images: Any) -> Any:
         if self._encode_images is None:
             raise ValueError(
-                "pictures need the dual encoder: call processor.attach(encoder.encode_images) first, or give image_embeds"
+                "pictures need the dual encoder: call processor.attach(encoder.encode_images), or give image_embeds"
             )
         nested = images if isinstance(images, list | tuple) else [images]
         flat = [one for entry in nested for one in (entry if isinstance(entry, list | tuple) else [entry])]

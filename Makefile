@@ -36,17 +36,21 @@ format: $(SETUP) ## rewrite the code in the house format
 bench: $(SETUP) ## speed of the parts, each against a limit
 	for script in scripts/bench/*.py; do $(BIN)/python $$script || exit 1; done
 
-nano-table: $(NANO) ## every alignment after stage 1, three seeds, one table
+nano-table: $(NANO) ## every alignment and real pairs after stage 1, three seeds, one table
 	$(REVISION) run -m experiment=nano_table
+	$(REVISION) run -m experiment=nano_table alignment=realign pretrain.input=pairs
+	$(REVISION) run -m experiment=nano_table alignment=none pretrain.input=pairs
 
 nano-map: $(NANO) ## where alignment matters: steps, depth, gap, amount of text
 	$(REVISION) run -m experiment=nano_map
+	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=600 model.projector.depth=1,3
+	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=600 pretrain.limit=1000,3000
 
 nano-heads: $(NANO) ## train the heads of the nano encoder again
 	$(REVISION) run experiment=nano_heads
 
 clean: ## remove what runs and caches left
-	rm -rf runs wandb .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf runs wandb build dist .pytest_cache .mypy_cache .ruff_cache
 
 distclean: clean ## also remove .venv and the records, models and embeddings under data/
 	rm -rf .venv data

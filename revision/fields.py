@@ -26,9 +26,9 @@ def type_at(name: str) -> Any:
     here: Any = Config
     seen: list[str] = []
     for part in name.split("."):
-        options = [option for option in _alternatives(here) if is_dataclass(option) or get_origin(option) is dict]
         if here is Any:
             return Any
+        options = [option for option in _alternatives(here) if is_dataclass(option) or get_origin(option) is dict]
         if not options:
             raise KeyError(f"{'.'.join(seen)} is {rule(here)} and has no field '{part}'")
         (container,) = options

@@ -33,11 +33,12 @@ class Outcome:
 
 
 def sweep(hydra: Hydra, command: str, overrides: Sequence[str]) -> int:
-    """Run every job of the sweep, then draw its table and list the jobs that failed; returns the exit code.
+    """Run every job of the sweep, then list those that failed and draw the table; returns the exit code.
 
     Raises:
         ConfigError: a job that does not compose; no job has been started then.
     """
+    processes.refuse_ranks("a sweep")
     try:
         batches = hydra.multirun(ROOT, _Job(command), [*overrides, "hydra.mode=MULTIRUN"])
     except (HydraException, OmegaConfBaseException) as error:
@@ -45,13 +46,13 @@ def sweep(hydra: Hydra, command: str, overrides: Sequence[str]) -> int:
     if not isinstance(batches, list):
         return 0  # a sweeper that searches (optuna) reports its jobs itself
     outcomes: list[Outcome] = [job.return_value for batch in batches for job in batch if isinstance(job, JobReturn)]
-    if command in TABLE_COMMANDS:
-        for folder in dict.fromkeys(outcome.sweep for outcome in outcomes):
-            _draw_table(folder)
     failed = [outcome for outcome in outcomes if outcome.failure is not None]
     for outcome in failed:
         say(f"failed: {outcome.name}: {outcome.failure}")
     say(f"{len(outcomes) - len(failed)} of {len(outcomes)} jobs finished")
+    if command in TABLE_COMMANDS:
+        for folder in dict.fromkeys(outcome.sweep for outcome in outcomes):
+            _draw_table(folder)
     return 1 if failed else 0
 
 

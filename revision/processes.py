@@ -67,6 +67,20 @@ def needs_launcher(config: Config, command: str) -> bool:
     return command in MODEL_STEPS and config.engine.processes > 1 and "RANK" not in os.environ
 
 
+def refuse_ranks(what: str) -> None:
+    """Hold that this is no rank of a launcher, for what starts processes of its own.
+
+    Raises:
+        ValueError: every rank would do all the work.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1":
+        raise ValueError(
+            f"{what} was started on {world} processes, each of which would do all of it: start it plainly, "
+            f"and set engine.processes={world} for the steps that train."
+        )
+
+
 def launcher_line(config: Config, command: str, arguments: Sequence[str]) -> list[str]:
     """The words that start `command` once on each process of `engine.processes`, on this machine."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

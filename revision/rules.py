@@ -13,7 +13,7 @@ PARTS = ("projector", "llm")
 SPLITS = ("validation", "test")
 IMAGE = "<image>"
 
-# Lowest value of each numeric field, and whether the value itself is allowed.
+# Lowest value that a numeric field may have, the value it must exceed, and the highest; null is always allowed.
 _AT_LEAST: Mapping[str, float] = {
     "encoder.batch_size": 1,
     "embed.shard_size": 1,

@@ -87,29 +87,32 @@ def fingerprint(config: Config, command: str) -> str:
 
 
 def is_finished(config: Config, command: str) -> bool:
-    """Whether `command` finished with exactly the settings asked for now."""
+    """Whether `command` finished with exactly the settings asked for now, and its output elsewhere is still there."""
     path = folder(config, command) / FINISHED
-    return path.is_file() and json.loads(path.read_text())["fingerprint"] == fingerprint(config, command)
+    if not path.is_file() or json.loads(path.read_text())["fingerprint"] != fingerprint(config, command):
+        return False
+    return all(output.is_file() for output in _shared_outputs(config, command))
 
 
 def require(config: Config, command: str, wanted_by: str) -> Path:
     """The folder of the finished `command`.
 
     Raises:
-        ValueError: it never ran, did not finish, or finished with other settings; the sentence says which.
+        ValueError: it never ran, did not finish, ran with other settings, or lost its output; the sentence says which.
     """
     path = folder(config, command)
     if not (path / CONFIG).is_file() and not (path / FINISHED).is_file():
-        state = "never ran"
+        state = "never ran there"
     elif not (path / FINISHED).is_file():
-        state = "did not finish"
-    elif not is_finished(config, command):
-        state = f"ran with other settings ({_difference(config, command)})"
+        state = "did not finish there"
+    elif different := _difference(config, command):
+        state = f"ran there with other settings ({different})"
+    elif lost := [output for output in _shared_outputs(config, command) if not output.is_file()]:
+        state = f"finished there and its output {lost[0]} is gone"
     else:
         return path
     raise ValueError(
-        f"`{wanted_by}` reads {path}, but `{command}` {state} there: "
-        f"run `revision {command}` with the same overrides first."
+        f"`{wanted_by}` reads {path}, but `{command}` {state}: run `revision {command}` with the same overrides first."
     )
 
 
@@ -175,14 +178,8 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
             yield from _stores(config, [name for name in (data.pictures, data.names) if name])
             for model in scored:
                 yield from _model(config, model)
-        case "chat":
-            yield from _fields(config, "chat")
-            yield from _model(config, config.chat.model)
-        case "run":
-            for step in config.run.steps:
-                yield from _settings_of(config, step)
         case _:
-            raise AssertionError(f"no command is named {command}")
+            raise AssertionError(f"{command} leaves no output that others read")
 
 
 def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[str, Any]]:
@@ -207,13 +204,22 @@ def _stores(config: Config, sources: list[str]) -> Iterator[tuple[str, Any]]:
     yield from _fields(config, "data.stores", *(f"data.sources.{name}" for name in sources))
     yield from _fields(config, *(f"encoder.{name}" for name in ("name", "kind", "model", "pretrained", "dtype")))
     yield from _recipe(config)
-    if config.encoder.model == f"local-dir:{contrast_output(config)}":
+    if config.encoder.model == f"local-dir:{_contrast_output(config)}":
         yield from _settings_of(config, "contrast")
 
 
-def contrast_output(config: Config) -> Path:
-    """The open_clip folder that `contrast` writes."""
+def _contrast_output(config: Config) -> Path:
     return Path(config.contrast.output) if config.contrast.output else folder(config, "contrast") / "encoder"
+
+
+def _shared_outputs(config: Config, command: str) -> list[Path]:
+    """The last file of each output that `command` leaves outside of the run, where it can be lost by itself."""
+    if command == "contrast":
+        return [_contrast_output(config) / "open_clip_config.json"]
+    if command == "embed":
+        stores = Path(config.data.stores) / config.encoder.name
+        return [stores / name / "manifest.json" for name in config.embed.sources or config.data.sources]
+    return []
 
 
 def _recipe(config: Config) -> Iterator[tuple[str, Any]]:
@@ -255,7 +261,7 @@ def _provenance() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "hardware": {"cpus": len(os.sched_getaffinity(0)), "memory_bytes": _memory(), "cuda": _cuda_devices()},
+        "hardware": {"cpus": os.cpu_count(), "memory_bytes": _memory(), "cuda": _cuda_devices()},
     }
 
 

@@ -123,3 +123,42 @@ def tiny_processor(tiny_llm: Path) -> Any:
     from revision.conversation import build_processor
 
     return build_processor(AutoTokenizer.from_pretrained(tiny_llm), num_visual_tokens=TINY_VISUAL_TOKENS)
+
+
+@pytest.fixture
+def tiny_store(tmp_path: Path) -> Callable[..., Any]:
+    """Writes an embedding store of n rows: ids `kind-0`, ..., texts that differ, unit rows drawn from a seed."""
+    import numpy as np
+
+    from revision.embeddings import EmbeddingStore, StoreWriter
+
+    def make(kind: str = "text", n: int = 24, dim: int = TINY_EMBED_DIM, **changes: Any) -> Any:
+        settings: dict[str, Any] = {"name": kind, "encoder": {"name": "tiny"}, "seed": 0, "shift": 0.0, **changes}
+        rows = np.random.default_rng(settings["seed"]).normal(size=(n, dim)) + settings["shift"]
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        path = tmp_path / "stores" / settings["name"]
+        writer = StoreWriter(
+            path,
+            kind=kind,
+            dim=dim,
+            encoder=settings["encoder"],
+            records_fingerprint="none",
+            records=n,
+            shard_size=10,
+            reject_budget=0.0,
+        )
+        for shard in writer.missing():
+            places = writer.positions(shard)
+            payloads = settings.get("payloads") or [f"{CORPUS[place % len(CORPUS)]} {place}" for place in range(n)]
+            writer.write(
+                shard,
+                rows=rows[list(places)].astype(np.float32),
+                ids=[f"{kind}-{place}" for place in places],
+                payloads=[payloads[place] for place in places],
+                lengths=[len(payloads[place]) for place in places],
+                rejected=[],
+            )
+        writer.finish()
+        return EmbeddingStore.open(path)
+
+    return make

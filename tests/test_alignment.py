@@ -74,9 +74,9 @@ def plain_realign(rows: np.ndarray, text: np.ndarray, image: np.ndarray, steps: 
         (NoAlignment(), lambda rows, text, image: rows),
         (MeanShift(), plain_mean_shift),
         (C3(), plain_mean_shift),
-        (ReAlign(centroid_steps=0), lambda *sides: plain_realign(*sides, 0)),
+        (ReAlign(centroid_steps=0), lambda rows, text, image: plain_realign(rows, text, image, 0)),
         (ReAlign(), plain_realign),
-        (ReAlign(centroid_steps=4), lambda *sides: plain_realign(*sides, 4)),
+        (ReAlign(centroid_steps=4), lambda rows, text, image: plain_realign(rows, text, image, 4)),
     ],
     ids=["none", "mean_shift", "c3 without ids", "realign 0", "realign", "realign 4"],
 )
@@ -222,6 +222,20 @@ def test_results_are_of_the_callers_kind(method: str, dtype: str, kind: str) -> 
     assert bool((rows == before).all())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_gives_what_the_cpu_gives(method: str) -> None:
+    text, image = two_sides()
+    reference = build_alignment(method=method, until=1e-7).fit(text, image)
+    on_gpu = build_alignment(method=method, until=1e-7).fit(
+        torch.from_numpy(text).cuda(), torch.from_numpy(image).cuda()
+    )
+    found = on_gpu.apply(torch.from_numpy(text).cuda(), row_ids=range(400))
+    assert found.is_cuda
+    np.testing.assert_allclose(found.cpu(), reference.apply(text, row_ids=range(400)), rtol=0, atol=1e-12)
+
+
 def test_no_rows_give_no_rows() -> None:
     text, image = two_sides()
     assert ReAlign().fit(text, image).apply(text[:0].astype(np.float16)).shape == (0, DIM)
@@ -347,7 +361,7 @@ def test_wrong_rows_are_refused() -> None:
         alignment.apply(MIXED)
     rows = np.ones((3, DIM))
     rows[2, 5] = np.nan
-    with pytest.raises(ValueError, match="rows row 2 has a NaN"):
+    with pytest.raises(ValueError, match="text row 2 has a NaN"):
         alignment.apply(rows)
     with pytest.raises(ValueError, match="row_ids has 2 entries for 3 rows"):
         alignment.apply(np.ones((3, DIM)), row_ids=[1, 2])

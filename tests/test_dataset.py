@@ -1,15 +1,17 @@
-"""Examples of both stages: the right embedding under the right text, and clear words when one is missing."""
+"""Examples of both stages: which text meets which embedding, and what a batch looks like."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY_EMBED_DIM, TINY_VISUAL_TOKENS
 
-from revision.alignment import C3, MeanShift
+from revision.alignment import C3, ReAlign
 from revision.conversation import IGNORED
 from revision.dataset import (
     Collator,
@@ -20,133 +22,184 @@ from revision.dataset import (
     conversation_samples,
     pair_samples,
 )
-from revision.embeddings import EmbeddingStore, StoreWriter
 from revision.records import Conversation, Message, Pair
 
-DIM = 16
-ENCODER = {"name": "made", "weights": "0"}
+DIM = TINY_EMBED_DIM
+Store = Callable[..., Any]
 
 
-def unit_rows(n: int, seed: int) -> np.ndarray:
-    rows = np.random.default_rng(seed).normal(size=(n, DIM)) + 0.5
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+def text_dataset(store: Any, processor: Any, *, alignment: Any = None, **options: Any) -> ConversationDataset:
+    rows = Rows([store], embed_dim=DIM, alignment=alignment)
+    prompts = options.pop("prompts", ["<image>"])
+    return ConversationDataset(TextSamples(store, prompts, 0), rows, processor, **{"max_length": 200, **options})
 
 
-def make_store(path: Path, ids: list[str], rows: np.ndarray, kind: str, encoder: dict[str, str] = ENCODER) -> EmbeddingStore:
-    writer = StoreWriter(
-        path, kind=kind, dim=rows.shape[1], encoder=encoder, records_fingerprint="0" * 64, records=len(ids),
-        shard_size=5, reject_budget=0.0,
-    )  # fmt: skip
-    for shard in writer.missing():
-        where = list(writer.positions(shard))
-        writer.write(
-            shard, ids=[ids[i] for i in where], payloads=[f"text of {ids[i]}" for i in where],
-            lengths=[1 for _ in where], rows=rows[where], rejected=[],
-        )  # fmt: skip
-    writer.finish()
-    return EmbeddingStore.open(path)
+def answers(dataset: ConversationDataset) -> list[str]:
+    """What each example learns, as text."""
+    labels = [dataset[place]["labels"] for place in range(len(dataset))]
+    texts = [dataset.processor.tokenizer.decode(one[one != IGNORED]) for one in labels]
+    return [text.removesuffix("<|im_end|>") for text in texts]
 
 
-@pytest.fixture
-def texts(tmp_path: Path) -> EmbeddingStore:
-    return make_store(tmp_path / "texts", [f"t{i}" for i in range(12)], unit_rows(12, 0), "text")
+def test_stage_1_answers_each_text_embedding_with_its_own_text(tiny_store: Store, tiny_processor: Any) -> None:
+    store = tiny_store()
+    dataset = text_dataset(store, tiny_processor)
+    assert answers(dataset) == store.payload(slice(None))
+    for row in (0, 11, 23):
+        assert np.array_equal(dataset[row]["image_embed"].numpy(), store.rows(row)[0].astype(np.float32))
 
 
-def test_a_text_is_the_answer_to_its_own_embedding(texts: EmbeddingStore, tiny_processor: Any) -> None:
-    dataset = ConversationDataset(
-        TextSamples(texts, ["<image>"], seed=0), Rows([texts], embed_dim=DIM), tiny_processor, max_length=99
+def test_the_alignment_is_applied_on_the_fly(tiny_store: Store, tiny_processor: Any) -> None:
+    text, image = tiny_store(shift=0.3), tiny_store("image", shift=-0.4, seed=1)
+    alignment = ReAlign().fit(text, image)
+    dataset = text_dataset(text, tiny_processor, alignment=alignment)
+    expected = alignment.apply(text.rows(slice(None)).astype(np.float32))
+    got = torch.stack([dataset[row]["image_embed"] for row in range(len(dataset))])
+    torch.testing.assert_close(got, torch.from_numpy(expected))
+    assert not np.allclose(got[0], text.rows(0)[0], atol=0.01)
+
+
+def test_noise_is_fresh_in_each_epoch_and_the_same_in_each_process(tiny_store: Store, tiny_processor: Any) -> None:
+    text, image = tiny_store(), tiny_store("image", seed=1)
+    dataset = text_dataset(text, tiny_processor, alignment=C3(noise_std=0.1, seed=3).fit(text, image))
+    first = dataset[4]["image_embed"]
+    assert torch.equal(dataset[4]["image_embed"], first)
+    dataset.set_epoch(1)
+    second = dataset[4]["image_embed"]
+    assert not torch.equal(second, first)
+    dataset.set_epoch(0)
+    assert torch.equal(dataset[4]["image_embed"], first)
+
+
+def test_workers_that_live_on_see_the_epoch_change(tiny_store: Store, tiny_processor: Any) -> None:
+    text, image = tiny_store(n=8), tiny_store("image", seed=1)
+    dataset = text_dataset(text, tiny_processor, alignment=C3(noise_std=0.1, seed=3).fit(text, image))
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=8, num_workers=1, persistent_workers=True, collate_fn=Collator(0)
     )
-    for index in (0, 7, 11):
-        example = dataset[index]
-        answer = tiny_processor.tokenizer.decode(example["labels"][example["labels"] != IGNORED])
-        assert answer.startswith(f"text of t{index}")
-        np.testing.assert_array_equal(example["image_embed"].numpy(), texts.rows(np.array([index]))[0].astype(np.float32))
-        assert (example["input_ids"] == tiny_processor.image_token_id).sum() == tiny_processor.num_visual_tokens
+    seen = []
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        seen.append(next(iter(loader))["image_embeds"])
+        torch.testing.assert_close(seen[-1], torch.stack([dataset[row]["image_embed"] for row in range(8)]))
+    assert not torch.equal(*seen)
 
 
-def test_alignment_is_applied_on_the_fly(texts: EmbeddingStore) -> None:
-    image = unit_rows(30, 5)
-    alignment = MeanShift().fit(texts.rows(slice(None)), image)
-    vector = Rows([texts], embed_dim=DIM, alignment=alignment)[3].numpy().astype(np.float64)
-    raw, shifted = (texts.rows(slice(None)).astype(np.float64), image.astype(np.float64))
-    raw, shifted = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (raw, shifted))
-    expected = raw[3] - raw.mean(0) + shifted.mean(0)
-    np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-6)
+def test_prompts_are_drawn_by_seed_and_row(tiny_store: Store) -> None:
+    store, prompts = tiny_store(n=40), ["<image>", "<image>\nDescribe the picture."]
+
+    def drawn(seed: int) -> list[str]:
+        samples = TextSamples(store, prompts, seed)
+        return [samples[row].messages[0].content for row in range(len(samples))]
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert 8 < drawn(0).count(prompts[0]) < 32
 
 
-def test_noise_is_a_function_of_epoch_and_row(texts: EmbeddingStore) -> None:
-    rows = Rows([texts], embed_dim=DIM, alignment=C3(seed=3).fit(texts.rows(slice(None)), unit_rows(30, 5)))
-    first, again = rows[3], rows[3]
-    rows.epoch = 1
-    assert torch.equal(first, again)
-    assert not torch.allclose(first, rows[3], atol=1e-3)
+@pytest.mark.parametrize("prompts", [[], ["Describe it."], ["<image>", "<image><image>"]])
+def test_prompts_have_one_mark(tiny_store: Store, prompts: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"pretrain\.prompts=.*exactly one <image>"):
+        TextSamples(tiny_store(), prompts, 0)
 
 
-def test_rows_are_found_across_stores(tmp_path: Path) -> None:
-    left = make_store(tmp_path / "left", ["a", "b"], unit_rows(2, 1), "image")
-    right = make_store(tmp_path / "right", ["c", "d", "e"], unit_rows(3, 2), "image")
-    rows = Rows([left, right], embed_dim=DIM)
-    found = rows.find(["d", "a"])
-    np.testing.assert_array_equal(rows[found[0]].numpy(), right.rows(np.array([1]))[0].astype(np.float32))
-    np.testing.assert_array_equal(rows[found[1]].numpy(), left.rows(np.array([0]))[0].astype(np.float32))
-    with pytest.raises(ValueError, match="'z' has no embedding"):
-        rows.find(["a", "z"])
+def test_texts_of_a_large_store_are_read_one_by_one(
+    tiny_store: Store, tiny_processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tiny_store()
+    at_once = answers(text_dataset(store, tiny_processor))
+    monkeypatch.setattr("revision.dataset._TEXTS_IN_MEMORY", 5)
+    assert answers(text_dataset(store, tiny_processor)) == at_once
 
 
-def test_pairs_and_conversations_point_at_their_pictures(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "images", ["p", "q"], unit_rows(2, 3), "image")
+def test_limit_is_the_beginning_of_a_seeded_shuffle(tiny_store: Store, tiny_processor: Any) -> None:
+    store = tiny_store()
+    five, nine = (answers(text_dataset(store, tiny_processor, limit=limit, seed=2)) for limit in (5, 9))
+    other = answers(text_dataset(store, tiny_processor, limit=9, seed=3))
+    assert len(five) == 5
+    assert five == nine[:5]
+    assert nine != other
+    assert nine != store.payload(slice(None))[:9]
+    picked = text_dataset(store, tiny_processor, limit=5, seed=2)
+    row = store.payload(slice(None)).index(five[0])
+    assert np.array_equal(picked[0]["image_embed"].numpy(), store.rows(row)[0].astype(np.float32))
+
+
+def test_pairs_answer_a_picture_with_its_caption(tiny_store: Store, tiny_processor: Any) -> None:
+    stores = [tiny_store("image", name="a", n=12), tiny_store("image", name="b", n=24, seed=5)]
+    rows = Rows(stores, embed_dim=DIM)
+    pairs = [Pair("image-20", Path("x.png"), "a sun"), Pair("image-3", Path("y.png"), "a tree")]
+    dataset = ConversationDataset(pair_samples(pairs, rows, ["<image>"], 0), rows, tiny_processor, max_length=99)
+    assert answers(dataset) == ["a sun", "a tree"]
+    assert np.array_equal(dataset[0]["image_embed"].numpy(), stores[1].rows(20)[0].astype(np.float32))
+    assert np.array_equal(dataset[1]["image_embed"].numpy(), stores[0].rows(3)[0].astype(np.float32))
+
+
+def conversation(number: int, image: str | None) -> Conversation:
+    question = Message("user", f"{'' if image is None else '<image> '}what is {number}?")
+    return Conversation(f"talk-{number}", image, [question, Message("assistant", "a number")])
+
+
+def test_stage_2_mixes_pictures_and_text(tiny_store: Store, tiny_processor: Any) -> None:
+    store = tiny_store("image")
     rows = Rows([store], embed_dim=DIM)
-    (pair,) = pair_samples([Pair("q", tmp_path / "q.png", "a tree")], rows, ["<image>"], seed=0)
-    assert pair.row == 1 and pair.messages[-1].content == "a tree"
-    talk = [Message("user", "<image>\nWhat?"), Message("assistant", "A sun.")]
-    chat = [Message("user", "Hello."), Message("assistant", "Hi.")]
-    seen, blind = conversation_samples([Conversation("1", "p", talk), Conversation("2", None, chat)], rows)
-    assert (seen.row, blind.row) == (0, None)
+    talks = [conversation(0, "image-7"), conversation(1, None), conversation(2, "image-2")]
+    dataset = ConversationDataset(conversation_samples(talks, rows), rows, tiny_processor, max_length=99)
+    batch = Collator(0)([dataset[place] for place in range(3)])
+    assert batch["image_embeds"].dtype == torch.float32
+    assert np.array_equal(batch["image_embeds"].numpy(), store.rows(np.array([7, 2])).astype(np.float32))
+    images = (batch["input_ids"] == tiny_processor.image_token_id).sum(dim=1).tolist()
+    assert images == [TINY_VISUAL_TOKENS, 0, TINY_VISUAL_TOKENS]
+    lengths = [len(dataset[place]["input_ids"]) for place in range(3)]
+    assert batch["attention_mask"].sum(dim=1).tolist() == lengths
+    assert batch["input_ids"].shape == (3, max(lengths))
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+    assert "image_embeds" not in Collator(0)([dataset[1]])
 
 
-def test_stores_of_two_encoders_and_a_wrong_dimension_are_refused(tmp_path: Path) -> None:
-    one = make_store(tmp_path / "one", ["a"], unit_rows(1, 1), "image")
-    two = make_store(tmp_path / "two", ["b"], unit_rows(1, 2), "image", {"name": "other", "weights": "1"})
-    with pytest.raises(ValueError, match="two encoders"):
-        Rows([one, two], embed_dim=DIM)
-    with pytest.raises(ValueError, match="dimension 16, but the model reads 8"):
-        Rows([one], embed_dim=8)
+def test_lengths_tell_long_from_short(tiny_store: Store, tiny_processor: Any) -> None:
+    dataset = text_dataset(tiny_store(payloads=["one word", "a" * 90, "two"], n=3), tiny_processor)
+    assert dataset.lengths() == [15, 97, 10]
 
 
-def test_prompts_need_one_picture(texts: EmbeddingStore) -> None:
-    with pytest.raises(ValueError, match="exactly one <image>"):
-        TextSamples(texts, ["Describe it."], seed=0)
+def test_an_id_without_an_embedding_is_named(tiny_store: Store) -> None:
+    one, two = tiny_store("image", name="a"), tiny_store("image", name="b")
+    for stores in ([one], [one, two]):
+        rows = Rows(stores, embed_dim=DIM)
+        with pytest.raises(ValueError, match="id 'image-99' has no embedding"):
+            conversation_samples([conversation(0, "image-1"), conversation(1, "image-99")], rows)
 
 
-def test_limit_is_a_seeded_subset(texts: EmbeddingStore, tiny_processor: Any) -> None:
-    def chosen(limit: int, seed: int) -> list[bytes]:
-        rows = Rows([texts], embed_dim=DIM)
-        dataset = ConversationDataset(
-            TextSamples(texts, ["<image>"], seed=0), rows, tiny_processor, max_length=99, limit=limit, seed=seed
-        )
-        return [dataset[i]["image_embed"].numpy().tobytes() for i in range(len(dataset))]
+def test_rows_that_do_not_fit_are_refused(tiny_store: Store) -> None:
+    store = tiny_store("image", name="a")
+    with pytest.raises(ValueError, match=f"rows of dimension {DIM}, but the model reads 12"):
+        Rows([store], embed_dim=12)
+    with pytest.raises(ValueError, match="come from two encoders"):
+        Rows([store, tiny_store("image", name="b", encoder={"name": "other"})], embed_dim=DIM)
+    narrow = tiny_store(name="narrow", dim=8), tiny_store("image", name="narrow-image", dim=8)
+    with pytest.raises(ValueError, match="the alignment is of dimension 8"):
+        Rows([store], embed_dim=DIM, alignment=ReAlign().fit(*narrow))
 
-    assert chosen(4, 1) == chosen(8, 1)[:4]
-    assert chosen(4, 1) != chosen(4, 2)
+
+def test_stage_1_wants_texts(tiny_store: Store) -> None:
+    with pytest.raises(ValueError, match=r"holds images; set data\.texts"):
+        TextSamples(tiny_store("image"), ["<image>"], 0)
 
 
-def test_an_empty_data_set_is_refused(texts: EmbeddingStore, tiny_processor: Any) -> None:
+def test_nothing_to_train_on_is_an_error(tiny_store: Store, tiny_processor: Any) -> None:
     with pytest.raises(ValueError, match="no record to train on"):
-        ConversationDataset([], Rows([texts], embed_dim=DIM), tiny_processor, max_length=9)
+        ConversationDataset([], Rows([tiny_store()], embed_dim=DIM), tiny_processor, max_length=9)
 
 
-def test_batches_are_padded_on_the_right_and_keep_picture_order(texts: EmbeddingStore, tiny_processor: Any) -> None:
-    rows = Rows([texts], embed_dim=DIM)
-    ask = Message("user", "<image>")
-    samples = [
-        Sample("0", (ask, Message("assistant", "a long answer about a red square")), 4),
-        Sample("1", (Message("user", "Hello."), Message("assistant", "Hi.")), None),
-        Sample("2", (ask, Message("assistant", "a sun")), 9),
-    ]
-    dataset = ConversationDataset(samples, rows, tiny_processor, max_length=99)
-    batch = Collator(tiny_processor.tokenizer.pad_token_id)([dataset[i] for i in range(3)])
-    assert torch.equal(batch["image_embeds"], torch.stack([rows[4], rows[9]]))
-    for row in range(3):
-        length = len(dataset[row]["input_ids"])
-        assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (batch["input_ids"].shape[1] - length)
-        assert batch["labels"][row, length:].eq(IGNORED).all()
+def test_a_bad_row_is_named_by_its_id(tiny_store: Store, tiny_processor: Any) -> None:
+    dataset = text_dataset(tiny_store(payloads=["fine", "a word " * 90, "an <image> here"], n=3), tiny_processor)
+    with pytest.raises(ValueError, match="sample text-1 has .* above max_length=200"):
+        dataset[1]
+    with pytest.raises(ValueError, match="sample text-2 has <image>"):
+        dataset[2]
+
+
+def test_a_sample_may_be_text_alone(tiny_store: Store, tiny_processor: Any) -> None:
+    rows = Rows([tiny_store()], embed_dim=DIM)
+    talk = Sample("x", [Message("user", "how many?"), Message("assistant", "three.")], None)
+    dataset = ConversationDataset([talk], rows, tiny_processor, max_length=99)
+    assert dataset[0]["image_embed"] is None

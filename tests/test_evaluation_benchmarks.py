@@ -122,6 +122,6 @@ def test_other_pictures_have_other_names() -> None:
         assert all(names[place] != name for place in places)
     assert other_pictures(["cat", "dog", "dog"], others=4, seed=0).shape == (3, 1)
     with pytest.raises(
-        ValueError, match="all 3 pictures of a track are named 'cat'; the margin needs at least two names"
+        ValueError, match=r"all 3 pictures of a track are named 'cat'; the margin needs two: raise evaluate\.limit"
     ):
         other_pictures(["cat"] * 3, others=2, seed=0)

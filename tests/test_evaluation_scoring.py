@@ -124,6 +124,8 @@ def test_greedy_answers_do_not_depend_on_the_batch(
     reader: Reader, model: Any, tiny_processor: Any, pictures: np.ndarray
 ) -> None:
     prompts = [reader.prompt("<image>", row) for row in pictures] + [reader.prompt("how many stars are there?", None)]
+    model.generation_config.repetition_penalty = 5.0  # an LLM's own habits are not to change what is greedy
+    model.generation_config.do_sample = True
     found = reader.answers(prompts, 6, "test")
     assert len(set(found)) > 1
     for prompt, answer in zip(prompts, found, strict=True):
@@ -173,5 +175,5 @@ def test_saved_model_scores_alike(
     half = Reader.load(tmp_path / "model", device=torch.device("cpu"), dtype="bfloat16").log_probs(*asked)[0]
     assert half == pytest.approx(reader.log_probs(*asked)[0], rel=0.05)
     assert half != pytest.approx(reader.log_probs(*asked)[0], rel=1e-6)
-    with pytest.raises(ValueError, match="cannot be read as a model of a training stage"):
+    with pytest.raises(ValueError, match="cannot be read as a "):
         Reader.load(tmp_path, device=torch.device("cpu"))

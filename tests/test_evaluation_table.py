@@ -184,6 +184,24 @@ def test_sweep_of_a_setting_gets_a_map_and_a_row_each(tmp_path: Path) -> None:
     assert "| realign - none | 2 | 900 | 1 | -0.720 " in table
 
 
+def test_base_point_of_a_sweep_is_one_that_ran(tmp_path: Path) -> None:
+    for steps, depth in ((300, 3), (300, 4), (600, 2), (900, 2)):  # 300 and 2 are the commonest, but never together
+        write_job(tmp_path, "realign", 0, steps=steps, depth=depth)
+    (group,) = base_groups(read_jobs(tmp_path))
+    assert dict(group.settings) == {"model.projector.depth": 2, "pretrain.trainer.max_steps": 600}
+    collect(tmp_path)
+    assert (tmp_path / "table.png").is_file()
+
+
+def test_arms_of_other_settings_are_not_compared(tmp_path: Path) -> None:
+    write_job(tmp_path, "none", 0)
+    write_job(tmp_path, "realign", 0, steps=600)  # the sweep's other jobs failed
+    collect(tmp_path)
+    table = (tmp_path / "table.md").read_text()
+    assert "| alignment | pretrain.trainer.max_steps | seeds |" in table
+    assert "realign - none" not in table
+
+
 def test_nothing_to_collect_and_nothing_to_map(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no evaluated run lies below .*; finish `revision evaluate`"):
         collect(tmp_path)

@@ -109,7 +109,7 @@ def test_pictures_show_what_they_say() -> None:
 def test_a_missing_package_or_another_file_is_named() -> None:
     with pytest.raises(ValueError, match="package no-such-package is not installed; install the pinned packages"):
         packages.find("no-such-package", "x", None)
-    with pytest.raises(ValueError, match="holds no file x.bin"):
+    with pytest.raises(ValueError, match=r"holds no file x\.bin"):
         packages.find(packages.FONT[0], "x.bin", None)
-    with pytest.raises(ValueError, match="has sha256 .* the recipe was written for 0000"):
+    with pytest.raises(ValueError, match=r"has sha256 .* the recipe was written for 0000"):
         packages.find(packages.FONT[0], packages.FONT[1], "0000")

@@ -215,6 +215,15 @@ def test_several_processes_start_through_a_launcher(monkeypatch: pytest.MonkeyPa
     assert started == [[*launcher, "-m", "revision", "pretrain", "engine=ddp2", "seed=3"]]
 
 
+def test_run_and_sweeps_refuse_a_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run() == 1
+    assert "`run` was started on 2 processes" in capsys.readouterr().err
+    assert main(["align", "-m", "seed=0,1"]) == 1
+    assert "a sweep was started on 2 processes" in capsys.readouterr().err
+    assert log() == []
+
+
 def test_processes_end_in_words() -> None:
     assert processes.start([sys.executable, "-c", "raise SystemExit(4)"]) == 4
     assert processes.ending(4) == "ended with exit code 4"
@@ -225,7 +234,7 @@ def test_processes_end_in_words() -> None:
 
 @pytest.mark.slow
 def test_the_pipeline_as_real_processes(tiny_llm: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """All steps, every one a process of its own; then the same again; then a sweep over two alignments with its table."""
+    """All steps, each a process of its own; then the same again; then a sweep over two alignments with its table."""
     groups = make_groups(tmp_path / "configs", make_corpus(tmp_path / "corpus", tiny_llm))
     stages = [
         f"{stage}.trainer.{value}" for stage in ("pretrain", "instruct") for value in ("max_steps=2", "warmup_steps=0")

@@ -87,6 +87,7 @@ EFFECTS = [
     (put("trainer.logging_steps", 3), ()),
     (put("pretrain.trainer.save_steps", 3), ()),
     (put("chat.prompt", "what?"), ()),
+    (put("chat.model", "x"), ()),
     (put("run.steps", ["evaluate", "pretrain", "instruct"]), ()),
     (put("run.steps", ["pretrain", "evaluate"]), ("evaluate",)),
     (put("contrast.epochs", 3), ("contrast",)),
@@ -179,9 +180,9 @@ def test_every_field_has_been_decided_on() -> None:
         return [prefix[:-1]]
 
     config = make_config(trainer={"learning_rate": 1.0})
-    covered = {name for step in (*STEPS, "chat") for name in rundir.settings(config, step)}
+    covered = {name for step in STEPS for name in rundir.settings(config, step)}
     covered |= {"trainer"} if "pretrain.trainer.learning_rate" in covered else set()
-    free = {name for name in names(config) if name not in covered and name.split(".")[0] != "trainer"}
+    free = {name for name in names(config) if name not in covered and name.split(".")[0] not in ("trainer", "chat")}
     assert free == {
         "name", "runs", "tracker", "data.name", "encoder.batch_size", "embed.sources", "embed.shard_size",
         "embed.reject_budget", "embed.workers", "embed.device", "evaluate.batch_size", "evaluate.device",
@@ -201,7 +202,7 @@ def test_start_writes_config_and_provenance_and_takes_the_mark_away(
     assert written["data"]["sources"]["texts"] == {"kind": "text", "records": "texts.jsonl", "image_root": None}
     provenance = json.loads((path / "provenance.json").read_text())
     assert provenance["packages"]["numpy"] is not None
-    assert provenance["hardware"]["cpus"] == len(os.sched_getaffinity(0))
+    assert provenance["hardware"]["cpus"] == os.cpu_count()
     assert "pytest" in provenance["command_line"]
     rundir.finish(config, "align", gap=0.5)
     rundir.start(config, "align")
@@ -265,10 +266,32 @@ def test_require_says_what_is_wrong(tmp_path: Path) -> None:
     rundir.finish(config, "align")
     assert rundir.require(config, "align", wanted_by="pretrain") == place
     config.alignment.method = AlignmentMethod.mean_shift
-    found = "align` ran with other settings (alignment.method was realign, is now mean_shift) there"
+    found = "`align` ran there with other settings (alignment.method was realign, is now mean_shift)"
     assert found in sentence()
     config.alignment.until, config.data.stores, config.encoder.model = 1e-7, "s2", "m2"
-    assert "; and 1 more) there" in sentence()
+    assert "; and 1 more): run" in sentence()
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [("embed", "stores/e/texts/manifest.json"), ("contrast", "encoder/open_clip_config.json")],
+)
+def test_output_that_is_gone_is_not_finished(command: str, output: str, tmp_path: Path) -> None:
+    config = make_config(runs=str(tmp_path / "runs"))
+    config.data.stores = str(tmp_path / "stores")
+    config.contrast.output = str(tmp_path / "encoder")
+    files = [tmp_path / "encoder/open_clip_config.json"]
+    files += [tmp_path / "stores/e" / name / "manifest.json" for name in config.data.sources]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    rundir.start(config, command)
+    rundir.finish(config, command)
+    assert rundir.is_finished(config, command)
+    (tmp_path / output).unlink()
+    assert not rundir.is_finished(config, command)
+    with pytest.raises(ValueError, match=f"finished there and its output {tmp_path / output} is gone"):
+        rundir.require(config, command, wanted_by="align")
 
 
 @pytest.mark.parametrize(

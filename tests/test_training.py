@@ -1,138 +1,220 @@
-"""What trains and what does not, what is refused, and what is written."""
+"""What trains and what does not, arguments, the log, and the ways a run is refused."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny_training
 import torch
-from made_training import MadeRows, made_samples, run
 
 from revision import building, training
-from revision.dataset import ConversationDataset
-from revision.records import Message
 
 
-def build(llm: Path, **changes: object) -> tuple[object, object]:
-    shape = {"embed_dim": 16, "num_visual_tokens": 3, "visual_tokens": "slots", **changes}
-    return building.build_model(str(llm), chat_template=None, dtype=torch.float32, seed=0, **shape)
+def build(output: Path, **mapping: Any) -> Any:
+    return training.build_arguments(mapping, output=output, seed=3)
 
 
-def test_only_the_named_parts_move(tiny_llm: Path, tmp_path: Path) -> None:
-    fresh, _ = build(tiny_llm)
-    untouched = training.fingerprints(fresh)
-    stage_one = training.fingerprints(run(str(tiny_llm), tmp_path / "one"))
-    stage_two = training.fingerprints(run(str(tiny_llm), tmp_path / "two", parts=("projector", "llm")))
-    assert stage_one["llm"] == untouched["llm"] and stage_one["projector"] != untouched["projector"]
-    assert stage_two["llm"] != untouched["llm"] and stage_two["projector"] != untouched["projector"]
+@pytest.mark.parametrize("parts", [["projector"], ["llm"], ["projector", "llm"]])
+def test_parts_named_move_and_others_stay(tiny_llm: Path, tmp_path: Path, parts: list[str]) -> None:
+    before = tiny_training.weights(tiny_training.make_model(tiny_llm))
+    model, _ = tiny_training.run(tiny_llm, tmp_path, parts=parts, max_steps=1)
+    prefixes = tuple(f"{training.PARTS[part]}." for part in parts)
+    after = tiny_training.weights(model)
+    for name in before:
+        moved = not torch.equal(before[name], after[name])
+        assert moved == name.startswith(prefixes), name
+        assert model.get_parameter(name).requires_grad == name.startswith(prefixes)
 
 
-def test_the_log_holds_each_step_and_learning_happens(tiny_llm: Path, tmp_path: Path) -> None:
-    run(str(tiny_llm), tmp_path, max_steps=40, lr_scheduler_type="constant", parts=("projector", "llm"))
+def test_a_frozen_llm_computes_in_bfloat16_and_the_projector_in_float32(tiny_llm: Path, tmp_path: Path) -> None:
+    model, summary = tiny_training.run(tiny_llm, tmp_path, parts=["projector"], bf16=True)
+    assert {one.dtype for one in model.language_model.parameters()} == {torch.bfloat16}
+    assert {one.dtype for one in model.projector.parameters()} == {torch.float32}
+    exact, expected = tiny_training.run(tiny_llm, tmp_path / "exact", parts=["projector"])
+    assert {one.dtype for one in exact.language_model.parameters()} == {torch.float32}
+    assert summary["loss"] == pytest.approx(expected["loss"], rel=0.02)
+
+
+def test_what_trains_in_mixed_precision_keeps_float32_weights(tiny_llm: Path, tmp_path: Path) -> None:
+    model, summary = tiny_training.run(tiny_llm, tmp_path, parts=["projector", "llm"], bf16=True)
+    assert {one.dtype for one in model.parameters()} == {torch.float32}
+    assert summary["steps"] == 4
+
+
+def test_training_learns(tiny_llm: Path, tmp_path: Path) -> None:
+    tiny_training.run(tiny_llm, tmp_path, parts=["projector", "llm"], max_steps=25, per_device_train_batch_size=8)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 41))
-    assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
-    assert all(row["tokens_per_second"] > 0 and row["samples_per_second"] > 0 for row in rows)
+    assert rows[-1]["loss"] < rows[0]["loss"] / 3
+    assert [row["step"] for row in rows] == list(range(1, 26))
+    assert set(rows[0]) == {"step", "loss", "learning_rate", "grad_norm", "samples_per_second", "tokens_per_second"}
+
+
+def test_the_summary_counts_real_tokens(tiny_llm: Path, tmp_path: Path) -> None:
+    _, summary = tiny_training.run(tiny_llm, tmp_path, parts=["projector"], max_steps=1, per_device_train_batch_size=32)
+    dataset = tiny_training.make_dataset(tiny_llm)
+    tokens = sum(len(dataset[place]["input_ids"]) for place in range(len(dataset)))
+    assert summary["tokens_per_second"] / summary["samples_per_second"] == pytest.approx(tokens / len(dataset))
+    assert summary["steps"] == 1
+
+
+def test_what_trains_is_printed(tiny_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, _ = tiny_training.run(tiny_llm, tmp_path, parts=["projector"], per_device_train_batch_size=4)
+    shown = capsys.readouterr().out
+    for part, state in (("projector", "trains"), ("llm", "frozen")):
+        count = sum(one.numel() for one in model.get_submodule(training.PARTS[part]).parameters())
+        (line,) = [line for line in shown.splitlines() if f" {part} " in line]
+        assert state in line
+        assert f"{count:,}" in line
+    assert "32 samples on 1 process(es) (cpu, RevisionForConditionalGeneration)" in shown
+    assert "8 batches of 4 each" in shown
+    assert "'loss'" not in shown, "the Trainer prints its logs"
 
 
 def test_nothing_pickled_is_left(tiny_llm: Path, tmp_path: Path) -> None:
-    run(str(tiny_llm), tmp_path)
-    assert not [file for file in tmp_path.rglob("*") if file.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+    tiny_training.run(tiny_llm, tmp_path, parts=["projector"], save_strategy="steps", save_steps=2)
+    assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {"log.jsonl", "weights.safetensors"}
 
 
-def test_frozen_parts_are_bfloat16_under_mixed_precision_and_trained_ones_float32(tiny_llm: Path) -> None:
-    model, _ = build(tiny_llm)
-    training.select_parts(model, ["projector"], bf16=True)
-    assert {p.dtype for p in model.language_model.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in model.projector.parameters()} == {torch.float32}
-    model, _ = build(tiny_llm)
-    training.select_parts(model, ["projector", "llm"], bf16=True)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [([], "leaves nothing to learn"), (["projector", "vision"], "'vision' is no part of the model")],
-)
-def test_unknown_parts_are_refused(parts: list[str], message: str, tiny_llm: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        training.select_parts(build(tiny_llm)[0], parts, bf16=False)
+def test_samples_of_like_length_come_together() -> None:
+    lengths = [place % 10 for place in range(400)]
+    groups = training._LengthGroups(8, lengths, seed=1)
+    first = list(groups)
+    assert sorted(first) == list(range(400))
+    spreads = [max(batch) - min(batch) for batch in zip(*[iter([lengths[place] for place in first])] * 8, strict=True)]
+    assert sum(spreads) / len(spreads) < 2
+    groups.set_epoch(1)
+    second = list(groups)
+    groups.set_epoch(0)
+    assert list(groups) == first != second
 
 
 @pytest.mark.parametrize(
-    ("mapping", "message"),
+    ("mapping", "why"),
     [
-        ({"learning_rat": 1}, "did you mean learning_rate"),
-        ({"output_dir": "x"}, "set by the stage itself"),
-        ({"save_strategy": "sometimes"}, "refuses these values"),
+        ({"learnig_rate": 1.0}, r"trainer\.learnig_rate is no argument .* did you mean trainer\.learning_rate\?"),
+        ({"evaluation_strategy": "no"}, r"trainer\.evaluation_strategy is no argument"),
+        ({"output_dir": "x"}, r"trainer\.output_dir='x' is set by the stage itself"),
+        ({"disable_tqdm": False}, r"trainer\.disable_tqdm=False is set by the stage itself"),
+        ({"lr_scheduler_type": "wavy"}, "refuses its values: .*wavy"),
+        ({"save_strategy": "sometimes"}, "refuses its values: .*sometimes"),
     ],
 )
-def test_trainer_fields_are_checked(mapping: dict[str, object], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        training.build_arguments(mapping, output=tmp_path, seed=0)
+def test_bad_arguments_are_one_sentence(tmp_path: Path, mapping: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why) as caught:
+        build(tmp_path, **mapping)
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_keep_what_the_mapping_says(tmp_path: Path) -> None:
+    arguments = build(tmp_path, learning_rate=3e-4, per_device_train_batch_size=5, max_steps=7)
+    assert (arguments.learning_rate, arguments.per_device_train_batch_size, arguments.max_steps) == (3e-4, 5, 7)
+    assert arguments.seed == 3
+    assert Path(str(arguments.output_dir)) == tmp_path / "checkpoints"
+    assert arguments.use_cpu is not torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("parts", [[], ["encoder"]])
+def test_an_unknown_part_is_refused(tiny_model: Any, parts: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"no part of the model; choose one or more of projector, llm"):
+        training.select_parts(tiny_model, parts, bf16=False)
 
 
 def test_another_number_of_processes_is_refused(tiny_llm: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"engine.processes=2, but the trainer runs on 1"):
-        run(str(tiny_llm), tmp_path, processes=2)
+    with pytest.raises(ValueError, match=r"engine\.processes=2, but 1 are running"):
+        tiny_training.run(tiny_llm, tmp_path, parts=["projector"], processes=2)
+
+
+def test_a_part_that_cannot_move_is_an_error(tiny_llm: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="projector trains, but has not moved in 4 step"):
+        tiny_training.run(tiny_llm, tmp_path, parts=["projector"], learning_rate=0.0)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny_llm: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step"):
-        run(str(tiny_llm), tmp_path, learning_rate=1e38, max_grad_norm=0.0, parts=("projector", "llm"))
+    model = tiny_training.make_model(tiny_llm)
+    with torch.no_grad():
+        model.projector.norm.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="the loss is nan after step 0; lower trainer.learning_rate"):
+        tiny_training.run(tiny_llm, tmp_path, parts=["projector"], model=model, per_device_train_batch_size=32)
 
 
-def test_a_sample_that_is_too_long_is_named(tiny_llm: Path) -> None:
-    _, processor = build(tiny_llm)
-    dataset = ConversationDataset(made_samples(), MadeRows(), processor, max_length=5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="sample 0 has .* tokens, above max_length=5"):
-        dataset[0]
+def test_checkpoints_of_other_settings_are_refused(tiny_llm: Path, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "checkpoint-2").mkdir(parents=True)
+    (checkpoints / "identity.json").write_text('"before"')
+    with pytest.raises(ValueError, match="holds checkpoints of a run with other settings"):
+        tiny_training.run(tiny_llm, tmp_path, parts=["projector"], identity="now")
+    assert (checkpoints / "checkpoint-2").is_dir()
 
 
-def test_resume_equals_the_uninterrupted_run(tiny_llm: Path, tmp_path: Path) -> None:
-    whole = run(str(tiny_llm), tmp_path / "whole")
-    run(str(tiny_llm), tmp_path / "cut", save_strategy="steps", save_steps=2)
-    checkpoints = tmp_path / "cut" / "checkpoints"
-    for late in ("checkpoint-4", "checkpoint-6"):
-        (checkpoints / late).rename(tmp_path / late)
-    resumed = run(str(tiny_llm), tmp_path / "cut", save_strategy="steps", save_steps=2)
-    assert training.fingerprints(resumed) == training.fingerprints(whole)
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_trackers_write_below_the_stage(
+    tiny_llm: Path, tmp_path: Path, tracker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    arguments = training.build_arguments(
+        {"max_steps": 2, "logging_steps": 1, "lr_scheduler_type": "constant"},
+        output=tmp_path, seed=0, tracker=tracker, run_name="tiny/pretrain",
+    )  # fmt: skip
+    dataset = tiny_training.make_dataset(tiny_llm)
+    training.train(
+        model=tiny_training.make_model(tiny_llm), processor=dataset.processor, dataset=dataset, parts=["projector"],
+        arguments=arguments, output=tmp_path,
+    )  # fmt: skip
+    training.conclude(arguments)
+    assert next((tmp_path / tracker).rglob("*tfevents*" if tracker == "tensorboard" else "*.wandb"), None)
 
 
-def test_a_saved_model_comes_back_whole(tiny_llm: Path, tmp_path: Path) -> None:
-    model, processor = build(tiny_llm)
-    building.save_model(model, processor, tmp_path / "model", alignment={"method": "realign"})
-    again, again_processor = building.read_model(tmp_path / "model", dtype=torch.float32)
-    assert training.fingerprints(again) == training.fingerprints(model)
-    assert again.config.alignment == {"method": "realign"}
-    assert again_processor.chat_template == processor.chat_template
-    assert Message("user", "x").role == "user" and again_processor.num_visual_tokens == 3
+def test_a_model_is_saved_whole_or_not_at_all(tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape: dict[str, Any] = {"embed_dim": 16, "num_visual_tokens": 3, "visual_tokens": "slots"}
+    model, processor = building.build_model(str(tiny_llm), chat_template=None, dtype=torch.float32, seed=0, **shape)
+    assert processor.tokenizer.eos_token_id in model.generation_config.eos_token_id
+    building.save_model(model, processor, tmp_path / "model", alignment={"method": "c3"}, dtype=torch.bfloat16)
+    again, _ = building.read_model(tmp_path / "model")
+    assert again.dtype == torch.bfloat16
+    assert again.config.alignment == {"method": "c3"}
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+    def full_disk(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(type(processor), "save_pretrained", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        building.save_model(model, processor, tmp_path / "model", alignment=None)
+    assert building.read_model(tmp_path / "model")[0].config.alignment == {"method": "c3"}
 
 
-def test_a_missing_weight_or_folder_is_refused(tiny_llm: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    with pytest.raises(ValueError, match="cannot be read as a ReVision model"):
-        building.read_model(tmp_path / "nowhere", dtype=torch.float32)
-    model, processor = build(tiny_llm)
-    building.save_model(model, processor, tmp_path / "model", alignment=None)
-    weights = tmp_path / "model/model.safetensors"
-    tensors = load_file(weights)
-    tensors.pop("projector.layers.0.weight")
-    save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="lacks the weights"):
-        building.read_model(tmp_path / "model", dtype=torch.float32)
-
-
-def test_another_projector_shape_is_refused(tiny_llm: Path, tmp_path: Path) -> None:
-    model, _ = build(tiny_llm)
-    building.require_shape(model, tmp_path, {"num_visual_tokens": 3, "projector_hidden_size": None})
-    with pytest.raises(ValueError, match="has num_visual_tokens=3, but this run asks for 4"):
-        building.require_shape(model, tmp_path, {"num_visual_tokens": 4})
+def test_another_projector_is_refused_by_name(tiny_model: Any) -> None:
+    same: dict[str, Any] = {
+        "embed_dim": 16, "num_visual_tokens": 3, "visual_tokens": "slots", "projector_depth": 2,
+        "projector_hidden_size": None, "input_scale": None, "output_norm": True,
+    }  # fmt: skip
+    building.require_shape(tiny_model, Path("m"), same)
+    building.require_shape(tiny_model, Path("m"), {**same, "projector_hidden_size": 32, "input_scale": 4.0})
+    for name, value, field in (
+        ("num_visual_tokens", 5, r"model\.num_visual_tokens"),
+        ("visual_tokens", "repeat", r"model\.visual_tokens"),
+        ("projector_depth", 1, r"model\.projector\.depth"),
+        ("projector_hidden_size", 64, r"model\.projector\.hidden_size"),
+        ("input_scale", 1.0, r"model\.projector\.input_scale"),
+        ("output_norm", False, r"model\.projector\.output_norm"),
+        ("embed_dim", 20, "encoder"),
+    ):
+        with pytest.raises(ValueError, match=f"model in m has {name}=.*, but {field} asks for {value};"):
+            building.require_shape(tiny_model, Path("m"), {**same, name: value})
 
 
-def test_an_unreadable_llm_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"cannot be read"):
-        build(tmp_path)
+def test_a_folder_that_is_no_model_is_refused(
+    tmp_path: Path, tiny_llm: Path, tiny_model: Any, tiny_processor: Any
+) -> None:
+    for folder in (tmp_path / "none", tiny_llm):
+        with pytest.raises(ValueError, match="cannot be read as a trained model"):
+            building.read_model(folder)
+    whole = tmp_path / "whole"
+    state = {name: one for name, one in tiny_model.state_dict().items() if name != "projector.norm.weight"}
+    tiny_model.save_pretrained(whole, state_dict=state)
+    tiny_processor.save_pretrained(whole)
+    with pytest.raises(ValueError, match=r"lacks or has too many of the weights projector\.norm\.weight"):
+        building.read_model(whole)

@@ -86,7 +86,7 @@ class Concept:
     @property
     def noun(self) -> str:
         """The name as it stands inside a sentence, with its indefinite article where it takes one."""
-        if self.name.endswith("s") and not self.name.endswith(("ss", "us")) or self.name in UNCOUNTED:
+        if (self.name.endswith("s") and not self.name.endswith(("ss", "us"))) or self.name in UNCOUNTED:
             return self.name
         vowel = self.name[0].lower() in "aeiou" and not re.match(r"(?i)(uni|eu|one|ukulele)", self.name)
         return f"{'an' if vowel or self.name.startswith('hour') else 'a'} {self.name}"
@@ -108,15 +108,23 @@ class Concept:
 
 
 UNCOUNTED = frozenset(
-    "bread cheese broccoli garlic ginger rice spaghetti sushi sake money coral wood honey salt beans dna fog wind "
-    "fish yarn thread tofu".split()
+    [
+        *("bread", "cheese", "broccoli", "garlic", "ginger", "rice", "spaghetti", "sushi", "sake", "money", "coral"),
+        *("wood", "honey", "salt", "beans", "dna", "fog", "wind", "fish", "yarn", "thread", "tofu"),
+    ]
 )
-IRREGULAR = {"mouse": "mice", "goose": "geese", "fish": "fish", "sheep": "sheep", "deer": "deer", "ox": "oxen"} | {
+IRREGULAR = {
+    "bison": "bison",
+    "deer": "deer",
+    "fish": "fish",
+    "goose": "geese",
     "knife": "knives",
     "leaf": "leaves",
-    "wolf": "wolves",
     "loaf": "loaves",
-    "bison": "bison",
+    "mouse": "mice",
+    "ox": "oxen",
+    "sheep": "sheep",
+    "wolf": "wolves",
 }
 
 

@@ -162,9 +162,9 @@ class Alignment(ABC):
         result = np.empty(rows.shape, rows.dtype) if isinstance(rows, np.ndarray) else torch.empty_like(rows)
         target = torch.from_numpy(result) if isinstance(result, np.ndarray) else result
         working = torch.float32 if target.element_size() == 2 else torch.float64
-        for start, block in blocks(rows):
+        for start, block in blocks(rows, working):
             stop = start + len(block)
-            unit = to_sphere(block.to(working, copy=True), "rows", start)
+            unit = to_sphere(block, "text", start)
             target[start:stop] = self._map(unit, None if keys is None else keys[start:stop], epoch)
         return result
 

@@ -36,10 +36,13 @@ class Moments:
 
     @classmethod
     def of(cls, rows: torch.Tensor, covariance: bool = False) -> Moments:
-        """Moments of one block, float64 [n >= 1, d] on any device."""
+        """Moments of one block, float64 [n >= 1, d] on any device, which is overwritten.
+
+        A second block of this size, allocated and released each time, would cost several times the arithmetic.
+        """
         mean = rows.mean(dim=0)
-        centred = rows - mean
-        flat = centred.flatten()
+        centred = rows.sub_(mean)
+        flat = centred.view(-1)
         matrix = (centred.T @ centred).cpu() if covariance else None
         return cls(len(rows), mean.cpu(), float(flat @ flat), matrix)
 
@@ -85,7 +88,7 @@ def measure(blocks: Iterable[torch.Tensor], what: str = "rows", covariance: bool
     """Moments of all rows in a stream of blocks, in constant memory.
 
     Args:
-        blocks: float64 [n_i, d] tensors, on any device.
+        blocks: float64 [n_i, d] tensors, on any device; they are overwritten.
         what: name of the rows in error messages.
         covariance: also take the full covariance, which costs d times more arithmetic and d^2 memory.
 

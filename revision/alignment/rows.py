@@ -57,16 +57,26 @@ def check_array(rows: Array, what: str) -> None:
         raise ValueError(f"{what} has dtype {rows.dtype}; cast the rows to float16, bfloat16, float32 or float64")
 
 
-def blocks(rows: Array) -> Iterator[tuple[int, torch.Tensor]]:
-    """Cut a checked array into tensors [<=b, d] of its own dtype and device, each with the number of its first row."""
-    on_cpu = isinstance(rows, np.ndarray) or rows.device.type == "cpu"
-    size = max(1, (CPU_BLOCK if on_cpu else GPU_BLOCK) // max(1, rows.shape[1]))
-    for start in range(0, len(rows), size):
+def blocks(rows: Array, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
+    """Copy a checked array piece by piece into the dtype to compute in.
+
+    Yields:
+        Number of the first row, and a tensor [<=b, d] of that dtype on the device of the rows. All pieces share one
+        buffer, free to be overwritten: memory taken and returned for each would cost more than the arithmetic.
+    """
+    device = torch.device("cpu") if isinstance(rows, np.ndarray) else rows.device
+    count, dim = rows.shape
+    size = max(1, min(count, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // max(1, dim)))
+    buffer = torch.empty(size, dim, dtype=dtype, device=device)
+    # torch takes no read-only memory and no negative strides, so numpy rows pass through memory that is neither.
+    staging = np.empty((size, dim), rows.dtype) if isinstance(rows, np.ndarray) else None
+    for start in range(0, count, size):
         block = rows[start : start + size]
-        if isinstance(block, np.ndarray):  # torch wants writable memory; a read-only map is copied a block at a time
-            yield start, torch.from_numpy(np.require(block, requirements=["C", "W"]))
-        else:
-            yield start, block.detach()
+        if isinstance(block, np.ndarray):
+            assert staging is not None
+            staging[: len(block)] = block
+            block = torch.from_numpy(staging[: len(block)])
+        yield start, buffer[: len(block)].copy_(block.detach())
 
 
 def _arrays(source: Source, what: str) -> Iterator[Array]:
@@ -94,7 +104,7 @@ def unit_blocks(source: Source, what: str) -> Iterator[torch.Tensor]:
         what: name of the source in error messages.
 
     Yields:
-        float64 tensors [<=b, d] that the caller may overwrite, each row of norm one.
+        float64 tensors [<=b, d], each row of norm one, free to be overwritten and valid until the next is asked for.
 
     Raises:
         ValueError: a zero, NaN or infinite row (named by its number in the source), chunks of different width, or a
@@ -107,8 +117,8 @@ def unit_blocks(source: Source, what: str) -> Iterator[torch.Tensor]:
         width = array.shape[1] if width is None else width
         if array.shape[1] != width:
             raise ValueError(f"{what} row {done} has {array.shape[1]} columns but the rows before it {width}")
-        for start, block in blocks(array):
-            yield to_sphere(block.to(torch.float64, copy=True), what, done + start)
+        for start, block in blocks(array, torch.float64):
+            yield to_sphere(block, what, done + start)
         done += len(array)
 
 
@@ -138,7 +148,7 @@ def to_sphere(rows: torch.Tensor, what: str, start: int = 0) -> torch.Tensor:
             raise ValueError(f"{what} row {start + row} {problem}, so it has no direction: remove it or embed it again")
         rows.div_(torch.where(safe, torch.ones_like(peaks), peaks))
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows.div_(norms)
+    return rows.mul_(norms.reciprocal_())
 
 
 def renormalise(rows: torch.Tensor) -> torch.Tensor:
@@ -150,4 +160,4 @@ def renormalise(rows: torch.Tensor) -> torch.Tensor:
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     if not bool(norms.all()):
         raise ValueError("a text row is mapped onto the zero vector, which has no direction: choose another alignment")
-    return rows.div_(norms)
+    return rows.mul_(norms.reciprocal_())

@@ -6,6 +6,7 @@ With `chat.prompt` one question is answered; without it a dialogue follows, in w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,9 @@ def run(config: Config) -> None:
     if config.chat.image is not None:
         open_picture(Path(config.chat.image))  # a file that is no picture should not cost the loading of a model
     reader = Reader.load(folder, device=resolve_device("auto"), dtype=None, batch_size=1)
-    dialogue = _Dialogue(config, reader, get_console())
+    dialogue = _Dialogue(
+        reader, lambda: _load_encoder(config, reader.embed_dim), get_console(), config.chat.max_new_tokens
+    )
     if config.chat.image is not None:
         dialogue.show(Path(config.chat.image))
     if config.chat.prompt is not None:
@@ -50,13 +53,37 @@ def _model_folder(config: Config) -> Path:
     return rundir.require(config, model, wanted_by="chat") / "model" if model in MODEL_STEPS else Path(model)
 
 
+def _load_encoder(config: Config, dim: int) -> DualEncoder:
+    """The configured encoder, whose vectors the model must have been trained to read."""
+    from revision.encoders import load_encoder
+
+    settings = config.encoder
+    encoder = load_encoder(
+        kind=settings.kind.value,
+        model=settings.model,
+        pretrained=settings.pretrained,
+        dtype=settings.dtype.value,
+        device="auto",
+        name=settings.name,
+    )
+    if encoder.dim != dim:
+        raise ValueError(
+            f"encoder {settings.name} gives embeddings of {encoder.dim} dimensions, the model reads {dim}; set encoder "
+            "to the one that the model was trained on"
+        )
+    return encoder
+
+
 class _Dialogue:
     """The turns so far, about the picture shown last. The encoder is loaded with the first picture."""
 
-    def __init__(self, config: Config, reader: Reader, console: Console) -> None:
-        self._config = config
+    def __init__(
+        self, reader: Reader, load_encoder: Callable[[], DualEncoder], console: Console, max_new_tokens: int
+    ) -> None:
         self._reader = reader
+        self._load_encoder = load_encoder
         self._console = console
+        self._max_new_tokens = max_new_tokens
         self._encoder: DualEncoder | None = None
         self._picture: np.ndarray | None = None
         self._turns: list[Message] = []
@@ -83,7 +110,7 @@ class _Dialogue:
         answer = self._reader.stream(
             self._reader.prompt(turns, self._picture),
             lambda text: self._console.print(text, end="", markup=False, highlight=False, soft_wrap=True),
-            max_new_tokens=self._config.chat.max_new_tokens,
+            max_new_tokens=self._max_new_tokens,
         )
         self._console.print()
         self._turns = [*turns, Message("assistant", answer)]
@@ -109,22 +136,3 @@ class _Dialogue:
                 self._console.print(HELP, style="dim")
             elif line:
                 self.ask(line)
-
-    def _load_encoder(self) -> DualEncoder:
-        from revision.encoders import load_encoder
-
-        settings = self._config.encoder
-        encoder = load_encoder(
-            kind=settings.kind.value,
-            model=settings.model,
-            pretrained=settings.pretrained,
-            dtype=settings.dtype.value,
-            device="auto",
-            name=settings.name,
-        )
-        if encoder.dim != self._reader.embed_dim:
-            raise ValueError(
-                f"encoder {settings.name} gives embeddings of {encoder.dim} dimensions, the model reads "
-                f"{self._reader.embed_dim}; set encoder to the one that the model was trained on"
-            )
-        return encoder

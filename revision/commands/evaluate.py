@@ -9,7 +9,7 @@ of the run: it is left out here too, and said so. Any other stage must have fini
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from revision.embeddings import EmbeddingStore
     from revision.evaluation.benchmarks import Picture, Question
     from revision.evaluation.reader import Reader
+    from revision.evaluation.scoring import Track
 
 OTHERS = 4  # pictures beside its own that each caption is tried under
 
@@ -56,6 +57,8 @@ def run(config: Config) -> None:
 
     benchmark = _benchmark(config)
     folder = rundir.start(config, "evaluate")
+    for old in folder.glob("*/scores.json"):  # of other models or settings; tables of sweeps read what lies here
+        old.unlink()
     found: dict[str, Any] = {}
     predictions: dict[str, list[dict[str, Any]]] = {}
     for label, path in models.items():
@@ -64,7 +67,7 @@ def run(config: Config) -> None:
             device=resolve_device(settings.device),
             dtype=None if settings.dtype is None else settings.dtype.value,
             batch_size=settings.batch_size,
-            track=_Progress(label),
+            track=_progress(label),
         )
         _require_same_dimension(reader, benchmark.store, label)
         predictions[label] = _predictions(config, reader, benchmark)
@@ -89,16 +92,16 @@ def _models(config: Config) -> dict[str, Path]:
     for model in config.evaluate.models:
         if model in MODEL_STEPS and model not in config.run.steps:
             say(f"{model} is not scored: run.steps of this run leaves it out")
-        elif model in MODEL_STEPS:
-            found[model] = rundir.require(config, model, wanted_by="evaluate") / "model"
-        else:
-            label = _label(Path(model))
-            if label in found:
-                raise ValueError(
-                    f"evaluate.models names {found[label]} and {model}, whose results would both go under {label!r}; "
-                    "score them in runs of two names"
-                )
-            found[label] = Path(model)
+            continue
+        stage = model in MODEL_STEPS
+        label = model if stage else _label(Path(model))
+        path = rundir.require(config, model, wanted_by="evaluate") / "model" if stage else Path(model)
+        if label in found:
+            raise ValueError(
+                f"evaluate.models names {found[label]} and {path}, whose results would both go under {label!r}; "
+                "score them in runs of two names"
+            )
+        found[label] = path
     if not found:
         raise ValueError(
             f"evaluate.models is {config.evaluate.models} and run.steps is {config.run.steps}, which leaves no model "
@@ -202,20 +205,15 @@ def _draw_sheet(
     draw_sheet(path, chosen, said, title=title)
 
 
-class _Progress:
+def _progress(label: str) -> Track:
     """Shows a bar for each round of batches of one model."""
+    from revision.progress import progress_bar
 
-    def __init__(self, label: str) -> None:
-        self._label = label
-
-    def __call__(self, batches: Sequence[Any], title: str) -> Iterable[Any]:
-        return self._bar(batches, title)
-
-    def _bar(self, batches: Sequence[Any], title: str) -> Iterator[Any]:
-        from revision.progress import progress_bar
-
+    def track(batches: Sequence[Any], title: str) -> Iterator[Any]:
         with progress_bar("batches") as progress:
-            task = progress.add_task(f"{self._label}: {title}", total=len(batches))
+            task = progress.add_task(f"{label}: {title}", total=len(batches))
             for batch in batches:
                 yield batch
                 progress.advance(task)
+
+    return track

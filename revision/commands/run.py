@@ -16,13 +16,14 @@ def run(config: Config) -> None:
     """Start what is not finished yet.
 
     Raises:
-        ValueError: the recipe is not there, or it or a step failed; the sentence names it and its exit code.
+        ValueError: a launcher started this, the recipe is not there, or it or a step failed; the sentence says which.
     """
     from rich import get_console
 
     from revision import processes, rundir
     from revision.progress import say
 
+    processes.refuse_ranks("`run`")
     _make_records(config)
     arguments = processes.arguments_of(config)
     steps = config.run.steps

@@ -63,6 +63,6 @@ def other_pictures(names: Sequence[str], *, others: int, seed: int) -> np.ndarra
     width = min(others, min(len(places) for places in strangers))
     if width == 0:
         raise ValueError(
-            f"all {len(names)} pictures of a track are named {names[0]!r}; the margin needs at least two names"
+            f"all {len(names)} pictures of a track are named {names[0]!r}; the margin needs two: raise evaluate.limit"
         )
     return np.stack([random.choice(places, size=width, replace=False) for places in strangers])

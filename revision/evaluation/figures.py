@@ -100,29 +100,26 @@ def draw_map(path: Path, jobs: Sequence[Job], *, ours: str, track: str) -> None:
             if column == 0:
                 axis.set_ylabel(f"{ours} $-$ other\n{titles[name]}" if is_difference else titles[name], fontsize=8)
         axes[-1, column].set_xlabel(field, fontsize=9)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    arms = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(
-        handles, labels, loc="outside upper center", ncols=len(labels), fontsize=9, frameon=False,
+        arms.values(), arms.keys(), loc="outside upper center", ncols=len(arms), fontsize=9, frameon=False,
         title=f"{jobs[0].model}, {track} concepts", title_fontproperties={"weight": "bold", "size": 10},
     )  # fmt: skip
     write_png(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
 
 
 def base_groups(jobs: Sequence[Job]) -> list[Group]:
-    """Groups of one model's jobs at the base point: the commonest value of every swept setting."""
+    """Groups of one model's jobs at the base point of their sweep."""
     fields = swept_fields(jobs)
     base = _base(jobs, fields)
-    return [group for group in group_jobs(jobs, fields) if all(value == base[name] for name, value in group.settings)]
+    return [group for group in group_jobs(jobs, fields) if dict(group.settings) == base]
 
 
 def _base(jobs: Sequence[Job], fields: Sequence[str]) -> dict[str, Any]:
-    counts: dict[str, Counter[Any]] = {name: Counter() for name in fields}
-    for group in group_jobs(jobs, fields):
-        for name, value in group.settings:
-            counts[name][value] += len(group.jobs)
-    return {
-        name: min(values, key=lambda value: (-values[value], value_order(value))) for name, values in counts.items()
-    }
+    """Settings that the others vary one at a time: those jobs' whose values are the commonest, taken together."""
+    groups = group_jobs(jobs, fields)
+    counts = Counter(setting for group in groups for setting in group.settings for _ in group.jobs)
+    return dict(max((group.settings for group in groups), key=lambda settings: sum(counts[pair] for pair in settings)))
 
 
 def _row_of(name: str) -> str:

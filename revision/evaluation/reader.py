@@ -115,7 +115,6 @@ class Reader:
             title=title,
         )
 
-    @torch.inference_mode()
     def stream(self, prompt: Prompt, write: Callable[[str], object], *, max_new_tokens: int) -> str:
         """The greedy answer to one prompt, handed to `write` word by word as it grows, and returned whole."""
         streamer = _Streamer(self._tokenizer, write)

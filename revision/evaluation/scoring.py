@@ -20,6 +20,8 @@ from transformers.generation.streamers import BaseStreamer
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]  # shows progress through a sequence of batches, under a title
 
+# Said in full, since LLMs ship habits of their own (sampling, a penalty on repetition) in their generation configs.
+_GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
 _NORMALISER_ROWS = 64  # positions whose [rows, V] float32 copy is in memory at once
 
 
@@ -218,7 +220,7 @@ def greedy_answers(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             **_pictures([prompts[i] for i in batch], model),
-            do_sample=False,
+            **_GREEDY,
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             streamer=streamer,

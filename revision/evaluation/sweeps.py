@@ -8,7 +8,7 @@ the job's arm and the seed is a repetition.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ ARMS = ["none", "mean_shift", "c3", "realign"]  # in the order of the tables; ot
 PAIRS = "pairs"
 MODELS = ["pretrain", "instruct"]  # in the order of the tables
 _SPOKEN_FOR = {"name", "runs", "seed", "alignment.method", "pretrain.input"}
+_TRAINER_SEEDS = ("trainer.seed", "trainer.data_seed")  # follow the run's own
 # Fields that change what else a run does, or how it looks or runs, but no number that is compared here.
-_IRRELEVANT = ("run.", "gap.", "chat.", "engine.", "tracker", "evaluate.models", "evaluate.sheet", "evaluate.bootstrap",
+_IRRELEVANT = ("run.", "gap.", "chat.", "tracker", "evaluate.models", "evaluate.sheet", "evaluate.bootstrap",
                "evaluate.batch_size", "evaluate.device")  # fmt: skip
 
 
@@ -87,19 +88,23 @@ def read_jobs(folder: Path) -> list[Job]:
 def swept_fields(jobs: Sequence[Job]) -> list[str]:
     """Fields that differ between the jobs of one model, beside arm and seed; of fields that move together, one.
 
-    A field is left out when the arm determines it (the noise of `c3`), or a field already kept does (a warm-up that
-    follows the number of steps; an encoder's name that follows its temperature): numbers are kept rather than names.
+    A field of the alignment is left out when the arm determines it (the noise of `c3`), any field when one already
+    kept does (a warm-up that follows the number of steps; an encoder's name that follows its temperature): numbers are
+    kept rather than names. A field outside the alignment stays even if each arm has it in one value, for then the arms
+    are not comparable.
     """
     assert len({job.model for job in jobs}) == 1, "each model's jobs are compared on their own"
     later = ("instruct.",) if jobs[0].model == "pretrain" else ()  # what happens after stage 1 does not change it
     names = sorted({name for job in jobs for name in job.settings} - _SPOKEN_FOR)
     names = [name for name in names if not name.startswith((*_IRRELEVANT, *later))]
     columns = {name: [_canonical(job.settings.get(name)) for job in jobs] for name in names}
-    varied = [name for name in names if len(set(columns[name])) > 1 and not name.endswith("seed")]
+    varied = [name for name in names if len(set(columns[name])) > 1 and not name.endswith(_TRAINER_SEEDS)]
     varied.sort(key=lambda name: not all(is_number(job.settings.get(name)) for job in jobs))
     kept: list[str] = []
     for name in varied:
-        causes = [[job.arm for job in jobs], *(columns[other] for other in kept)]
+        causes = [columns[other] for other in kept]
+        if name.startswith("alignment."):
+            causes.append([job.arm for job in jobs])
         if not any(_determines(cause, columns[name]) for cause in causes):
             kept.append(name)
     return kept
@@ -130,11 +135,6 @@ def arm_order(arm: str) -> tuple[int, str]:
     """Sorting key of arms."""
     place = len(ARMS) + 1 if arm == PAIRS else ARMS.index(arm) if arm in ARMS else len(ARMS)
     return place, arm
-
-
-def pick(rows: Iterable[Row], *, row: str, track: str, kind: str | None = None) -> list[Row]:
-    """Rows of predictions of one sort (picture, question) and track, and of one kind of question."""
-    return [r for r in rows if r["row"] == row and r["track"] == track and (kind is None or r["kind"] == kind)]
 
 
 def estimate(group: Group, metric: Metric, *, row: str, track: str, resamples: int = 2000) -> Estimate | None:
@@ -181,12 +181,13 @@ def _matrices(
     groups: Sequence[Group], seeds: Sequence[int], metric: Metric, *, row: str, track: str
 ) -> tuple[list[np.ndarray], np.ndarray | None] | None:
     """Numerators float64 [seeds, n] of each group and their common denominators, units in one order throughout."""
+
+    def picked_from(job: Job) -> list[Row]:
+        units = [unit for unit in job.rows if unit["row"] == row and unit["track"] == track and metric.needs in unit]
+        return sorted(units, key=lambda unit: unit["id"])
+
     jobs = [[job for job in group.jobs if job.seed in seeds] for group in groups]
-    picked = [
-        [sorted(pick(job.rows, row=row, track=track), key=lambda unit: unit["id"]) for job in members]
-        for members in jobs
-    ]
-    picked = [[[unit for unit in units if metric.needs in unit] for units in members] for members in picked]
+    picked = [[picked_from(job) for job in members] for members in jobs]
     reference = [unit["id"] for unit in picked[0][0]]
     for members, found in zip(jobs, picked, strict=True):
         for job, units in zip(members, found, strict=True):

@@ -28,7 +28,6 @@ from revision.evaluation.sweeps import (
 OURS = "realign"  # the arm that the others are compared with
 
 _PICTURES = {metric.name: metric for metric in PICTURE_METRICS}
-_QUESTIONS = {metric.name: metric for metric in QUESTION_METRICS}
 _COLUMNS = ["token_nll", "margin", "token_nll_blind", "naming_r1", "naming_r5", "naming_r5_likelihood"]
 _REFERENCES = {
     "encoder, cosine": ("naming_r1_encoder", "naming_r5_encoder"),
@@ -99,7 +98,7 @@ def _picture_tables(groups: Sequence[Group], track: str) -> list[str]:
         [*_head(group), *(cell(estimate(group, metric, row="picture", track=track), metric) for metric in metrics)]
         for group in groups
     ]
-    if all(cell == "" for line in lines for cell in line[-len(metrics) :]):
+    if not any(text for line in lines for text in line[-len(metrics) :]):
         return []
     for label, names in _REFERENCES.items():
         shown = dict(zip(("naming_r1", "naming_r5"), names, strict=True))
@@ -122,7 +121,7 @@ def _question_tables(groups: Sequence[Group], track: str) -> list[str]:
         ]
         for group in groups
     ]
-    if all(cell == "" for line in lines for cell in line[-len(QUESTION_METRICS) :]):
+    if not any(text for line in lines for text in line[-len(QUESTION_METRICS) :]):
         return []
     table = markdown([*_head_names(groups), *(metric.title for metric in QUESTION_METRICS)], lines)
     return [

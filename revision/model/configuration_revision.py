@@ -18,10 +18,14 @@ _CODE = ("configuration_revision.py", "modeling_revision.py", "processing_revisi
 
 
 def copy_code(folder: Path) -> None:
-    """Puts the code of configuration, model and processor into a checkpoint folder."""
+    """Puts the code of configuration, model and processor into a checkpoint folder.
+
+    Where it was itself loaded from a checkpoint, transformers holds the files of model and processor in folders of their
+    own; both together are complete.
+    """
     here = Path(__file__).parent
     for name in _CODE:
-        if (here / name).resolve() != (folder / name).resolve():
+        if (here / name).is_file() and here.resolve() != folder.resolve():
             shutil.copyfile(here / name, folder / name)
 
 

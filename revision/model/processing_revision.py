@@ -10,7 +10,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_utils import load_image
 
-from .configuration_revision import copy_code
+from .configuration_revision import AUTO_MAP, copy_code
 
 IMAGE_TOKEN = "<image>"
 
@@ -32,6 +32,7 @@ class RevisionProcessor(ProcessorMixin):
 
     attributes = ["tokenizer"]  # noqa: RUF012
     tokenizer_class = "AutoTokenizer"
+    __slots__ = ("_encode_images",)  # not in __dict__, which transformers copies deeply: an encoder and all
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class RevisionProcessor(ProcessorMixin):
         self.num_visual_tokens = num_visual_tokens
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         self._encode_images: EncodeImages | None = None
         super().__init__(tokenizer, chat_template=chat_template, **kwargs)
 

@@ -8,8 +8,9 @@ so. Nothing heavier than Hydra is imported.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,8 @@ def check_overrides(hydra: Hydra, overrides: Sequence[str]) -> list[str]:
         ConfigError: an override that names nothing, or a value that its field cannot hold.
     """
     parser = OverridesParser.create(config_loader=hydra.config_loader)
+    further = [text for text in overrides if text.startswith("hydra.searchpath=")]
+    options = partial(hydra.config_loader.get_group_options, config_name=ROOT, overrides=further)
     checked = []
     for text in overrides:
         try:
@@ -136,9 +139,9 @@ def check_overrides(hydra: Hydra, overrides: Sequence[str]) -> list[str]:
         if not override.key_or_group:
             raise ConfigError(f"'{text}' on the command line names no field: write field=value.")
         try:
-            is_group = bool(hydra.config_loader.get_group_options(override.key_or_group))
+            is_group = bool(options(override.key_or_group))
             if is_group and not any(isinstance(value, dict) for value in _values(override)):
-                _check_option(hydra, override)
+                _check_option(options, override)
             else:
                 _check_field(override)
         except ConfigError as error:
@@ -176,7 +179,7 @@ def _values(override: Override) -> Iterator[Any]:
         yield from map(Override._convert_value, override.sweep_iterator())
 
 
-def _check_option(hydra: Hydra, override: Override) -> None:
+def _check_option(options: Callable[[str], list[str]], override: Override) -> None:
     group = override.key_or_group
     if override.is_delete():
         raise ConfigError(f"group '{group}' cannot be removed: choose one of its options instead.")
@@ -184,8 +187,8 @@ def _check_option(hydra: Hydra, override: Override) -> None:
         for option in value if isinstance(value, list) else [value]:
             name = "null" if option is None else str(option)
             folder, _, leaf = f"{group}/{name}".rpartition("/")
-            if leaf not in hydra.config_loader.get_group_options(folder):
-                raise ConfigError(_no_option(group, name, hydra.config_loader.get_group_options(group)))
+            if leaf not in options(folder):
+                raise ConfigError(_no_option(group, name, options(group)))
 
 
 def _in_open_mapping(name: str) -> bool:
@@ -224,6 +227,8 @@ def _sentence(error: OmegaConfBaseException, name: str = "", value: Any = None) 
         return f"{name}: its interpolation does not resolve ({str(error).splitlines()[0]})."
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return _not_there(name)
+    if not name:
+        return "the file must be a mapping of fields."
     hint = type_at(name.split(" or ")[0])
     equals = "" if said is None else f" = {said}"
     return f"{name}{equals}: must be {rule(hint)}{nearest(str(said), names_of(hint))}."

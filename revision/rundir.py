@@ -152,7 +152,7 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
                 yield from _fields(config, "seed")
             yield from _stores(config, [data.texts, data.statistics])
         case "gap":
-            yield from _fields(config, "seed", "gap")
+            yield from _fields(config, "seed", "gap", "data.pairs")
             yield from _settings_of(config, "align")
         case "pretrain":
             yield from _stage(config, "pretrain", config.pretrain)

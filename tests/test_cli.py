@@ -102,6 +102,13 @@ def test_later_files_win(received: list[Config], tmp_path: Path) -> None:
     assert (config.alignment.noise_std, config.name, config.seed, config.runs) == (0.1, "one", 2, "three")
 
 
+def test_groups_on_hydras_search_path(received: list[Config], tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "far.yaml").write_text("# @package _global_\nseed: 5\n")
+    assert main(["embed", "experiment=far", f"hydra.searchpath=[file://{tmp_path}]"]) == 0
+    assert received[0].seed == 5
+
+
 def test_sources_can_be_added_whole(received: list[Config]) -> None:
     assert main(["embed", "data.sources={more: {kind: image, records: more.jsonl}}"]) == 0
     assert received[0].data.sources["more"].records == "more.jsonl"
@@ -159,6 +166,29 @@ def test_help_and_mistakes_import_nothing_heavy() -> None:
     codes, modules = json.loads(done.stdout.splitlines()[-1])
     assert codes == [0, 0, 2]
     assert [name for name in HEAVY if name in modules] == []
+
+
+@pytest.mark.slow
+def test_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    root = Path(__file__).resolve().parent.parent
+    wheel = ["wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(root)]
+    subprocess.run([*pip, *wheel], check=True)
+    (file,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), file], check=True)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+
+    def run(*words: str) -> str:
+        done = subprocess.run([sys.executable, *words], cwd=empty, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("-c", "import revision; import sys; sys.stdout.write(revision.__file__)").startswith(str(tmp_path))
+    assert "llm: meta-llama" in run("-m", "revision", "run", "experiment=revision_8b", "--cfg", "job")
+    recipe = ["data.recipe_options=[--help]", "run.steps=[]"]
+    assert "--out" in run("-m", "revision", "run", "experiment=nano", *recipe), "the recipe of nano is there"
 
 
 def test_module_and_script_are_the_same_command_line(tmp_path: Path) -> None:

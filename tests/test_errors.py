@@ -26,6 +26,7 @@ FILES = {
     "experiment/open.yaml": "# @package _global_\ntrainer: fast\n",
     "experiment/steps.yaml": "# @package _global_\nrun: {steps: align}\n",
     "experiment/kind.yaml": "# @package _global_\ndata: {sources: {more: {kind: imag, records: x}}}\n",
+    "experiment/list.yaml": "# @package _global_\n- seed\n",
     "experiment/nested/deep.yaml": "# @package _global_\npretrain: {input: txt}\n",
 }
 
@@ -125,6 +126,7 @@ IN_A_FILE = [
     ("experiment=open", "experiment/open.yaml: trainer = fast: must be a mapping"),
     ("experiment=steps", "experiment/steps.yaml: run.steps = align: must be a list of strings"),
     ("experiment=kind", "experiment/kind.yaml: data.sources.more.kind = imag: must be one of text, image"),
+    ("experiment=list", "experiment/list.yaml: the file must be a mapping of fields"),
     ("experiment=nested/deep", "experiment/nested/deep.yaml: pretrain.input = txt: must be one of text, pairs"),
 ]
 

@@ -82,7 +82,8 @@ def test_repeat_projects_once_and_copies(make_tiny_model: Callable[..., Any], de
 def test_slots_differ_and_have_the_spread_of_token_embeddings(tiny_model: Any, tiny_llm: Path) -> None:
     tokens = tiny_model.projector(embeds(64))
     assert (tokens[:, 0] - tokens[:, 1]).abs().mean() > tokens.std() / 2
-    table = AutoModelForCausalLM.from_pretrained(tiny_llm).get_input_embeddings().weight
+    llm: Any = AutoModelForCausalLM.from_pretrained(tiny_llm)
+    table = llm.get_input_embeddings().weight
     assert tokens.std().item() == pytest.approx(table.std().item(), rel=0.01)
 
 
@@ -94,7 +95,7 @@ def test_the_input_is_scaled_by_the_root_of_its_dimension(make_tiny_model: Calla
 
 
 def test_the_projector_depends_on_its_seed_alone(make_tiny_model: Callable[..., Any]) -> None:
-    weights = []
+    weights: list[torch.Tensor] = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(weights))
         weights.append(make_tiny_model(seed=seed).projector.layers[0].weight)
@@ -108,7 +109,7 @@ def test_the_image_token_leaves_the_tables_whole(
     tmp_path: Path, make_tiny_model: Callable[..., Any], tied: bool, spare_rows: int
 ) -> None:
     folder = build_tiny_llm(tmp_path / "llm", tied=tied, spare_rows=spare_rows)
-    before = AutoModelForCausalLM.from_pretrained(folder)
+    before: Any = AutoModelForCausalLM.from_pretrained(folder)
     model = make_tiny_model(llm=str(folder))
     inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     rows = before.get_input_embeddings().num_embeddings

@@ -42,8 +42,14 @@ def test_readme_has_lines_to_check() -> None:
 
 
 @pytest.mark.parametrize("words", REVISION_LINES, ids=" ".join)
-def test_every_command_line_composes(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """A sweep is shown for the first value of each of its overrides."""
+def test_every_command_line_composes(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the example of an experiment in its place. A sweep is shown for the first value of each of its overrides."""
+    (experiment,) = blocks("yaml")
+    (tmp_path / "my_configs" / "experiment").mkdir(parents=True)
+    (tmp_path / "my_configs" / "experiment" / "mine.yaml").write_text(experiment)
+    monkeypatch.chdir(tmp_path)
     command, *arguments = [word for word in words if word not in ("-m", "--help")]
     shown = [word if "," not in word else word.split(",")[0] for word in arguments]
     assert main([command, *shown, *([] if "--cfg" in shown else ["--cfg", "job"])]) == 0

@@ -102,6 +102,7 @@ EFFECTS = [
     (put("alignment.method", AlignmentMethod.c3), AFTER["align"]),
     (put("alignment.until", 1e-7), AFTER["align"]),
     (put("gap.sample", 3), ("gap",)),
+    (put("data.pairs", "other.jsonl"), ("gap",)),
     (put("seed", 3), ("contrast", "gap", "pretrain", "instruct", "evaluate")),
     (put("model.llm", "x"), ("pretrain", "instruct", "evaluate")),
     (put("model.projector.depth", 3), ("pretrain", "instruct", "evaluate")),
@@ -186,7 +187,7 @@ def test_every_field_has_been_decided_on() -> None:
     assert free == {
         "name", "runs", "tracker", "data.name", "encoder.batch_size", "embed.sources", "embed.shard_size",
         "embed.reject_budget", "embed.workers", "embed.device", "evaluate.batch_size", "evaluate.device",
-        "data.pairs", "run.steps", "pretrain.trainer", "instruct.trainer",
+        "run.steps", "pretrain.trainer", "instruct.trainer",
     }  # fmt: skip
 
 

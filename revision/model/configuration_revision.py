@@ -65,6 +65,9 @@ class RevisionConfig(PreTrainedConfig):
         alignment: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        kind = kwargs.pop("model_type", self.model_type)
+        if kind != self.model_type:  # transformers would only warn, and make up a model of random weights
+            raise ValueError(f"model_type={kind!r} is no model of this kind; give a folder that a training stage wrote")
         if visual_tokens not in ("repeat", "slots"):
             raise ValueError(f"visual_tokens={visual_tokens!r} is unknown; choose 'repeat' or 'slots'")
         for name, value in (("num_visual_tokens", num_visual_tokens), ("projector_depth", projector_depth)):

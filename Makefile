@@ -39,7 +39,6 @@ bench: $(SETUP) ## speed of the parts, each against a limit
 nano-table: $(NANO) ## every alignment and real pairs after stage 1, three seeds, one table
 	$(REVISION) run -m experiment=nano_table
 	$(REVISION) run -m experiment=nano_table alignment=realign pretrain.input=pairs
-	$(REVISION) run -m experiment=nano_table alignment=none pretrain.input=pairs
 
 nano-map: $(NANO) ## where alignment matters: steps, depth, gap, amount of text
 	$(REVISION) run -m experiment=nano_map

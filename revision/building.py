@@ -16,7 +16,7 @@ from revision.model import RevisionForConditionalGeneration, RevisionProcessor
 
 # Fields of RevisionConfig that decide the shapes and the meaning of the projector, by the config field that sets them.
 _SHAPE = {
-    "embed_dim": "encoder",
+    "embed_dim": "the encoder",
     "num_visual_tokens": "model.num_visual_tokens",
     "visual_tokens": "model.visual_tokens",
     "projector_depth": "model.projector.depth",

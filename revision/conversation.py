@@ -129,7 +129,7 @@ def encode(
     """Token ids and labels of one conversation.
 
     Blanks at both ends of an answer are dropped: they would merge with the template's own tokens, so that training and
-    generation would see different ids.
+    generation would see different ids. Tokens behind the last label are dropped too: they teach nothing.
 
     Args:
         processor: made by `build_processor`.
@@ -150,7 +150,9 @@ def encode(
     input_ids = np.asarray(encoded["input_ids"], dtype=np.int64)
     learned = np.asarray(encoded["assistant_masks"], dtype=bool)
     if not learned.any():
-        raise ValueError(f"sample {name} has no label: the chat template marks no answer in it; {_REMEDY}")
+        raise ValueError(f"sample {name} has no label: it holds no answer that the chat template marks; {_REMEDY}")
+    end = int(np.flatnonzero(learned)[-1]) + 1
+    input_ids, learned = input_ids[:end], learned[:end]
     if len(input_ids) > max_length:
         raise ValueError(
             f"sample {name} has {len(input_ids)} tokens, above max_length={max_length}; raise max_length or take the "

@@ -122,7 +122,7 @@ def test_labels_are_the_answers_with_their_end_of_turn(tiny_processor: Any) -> N
     expected = (
         "<|im_start|>system\nYou see pictures.<|im_end|>\n<|im_start|>user\n" + "<image>" * TINY_VISUAL_TOKENS
         + "\nwhat do you see?<|im_end|>\n<|im_start|>assistant\na red square<|im_end|>\n<|im_start|>user\nand how many?"
-        "<|im_end|>\n<|im_start|>assistant\nthree.<|im_end|>\n"
+        "<|im_end|>\n<|im_start|>assistant\nthree.<|im_end|>"
     )  # fmt: skip
     assert tokenizer.decode(encoded.input_ids) == expected
     learned = encoded.labels != IGNORED
@@ -151,7 +151,7 @@ def test_a_base_llm_gets_a_template_and_a_pad_token(tmp_path: Path) -> None:
     assert processor.tokenizer.pad_token == processor.tokenizer.eos_token
     encoded = encode(processor, [Message("user", "<image>?"), Message("assistant", "a tree")], name="a")
     assert processor.tokenizer.decode(encoded.input_ids) == (
-        "<|user|>\n<image><image>?<|im_end|>\n<|assistant|>\na tree<|im_end|>\n"
+        "<|user|>\n<image><image>?<|im_end|>\n<|assistant|>\na tree<|im_end|>"
     )
     assert processor.tokenizer.decode(encoded.labels[encoded.labels != IGNORED]) == "a tree<|im_end|>"
     processor.save_pretrained(tmp_path)

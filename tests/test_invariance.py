@@ -14,6 +14,8 @@ import safetensors.torch
 import tiny_training
 import torch
 
+from revision.training.trainer import StageTrainer
+
 BOTH = ["projector", "llm"]
 
 
@@ -105,7 +107,7 @@ def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(
         "train_sampling_strategy": sampling, "lr_scheduler_type": "cosine",
     }  # fmt: skip
     tiny_training.run(tiny_llm, tmp_path / "whole", **options)
-    whole = tiny_training.training._StageTrainer.training_step
+    whole = StageTrainer.training_step
 
     def failing(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.state.global_step == 6:
@@ -113,7 +115,7 @@ def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(
         return whole(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny_training.training._StageTrainer, "training_step", failing)
+        patch.setattr(StageTrainer, "training_step", failing)
         with pytest.raises(KeyboardInterrupt):
             tiny_training.run(tiny_llm, tmp_path / "cut", **options)
     assert len(losses(tmp_path / "cut")) == 6

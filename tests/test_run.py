@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,20 @@ def test_several_processes_start_through_a_launcher(monkeypatch: pytest.MonkeyPa
     assert main(["pretrain", "engine=ddp2", "seed=3"]) == 5
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     assert started == [[*launcher, "-m", "revision", "pretrain", "engine=ddp2", "seed=3"]]
+
+
+def test_launch_script_hands_over_to_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerate = tmp_path / "accelerate"
+    accelerate.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    accelerate.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    script = Path(__file__).resolve().parent.parent / "scripts" / "launch.sh"
+    done = subprocess.run([script, "ddp", "pretrain", "name=two words"], capture_output=True, text=True, check=True)
+    first, option, file, *rest = done.stdout.splitlines()
+    assert (first, option) == ("launch", "--config_file") and Path(file).is_file()
+    assert rest == ["-m", "revision", "pretrain", "name=two words"]
+    done = subprocess.run([script, "ddp"], capture_output=True, text=True)
+    assert done.returncode == 2 and "CONFIG is one of: ddp" in done.stderr
 
 
 def test_run_and_sweeps_refuse_a_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import tiny_training
 import torch
 
 from revision import building, training
+from revision.training.trainer import LengthGroups
 
 
 def build(output: Path, **mapping: Any) -> Any:
@@ -80,7 +81,7 @@ def test_nothing_pickled_is_left(tiny_llm: Path, tmp_path: Path) -> None:
 
 def test_samples_of_like_length_come_together() -> None:
     lengths = [place % 10 for place in range(400)]
-    groups = training._LengthGroups(8, lengths, seed=1)
+    groups = LengthGroups(8, lengths, seed=1)
     first = list(groups)
     assert sorted(first) == list(range(400))
     spreads = [max(batch) - min(batch) for batch in zip(*[iter([lengths[place] for place in first])] * 8, strict=True)]
@@ -125,6 +126,14 @@ def test_an_unknown_part_is_refused(tiny_model: Any, parts: list[str]) -> None:
 def test_another_number_of_processes_is_refused(tiny_llm: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"engine\.processes=2, but 1 are running"):
         tiny_training.run(tiny_llm, tmp_path, parts=["projector"], processes=2)
+
+
+def test_several_gpus_for_one_process_are_refused(
+    tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.TrainingArguments.n_gpu", 2)
+    with pytest.raises(ValueError, match=r"engine\.processes=1, but 2 GPUs are visible"):
+        tiny_training.run(tiny_llm, tmp_path, parts=["projector"])
 
 
 def test_a_part_that_cannot_move_is_an_error(tiny_llm: Path, tmp_path: Path) -> None:
@@ -200,7 +209,7 @@ def test_another_projector_is_refused_by_name(tiny_model: Any) -> None:
         ("projector_hidden_size", 64, r"model\.projector\.hidden_size"),
         ("input_scale", 1.0, r"model\.projector\.input_scale"),
         ("output_norm", False, r"model\.projector\.output_norm"),
-        ("embed_dim", 20, "encoder"),
+        ("embed_dim", 20, "the encoder"),
     ):
         with pytest.raises(ValueError, match=f"model in m has {name}=.*, but {field} asks for {value};"):
             building.require_shape(tiny_model, Path("m"), {**same, name: value})

@@ -52,7 +52,9 @@ def fit_glyph(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     image = image.crop(image.getchannel("A").getbbox())
     scale = GLYPH / max(image.size)
-    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.BICUBIC)
+    image = image.resize(
+        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BICUBIC
+    )
     square = Image.new("RGBA", (GLYPH, GLYPH), (255, 255, 255, 0))
     square.paste(image, ((GLYPH - image.width) // 2, (GLYPH - image.height) // 2))
     return square
@@ -90,8 +92,8 @@ def scene(glyphs: Sequence[Image.Image], colour: str) -> Image.Image:
 
 def _paste(canvas: Image.Image, glyph: Image.Image, placement: Placement) -> None:
     side = round(PICTURE * placement.size)
-    turned = glyph.rotate(placement.turn, Image.BICUBIC) if placement.turn else glyph
-    small = turned.resize((side, side), Image.BICUBIC)
+    turned = glyph.rotate(placement.turn, Image.Resampling.BICUBIC) if placement.turn else glyph
+    small = turned.resize((side, side), Image.Resampling.BICUBIC)
     corner = tuple(round(PICTURE * share - side / 2) for share in placement.centre)
     canvas.paste(small, (corner[0], corner[1]), small)
 

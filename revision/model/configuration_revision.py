@@ -20,8 +20,8 @@ _CODE = ("configuration_revision.py", "modeling_revision.py", "processing_revisi
 def copy_code(folder: Path) -> None:
     """Puts the code of configuration, model and processor into a checkpoint folder.
 
-    Where it was itself loaded from a checkpoint, transformers holds the files of model and processor in folders of their
-    own; both together are complete.
+    Where it was itself loaded from a checkpoint, transformers holds the files of model and processor in folders of
+    their own; both together are complete.
     """
     here = Path(__file__).parent
     for name in _CODE:

@@ -1,0 +1,71 @@
+"""`TrainingArguments` from the open mapping of the configuration."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+# What a stage decides itself: its collator needs every field, its own bar and log replace the Trainer's, a loss that is
+# no number is shown as it is, and the finished model is saved whole by the command.
+_OURS: dict[str, Any] = {
+    "remove_unused_columns": False,
+    "disable_tqdm": True,
+    "logging_nan_inf_filter": False,
+    "include_num_input_tokens_seen": "non_padding",
+}
+_DEFAULTS: dict[str, Any] = {
+    "save_strategy": "no",
+    "logging_steps": 10,
+    "ddp_find_unused_parameters": False,  # there are none: the projector takes part in every step
+}
+
+
+def build_arguments(
+    mapping: Mapping[str, Any], *, output: Path, seed: int, tracker: str = "none", run_name: str | None = None
+) -> TrainingArguments:
+    """`TrainingArguments` from a config mapping.
+
+    Args:
+        mapping: names and values of TrainingArguments; without a GPU `use_cpu` is set, since otherwise several
+            processes would silently count as one.
+        output: folder of the stage; checkpoints and the tracker's files go below it.
+        seed: of data order, dropout and everything else.
+        tracker: "none", "wandb" or "tensorboard".
+        run_name: name of the run in the tracker.
+
+    Raises:
+        ValueError: a name that TrainingArguments does not have, one that the stage sets itself, or a refused value.
+    """
+    known = set(inspect.signature(TrainingArguments.__init__).parameters) - {"self"}
+    fixed = {"output_dir", "seed", "report_to", "run_name", *_OURS}
+    for name in mapping:
+        if name in fixed:
+            raise ValueError(f"trainer.{name}={mapping[name]!r} is set by the stage itself; leave it out")
+        if name not in known:
+            near = difflib.get_close_matches(name, known - fixed, 1)
+            hint = f"; did you mean trainer.{near[0]}?" if near else ""
+            raise ValueError(f"trainer.{name} is no argument of transformers.TrainingArguments{hint}")
+    has_device = torch.accelerator.is_available()
+    values = {"use_cpu": not has_device, "dataloader_pin_memory": has_device, **_DEFAULTS, **mapping, **_OURS}
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(output / "checkpoints"),
+            seed=seed,
+            report_to=[] if tracker == "none" else [tracker],
+            run_name=run_name,
+            **values,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"trainer: transformers.TrainingArguments refuses its values: {reason}") from error
+    # The trackers of transformers take these from the environment alone.
+    os.environ.update(TENSORBOARD_LOGGING_DIR=str(output / "tensorboard"), WANDB_DIR=str(output))
+    os.environ.setdefault("WANDB_PROJECT", "revision")
+    return arguments

@@ -1,0 +1,212 @@
+"""The commands `pretrain` and `instruct` on tiny parts: what they leave behind, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from revision import building, rundir
+from revision.commands import align, instruct, pretrain
+from revision.conversation import encode
+from revision.records import Message
+from revision.schema import (
+    AlignmentConfig,
+    AlignmentMethod,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    Modality,
+    ModelConfig,
+    ProjectorConfig,
+    SourceConfig,
+    StageConfig,
+    StageInput,
+)
+
+Store = Callable[..., Any]
+TRAINER = {"learning_rate": 1e-2, "max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 4}
+
+
+def turns(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_store: Store, tiny_llm: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A corpus of embedded texts, statistics and conversations, aligned already."""
+    monkeypatch.chdir(tmp_path)
+    tiny_store(name="tiny/texts", shift=0.3)
+    tiny_store("image", name="tiny/statistics", shift=-0.3, seed=1)
+    talks = [
+        {
+            "id": f"talk-{row}",
+            "image": f"image-{row}",
+            "messages": [
+                {"role": "user", "content": "<image> what?"},
+                {"role": "assistant", "content": f"a tree {row}"},
+            ],
+        }
+        for row in range(6)
+    ]
+    talks.append({"id": "plain", "messages": turns("1?", "2.")})
+    Path("talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    pairs = [{"id": f"image-{row}", "image": "x.png", "text": f"a red square {row}"} for row in range(8)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    config = Config(
+        name="run",
+        data=DataConfig(
+            name="tiny",
+            folder="data",
+            stores="stores",
+            sources={
+                "texts": SourceConfig(Modality.text, "texts.jsonl"),
+                "statistics": SourceConfig(Modality.image, "statistics.jsonl"),
+            },
+            conversations="talks.jsonl",
+            conversation_sources=["statistics"],
+            pairs="pairs.jsonl",
+        ),
+        encoder=EncoderConfig(name="tiny", model="local-dir:none"),
+        model=ModelConfig(llm=str(tiny_llm), num_visual_tokens=2),
+        trainer=dict(TRAINER),
+        pretrain=StageConfig(prompts=["<image>"], train=["projector"], max_length=99),
+        instruct=StageConfig(init="pretrain", train=["projector", "llm"], max_length=99),
+    )
+    align.run(config)
+    return config
+
+
+def model_folder(config: Config, command: str) -> Path:
+    return rundir.folder(config, command) / "model"
+
+
+def first_layer(config: Config, command: str) -> torch.Tensor:
+    model: Any = building.read_model(model_folder(config, command))[0]
+    weight: torch.Tensor = model.projector.layers[0].weight
+    return weight
+
+
+def test_both_stages_in_order(config: Config, tiny_llm: Path) -> None:
+    pretrain.run(config)
+    first, processor = building.read_model(model_folder(config, "pretrain"))
+    fresh, _ = building.build_model(
+        str(tiny_llm), chat_template=None, dtype=torch.float32, seed=0, embed_dim=16, num_visual_tokens=2,
+        visual_tokens="slots",
+    )  # fmt: skip
+    for name, one in fresh.named_parameters():
+        same = torch.equal(one, first.get_parameter(name))
+        assert same == name.startswith("language_model."), name
+    lineage = first.config.alignment
+    assert lineage is not None
+    assert lineage["method"] == "realign"
+    facts = json.loads((rundir.folder(config, "align") / "alignment.json").read_text())
+    assert (lineage["text"], lineage["image"]) == (facts["text"]["fingerprint"], facts["image"]["fingerprint"])
+    marks = json.loads((rundir.folder(config, "pretrain") / "finished.json").read_text())
+    assert marks["facts"]["steps"] == 2
+
+    instruct.run(config)
+    second, again = building.read_model(model_folder(config, "instruct"))
+    for name in ("projector.layers.0.weight", "language_model.model.embed_tokens.weight"):
+        assert not torch.equal(second.get_parameter(name), first.get_parameter(name))
+    assert second.config.alignment == lineage
+    talk = [Message("user", "<image> hm?"), Message("assistant", "yes")]
+    ours, theirs = (encode(one, talk, name="x") for one in (processor, again))
+    assert ours.input_ids.tolist() == theirs.input_ids.tolist()
+    assert ours.labels.tolist() == theirs.labels.tolist()
+    left = {file.name for command in ("pretrain", "instruct") for file in rundir.folder(config, command).iterdir()}
+    assert left == {"model", "log.jsonl", "config.yaml", "provenance.json", "finished.json"}
+
+
+def test_the_alignment_reaches_the_projector(config: Config) -> None:
+    pretrain.run(config)
+    raw = replace(config, name="raw", alignment=AlignmentConfig(method=AlignmentMethod.none))
+    align.run(raw)
+    pretrain.run(raw)
+    first, second = (first_layer(one, "pretrain") for one in (config, raw))
+    assert not torch.equal(first, second)
+
+
+def test_mixed_precision_is_saved_in_bfloat16(config: Config) -> None:
+    config.trainer["bf16"] = True
+    pretrain.run(config)
+    instruct.run(config)
+    for command in ("pretrain", "instruct"):
+        model, _ = building.read_model(model_folder(config, command))
+        assert model.dtype == torch.bfloat16
+        assert first_layer(config, command).dtype == torch.float32
+
+
+def test_pairs_take_the_place_of_texts(config: Config) -> None:
+    pairs = replace(config, name="pairs", pretrain=replace(config.pretrain, input=StageInput.pairs))
+    pretrain.run(pairs)
+    assert building.read_model(model_folder(pairs, "pretrain"))[0].config.alignment is None
+
+
+def test_stage_2_without_stage_1_and_from_a_folder(config: Config) -> None:
+    alone = replace(config, name="alone", instruct=replace(config.instruct, init=None))
+    instruct.run(alone)
+    folder = replace(config, name="again", instruct=replace(config.instruct, init=str(model_folder(alone, "instruct"))))
+    instruct.run(folder)
+    moved = (first_layer(alone, "instruct") - first_layer(folder, "instruct")).abs().max()
+    assert 0 < moved < 0.1
+
+
+def test_an_unfinished_or_missing_stage_1_is_refused(config: Config) -> None:
+    with pytest.raises(ValueError, match=r"`pretrain` never ran there"):
+        instruct.run(config)
+    rundir.start(config, "pretrain")
+    with pytest.raises(ValueError, match=r"`pretrain` did not finish there"):
+        instruct.run(config)
+    assert not model_folder(config, "instruct").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ({"num_visual_tokens": 5}, r"has num_visual_tokens=2, but model\.num_visual_tokens asks for 5; set it to"),
+        ({"projector": ProjectorConfig(depth=3)}, r"has projector_depth=2, but model\.projector\.depth asks for 3"),
+    ],
+)
+def test_a_stage_1_of_another_shape_is_refused(config: Config, model: dict[str, Any], why: str) -> None:
+    pretrain.run(config)
+    other = replace(config, model=replace(config.model, **model))
+    with pytest.raises(ValueError, match=r"`pretrain` ran there with other settings \(model\..*is now"):
+        instruct.run(other)
+    folder = str(model_folder(config, "pretrain"))
+    with pytest.raises(ValueError, match=why):
+        instruct.run(replace(other, instruct=replace(config.instruct, init=folder)))
+
+
+def test_a_model_for_another_encoder_is_refused(config: Config, tiny_store: Store) -> None:
+    pretrain.run(config)
+    folder = str(model_folder(config, "pretrain"))
+    tiny_store("image", name="wide/statistics", dim=20)
+    wide = replace(config, encoder=replace(config.encoder, name="wide"), instruct=replace(config.instruct, init=folder))
+    with pytest.raises(ValueError, match="has embed_dim=16, but the encoder asks for 20"):
+        instruct.run(wide)
+
+
+def test_an_alignment_of_another_store_is_refused(config: Config, tiny_store: Store, tmp_path: Path) -> None:
+    store = tmp_path / "stores" / "tiny" / "texts"
+    store.rename(store.with_name("before"))
+    tiny_store(name="tiny/texts", seed=7)
+    with pytest.raises(ValueError, match="was fitted on another text store than .*run `revision align` again"):
+        pretrain.run(config)
+
+
+def test_an_unreadable_llm_and_bad_arguments_are_refused(config: Config) -> None:
+    with pytest.raises(ValueError, match=r"model\.llm=nowhere cannot be read"):
+        pretrain.run(replace(config, model=replace(config.model, llm="nowhere")))
+    with pytest.raises(ValueError, match=r"trainer\.max_step is no argument .* trainer\.max_steps\?"):
+        pretrain.run(replace(config, model=replace(config.model, llm="nowhere"), trainer={"max_step": 1}))
+
+
+def test_a_corpus_without_conversations_is_refused(config: Config) -> None:
+    with pytest.raises(ValueError, match=r"corpus tiny has no data\.conversations"):
+        instruct.run(replace(config, data=replace(config.data, conversations=None)))

@@ -48,8 +48,8 @@ def test_authors_mapping_has_images_and_texts(tmp_path: Path) -> None:
 def test_image_paths(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "images.jsonl", [{"id": "a", "image": "x/a.png"}, {"id": "b", "image": "/abs/b.png"}])
     assert [image.path for image in records.read_images(file)] == [tmp_path / "x/a.png", Path("/abs/b.png")]
-    rooted = [image.path for image in records.read_images(file, Path("/root"))]
-    assert rooted == [Path("/root/x/a.png"), Path("/abs/b.png")]
+    rooted = [image.path for image in records.read_images(file, Path("/pictures"))]
+    assert rooted == [Path("/pictures/x/a.png"), Path("/abs/b.png")]
     assert records.count_records(file, "image") == 2
 
 

@@ -24,7 +24,6 @@ coloured background, for questions.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import os
@@ -34,13 +33,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nano_parts import drawing, models, texts
+from nano_parts import drawing, marks, models, scenes, texts
+from nano_parts.captions import NAME_TEMPLATE, captions_of
 from nano_parts.lexicon import Concept, part, read_lexicon
+from nano_parts.questions import questions_about
 from rich.logging import RichHandler
 
 TEXTS = 12_000
+BARE, GROUNDED = 6, 1  # texts of each concept: its bare caption, and captions that speak of a ground; scenes fill up
 STATISTICS = 5_000
 SCENE_SHARE = 0.4  # of the texts and of the pictures of part c
+CAPTIONED = 0.5  # share of the conversations that begin with a caption
 SEED = 2026
 HEADS = Path(__file__).parent / "nano_parts/heads.safetensors"
 
@@ -59,23 +62,24 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
 
 
 def stage_one_texts(concepts: list[Concept], seed: int) -> Iterator[Row]:
-    """Part b: distinct texts about single concepts and scenes, in random order."""
+    """Part b: for each concept its bare caption BARE times and captions with grounds, then scenes, in random order.
+
+    Names come often because naming is what stage 1 has to teach; one that is met seven times is not learned.
+    """
     rng = np.random.default_rng(seed)
     scenic = [concept for concept in concepts if concept.countable]
-    seen: dict[str, None] = {}
-    while len(seen) < TEXTS:
-        colour = drawing.random_colour(rng, white=0.0)
-        if rng.random() < SCENE_SHARE:
-            text = texts.stage_one_scene(texts.random_scene(scenic, rng, colour), rng)
-        else:
-            concept = concepts[int(rng.integers(len(concepts)))]
-            templates = texts.STAGE_ONE_TEMPLATES + (texts.STAGE_ONE_COLOURED if rng.random() < 0.5 else ())
-            text = texts.stage_one_text(concept, templates[int(rng.integers(len(templates)))], rng, colour)
-        seen[text] = None
-    return ({"id": f"text-{number:05d}", "text": text} for number, text in enumerate(seen))
+    found = []
+    for concept in concepts:
+        found += [texts.caption(texts.single(concept))] * BARE
+        for _ in range(GROUNDED):
+            ground = texts.GROUNDS[int(rng.integers(len(texts.GROUNDS)))]
+            found.append(texts.caption(texts.single(concept, drawing.random_colour(rng, white=0.0)), ground))
+    while len(found) < TEXTS:
+        found.append(texts.random_caption(scenes.random_scene(scenic, rng, drawing.random_colour(rng, white=0.0)), rng))
+    return ({"id": f"text-{number:05d}", "text": found[i]} for number, i in enumerate(rng.permutation(len(found))))
 
 
-def training_pictures(out: Path, concepts: list[Concept], seed: int) -> Iterator[tuple[Row, texts.Scene, str]]:
+def training_pictures(out: Path, concepts: list[Concept], seed: int) -> Iterator[tuple[Row, scenes.Scene, str]]:
     """Part c: pictures of the training concepts; yields the image row, what it shows, and a caption."""
     rng = np.random.default_rng(seed)
     scenic = [concept for concept in concepts if concept.countable]
@@ -83,21 +87,18 @@ def training_pictures(out: Path, concepts: list[Concept], seed: int) -> Iterator
         name = f"statistics-{number:05d}"
         colour = drawing.random_colour(rng)
         if rng.random() < SCENE_SHARE:
-            shown = texts.random_scene(scenic, rng, colour)
+            shown = scenes.random_scene(scenic, rng, colour)
             picture = drawing.scene(_glyphs(shown), colour)
-            caption = texts.stage_one_scene(shown, rng)
         else:
             concept = concepts[number % len(concepts)]
-            shown = texts.Scene((concept,), (1,), colour)
+            shown = texts.single(concept, colour)
             picture = drawing.single(drawing.openmoji(concept.character), colour, drawing.random_placement(rng))
-            templates = texts.STAGE_ONE_TEMPLATES + texts.STAGE_ONE_COLOURED
-            caption = texts.stage_one_text(concept, templates[int(rng.integers(len(templates)))], rng, colour)
         path = Path("pictures/statistics") / f"{name}.png"
         drawing.save_picture(picture, out / path)
-        yield {"id": name, "image": str(path)}, shown, caption
+        yield {"id": name, "image": str(path)}, shown, texts.random_caption(shown, rng)
 
 
-def _glyphs(shown: texts.Scene) -> list[Any]:
+def _glyphs(shown: scenes.Scene) -> list[Any]:
     return [
         drawing.openmoji(concept.character)
         for concept, count in zip(shown.concepts, shown.counts, strict=True)
@@ -105,15 +106,17 @@ def _glyphs(shown: texts.Scene) -> list[Any]:
     ]
 
 
-def conversation(row: Row, shown: texts.Scene, others: list[Concept], rng: np.random.Generator) -> Row:
-    """One stage-2 record: one to three questions about a picture, in one conversation."""
-    asked = texts.questions_about(shown, others, rng, list(drawing.COLOURS))
+def conversation(row: Row, shown: scenes.Scene, others: list[Concept], rng: np.random.Generator) -> Row:
+    """One stage-2 record: a caption every other time, then one to three questions about the picture."""
+    asked = questions_about(shown, others, rng, list(drawing.COLOURS))
     chosen = [asked[int(i)] for i in rng.permutation(len(asked))[: int(rng.integers(1, 4))]]
+    turns = [(question.question, question.answer) for question in chosen]
+    if rng.random() < CAPTIONED:
+        turns.insert(0, ("", texts.random_caption(shown, rng)))
     messages = []
-    for turn, question in enumerate(chosen):
-        mark = "<image>\n" if turn == 0 else ""
-        messages.append({"role": "user", "content": mark + question.question})
-        messages.append({"role": "assistant", "content": question.answer})
+    for number, (asks, answers) in enumerate(turns):
+        words = f"<image>\n{asks}".strip() if number == 0 else asks
+        messages += [{"role": "user", "content": words}, {"role": "assistant", "content": answers}]
     return {"id": f"talk-{row['id']}", "image": row["id"], "messages": messages}
 
 
@@ -129,16 +132,16 @@ def benchmark(out: Path, concepts: list[Concept], seed: int) -> tuple[list[Row],
         plain = Path("pictures") / concept.part / f"{concept.code}.png"
         drawing.save_picture(drawing.single(glyph, "white", drawing.Placement()), out / plain)
         pictures.append({"id": concept.code, "image": str(plain)})
-        caption = texts.CAPTION.format(noun=concept.noun)
+        caption = texts.caption(texts.single(concept))
         naming.append({**pictures[-1], "name": concept.name, "caption": caption, **about})
 
         count = int(rng.integers(1, 5)) if concept.countable else 1
-        shown = texts.Scene((concept,), (count,), drawing.random_colour(rng, white=0.0))
+        shown = scenes.Scene((concept,), (count,), drawing.random_colour(rng, white=0.0))
         asked = Path("pictures") / concept.part / f"{concept.code}-scene.png"
         drawing.save_picture(drawing.scene(_glyphs(shown), shown.colour), out / asked)
         pictures.append({"id": f"{concept.code}-scene", "image": str(asked)})
         rivals = [other for other in concepts if other.unseen == concept.unseen and other.part == concept.part]
-        for question in texts.questions_about(shown, rivals, rng, list(drawing.COLOURS)):
+        for question in questions_about(shown, rivals, rng, list(drawing.COLOURS)):
             row = {"id": f"{concept.code}-{question.kind}", "image": pictures[-1]["id"], "kind": question.kind}
             row |= {"question": question.question, "answer": question.answer, **about}
             questions.append(row | ({"choices": list(question.choices)} if question.choices else {}))
@@ -160,7 +163,7 @@ def make_records(out: Path) -> dict[str, int]:
         pairs.append({**row, "text": caption})
         talks.append(conversation(row, shown, things, rng))
     pictures, naming, questions = benchmark(out, scored, SEED + 3)
-    names = [{"id": c.name, "text": texts.NAME_TEMPLATE.format(noun=c.noun)} for c in scored]
+    names = [{"id": c.name, "text": NAME_TEMPLATE.format(noun=c.noun)} for c in scored]
     stage_one = list(stage_one_texts(known, SEED))
     check_protocol(stage_one, rows, pictures)
     files = {
@@ -180,21 +183,19 @@ def check_protocol(stage_one: list[Row], training: list[Row], benchmark_rows: li
     """Assert what the protocol promises on the records themselves."""
     rng = np.random.default_rng(0)
     lexicon = read_lexicon()
-    taught = {text for concept in lexicon for text in texts.encoder_captions(concept, rng)}
+    grounds = [(concept, colour) for concept in lexicon for colour in drawing.COLOURS]
+    taught = {text for concept, colour in grounds for text in captions_of(concept, rng, colour)}
     assert not taught & {row["text"] for row in stage_one}, "a stage-1 text is one that the heads were trained on"
     assert not {row["image"] for row in training} & {row["image"] for row in benchmark_rows}
     unseen = [concept.noun for concept in lexicon if concept.unseen]
     assert not any(f"This is {noun}." == row["text"] for row in stage_one for noun in unseen)
 
 
-def recipe_fingerprint() -> str:
-    """sha256 of the recipe's own files: what the records are a function of."""
-    digest = hashlib.sha256()
+def made_from() -> str:
+    """Fingerprint of the recipe's own files."""
     here = Path(__file__).parent
-    files = [Path(__file__), *sorted((here / "nano_parts").glob("*.py")), here / "nano_parts/lexicon.json", HEADS]
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    parts = here / "nano_parts"
+    return marks.fingerprint([Path(__file__), *sorted(parts.glob("*.py")), parts / "lexicon.json", HEADS])
 
 
 def main() -> None:
@@ -204,19 +205,18 @@ def main() -> None:
     out: Path = parser.parse_args().out
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    mark, fingerprint = out / "recipe.json", recipe_fingerprint()
-    if mark.is_file() and json.loads(mark.read_text())["fingerprint"] == fingerprint:
+    source = made_from()
+    if marks.is_finished(out, source):
         log.info("%s is finished and unchanged", out)
         return
-    mark.unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+    marks.unmark(out)
     counts = make_records(out)
     log.info("assembling the dual encoder")
     models.save_encoder(out / "assets/encoder", HEADS)
     if not (out / "assets/llm/config.json").is_file():
         log.info("unpacking the LLM")
         models.save_llm(out / "assets/llm")
-    mark.write_text(json.dumps({"fingerprint": fingerprint, "counts": counts}, indent=2) + "\n")
+    marks.mark(out, source, counts)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ from pathlib import Path
 
 import numpy as np
 from nano import Row, write_rows
-from nano_parts import drawing, models, texts
+from nano_parts import drawing, marks, models, scenes
+from nano_parts.captions import NAME_TEMPLATE, caption_of_scene, captions_of
 from nano_parts.lexicon import Concept, part, read_lexicon
 from PIL import Image
 from rich.logging import RichHandler
@@ -131,12 +132,12 @@ def single_pairs(
     for concept in concepts:
         if concept.code not in drawings:
             continue
-        captions = texts.encoder_captions(concept, rng)
         for view in range(VIEWS):
             placement = drawing.random_placement(rng) if view else drawing.Placement()
             colour = drawing.random_colour(rng) if view else "white"
             path = Path("pictures") / style / f"{concept.code}-{view}.png"
             drawing.save_picture(drawing.single(drawings[concept.code], colour, placement), out / path)
+            captions = captions_of(concept, rng, colour)
             for number in rng.choice(len(captions), 3, replace=False):
                 yield {"id": f"{path.stem}-{style}-{number}", "image": str(path), "text": captions[int(number)]}
 
@@ -149,11 +150,11 @@ def scene_pairs(
     for number in range(SCENES):
         style = names[int(rng.integers(len(names)))]
         available = [concept for concept in concepts if concept.code in styles[style] and concept.countable]
-        shown = texts.random_scene(available, rng, drawing.random_colour(rng, white=0.2))
+        shown = scenes.random_scene(available, rng, drawing.random_colour(rng, white=0.2))
         glyphs = [styles[style][c.code] for c, n in zip(shown.concepts, shown.counts, strict=True) for _ in range(n)]
         path = Path("pictures/scenes") / f"{number:05d}.png"
         drawing.save_picture(drawing.scene(glyphs, shown.colour), out / path)
-        yield {"id": f"scene-{number:05d}", "image": str(path), "text": texts.encoder_scene_caption(shown)}
+        yield {"id": f"scene-{number:05d}", "image": str(path), "text": caption_of_scene(shown)}
 
 
 def coloured_pairs(
@@ -169,7 +170,7 @@ def coloured_pairs(
             path = Path("pictures/coloured") / f"{number:05d}.png"
             picture = drawing.single(styles[style][concept.code], colour, drawing.random_placement(rng))
             drawing.save_picture(picture, out / path)
-            text = texts.encoder_scene_caption(texts.Scene((concept,), (1,), colour))
+            text = caption_of_scene(scenes.Scene((concept,), (1,), colour))
             yield {"id": f"coloured-{number:05d}", "image": str(path), "text": text}
 
 
@@ -180,7 +181,14 @@ def validation_pairs(out: Path, concepts: list[Concept]) -> Iterator[Row]:
         drawing.save_picture(
             drawing.single(drawing.openmoji(concept.character), "white", drawing.Placement()), out / path
         )
-        yield {"id": concept.code, "image": str(path), "text": texts.NAME_TEMPLATE.format(noun=concept.noun)}
+        yield {"id": concept.code, "image": str(path), "text": NAME_TEMPLATE.format(noun=concept.noun)}
+
+
+def made_from() -> str:
+    """Fingerprint of what the pairs are a function of; the packages are pinned by version."""
+    parts = Path(__file__).parent / "nano_parts"
+    files = [parts / name for name in ("captions.py", "drawing.py", "lexicon.py", "scenes.py", "lexicon.json")]
+    return marks.fingerprint([Path(__file__), *files])
 
 
 def main() -> None:
@@ -189,10 +197,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/nano-styles"), help="folder of the corpus")
     out: Path = parser.parse_args().out
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
-    mark = out / "recipe.json"
-    if mark.is_file():
-        log.info("%s is finished", out)
+    source = made_from()
+    if marks.is_finished(out, source):
+        log.info("%s is finished and unchanged", out)
         return
+    marks.unmark(out)
     lexicon = read_lexicon()
     known = [concept for concept in lexicon if not concept.unseen]
     rng = np.random.default_rng(SEED)
@@ -205,7 +214,7 @@ def main() -> None:
         "validation": write_rows(out / "validation.jsonl", validation_pairs(out, part(lexicon, "training"))),
     }
     models.save_encoder(out / "assets/towers", heads=None)
-    mark.write_text(json.dumps({"counts": counts}, indent=2) + "\n")
+    marks.mark(out, source, counts)
 
 
 if __name__ == "__main__":

@@ -88,8 +88,7 @@ class Concept:
         """The name as it stands inside a sentence, with its indefinite article where it takes one."""
         if (self.name.endswith("s") and not self.name.endswith(("ss", "us"))) or self.name in UNCOUNTED:
             return self.name
-        vowel = self.name[0].lower() in "aeiou" and not re.match(r"(?i)(uni|eu|one|ukulele)", self.name)
-        return f"{'an' if vowel or self.name.startswith('hour') else 'a'} {self.name}"
+        return f"{article(self.name)} {self.name}"
 
     @property
     def countable(self) -> bool:
@@ -107,10 +106,25 @@ class Concept:
         return f"{self.name[:-1]}ies" if re.search(r"[^aeiou]y$", self.name) else f"{self.name}s"
 
 
+def article(words: str) -> str:
+    """The indefinite article in front of some words, by their sound."""
+    vowel = words[0].lower() in "aeiou" and not re.match(r"(?i)(uni|eu|ewe|one|ukulele)", words)
+    return "an" if vowel or words.startswith(("hour", "x-ray")) else "a"
+
+
+# Names that take no article: masses, sports, proper names, and the few that are no nouns.
 UNCOUNTED = frozenset(
     [
         *("bread", "cheese", "broccoli", "garlic", "ginger", "rice", "spaghetti", "sushi", "sake", "money", "coral"),
-        *("wood", "honey", "salt", "beans", "dna", "fog", "wind", "fish", "yarn", "thread", "tofu"),
+        *("wood", "honey", "salt", "beans", "dna", "fog", "wind", "fish", "yarn", "thread", "tofu", "bacon", "butter"),
+        *("popcorn", "soap", "luggage", "cooked rice", "curry rice", "canned food", "shaved ice", "ice"),
+        *("oden", "mate", "pouring liquid", "cooking", "camping", "foggy", "construction", "building construction"),
+        *("mount fuji", "high voltage", "tennis", "bowling", "field hockey", "ice hockey", "lacrosse", "ping pong"),
+        *("badminton", "locked", "unlocked", "locked with pen", "locked with key", "rolling on the floor laughing"),
+        *("potable water", "non-potable water", "breast-feeding", "horse racing", "no entry", "no smoking"),
+        *("no littering", "no one under eighteen", "passport control", "baggage claim", "dashing away", "thumbs up"),
+        *("thumbs down", "people hugging", "people wrestling", "children crossing", "Santa Claus", "Mrs. Claus"),
+        *("Mx Claus", "infinity", "currency exchange", "vibration mode", "left luggage", "busts in silhouette"),
     ]
 )
 IRREGULAR = {

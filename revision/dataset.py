@@ -23,6 +23,7 @@ from revision.records import IMAGE_MARK, Conversation, Message, Pair
 
 Example = dict[str, Any]
 
+_NOISE = 1  # sets the draws of noise apart from others of the same seed and row
 _TEXTS_IN_MEMORY = 200_000  # a text store of up to so many rows is read at once; of a larger one, each text when asked
 
 
@@ -33,14 +34,27 @@ class Rows:
         stores: at least one.
         embed_dim: dimension that the model reads.
         alignment: applied to every row; None leaves images as they are.
+        noise_std: standard deviation of Gaussian noise that is added to each coordinate of the unit vector, which is
+            then normalised again; drawn anew for each row and epoch. A picture lies off the point of its caption, and
+            noise teaches the projector to read a neighbourhood instead of a point.
+        seed: of the noise.
 
     Raises:
         ValueError: another dimension, or stores of two encoders.
     """
 
-    def __init__(self, stores: Sequence[EmbeddingStore], *, embed_dim: int, alignment: Alignment | None = None) -> None:
+    def __init__(
+        self,
+        stores: Sequence[EmbeddingStore],
+        *,
+        embed_dim: int,
+        alignment: Alignment | None = None,
+        noise_std: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         self.stores = list(stores)
         self.alignment = alignment
+        self.noise_std, self.seed = noise_std, seed
         # In shared memory: workers that live through several epochs see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         for store in self.stores:
@@ -61,7 +75,7 @@ class Rows:
         self._starts = np.cumsum([0, *(len(store) for store in self.stores)])
 
     def set_epoch(self, epoch: int) -> None:
-        """Training epoch, from 0 on: an alignment that adds noise draws it anew in each."""
+        """Training epoch, from 0 on: noise is drawn anew in each."""
         self._epoch.fill_(epoch)
 
     def find(self, ids: Sequence[str]) -> np.ndarray:
@@ -88,11 +102,15 @@ class Rows:
         return np.array([rows[one] for one in ids], dtype=np.int64)
 
     def __getitem__(self, row: int) -> torch.Tensor:
-        """Float32 [d]; where the alignment adds noise, it is a function of (seed, epoch, row)."""
+        """Float32 [d]; noise, of the alignment's or our own, is a function of (seed, epoch, row)."""
         which = int(np.searchsorted(self._starts, row, side="right")) - 1
         vector = self.stores[which].rows(int(row - self._starts[which])).astype(np.float32)
         if self.alignment is not None:
             vector = self.alignment.apply(vector, row_ids=[row], epoch=int(self._epoch))
+        if self.noise_std > 0:
+            noise = np.random.default_rng([self.seed, int(self._epoch), row, _NOISE]).normal(size=vector.shape)
+            noisy = vector / np.linalg.norm(vector) + self.noise_std * noise
+            vector = (noisy / np.linalg.norm(noisy)).astype(np.float32)
         return torch.from_numpy(vector[0])
 
 

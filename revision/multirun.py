@@ -19,7 +19,8 @@ from revision.composition import ROOT, ConfigError, explain, typed
 from revision.progress import say
 
 TABLE_COMMANDS = ("run", "evaluate")  # those after which there are scores to compare
-NAMELESS = ("experiment", "name", "runs")  # overrides that have no part in a job's folder name
+# Overrides that have no part in a job's folder name: where it lies, and how much of it is done now.
+NAMELESS = ("experiment", "name", "runs", "run.steps", "evaluate.models")
 LONGEST_NAME = 150  # characters; file systems allow 255 bytes
 
 

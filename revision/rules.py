@@ -7,11 +7,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from revision.fields import nearest
-from revision.schema import MODEL_STEPS, STEPS, Config, Modality, SourceConfig, StageInput
+from revision.schema import (
+    MODEL_STEPS,
+    STEPS,
+    AlignmentMethod,
+    Config,
+    ContrastPart,
+    Modality,
+    SourceConfig,
+    StageInput,
+)
 
 PARTS = ("projector", "llm")
 SPLITS = ("validation", "test")
 IMAGE = "<image>"
+NAME = "{text}"
 
 # Lowest value that a numeric field may have, the value it must exceed, and the highest; null is always allowed.
 _AT_LEAST: Mapping[str, float] = {
@@ -24,12 +34,17 @@ _AT_LEAST: Mapping[str, float] = {
     "contrast.weight_decay": 0,
     "contrast.warmup": 0,
     "contrast.probe_interval": 1,
+    "contrast.frame_step": 0,
+    "align.shard_size": 1,
     "alignment.centroid_steps": 0,
     "alignment.noise_std": 0,
-    "gap.sample": 2,
+    "gap.sample": 4,
+    "gap.held_out": 2,
+    "gap.trials": 1,
     "model.num_visual_tokens": 1,
     "model.projector.depth": 1,
     "model.projector.hidden_size": 1,
+    "pretrain.noise_std": 0,
     "pretrain.limit": 1,
     "instruct.limit": 1,
     "engine.processes": 1,
@@ -45,10 +60,11 @@ _AT_LEAST: Mapping[str, float] = {
 _ABOVE: Mapping[str, float] = {
     "contrast.learning_rate": 0,
     "contrast.logit_scale": 0,
+    "contrast.frame_energy": 0,
     "alignment.until": 0,
     "model.projector.input_scale": 0,
 }
-_AT_MOST: Mapping[str, float] = {"embed.reject_budget": 1, "contrast.warmup": 1}
+_AT_MOST: Mapping[str, float] = {"embed.reject_budget": 1, "contrast.warmup": 1, "contrast.frame_energy": 1}
 
 
 def check(config: Config) -> None:
@@ -59,7 +75,9 @@ def check(config: Config) -> None:
     """
     _check_names(config)
     _check_numbers(config)
+    _check_contrast(config)
     _check_sources(config)
+    _check_gap(config)
     _check_stages(config)
     _check_evaluation(config)
 
@@ -96,13 +114,28 @@ def _check_numbers(config: Config) -> None:
         value = _value(config, name)
         if value > high:
             raise _broken(name, value, f"at most {high}")
-    if not config.gap.neighbours or min(config.gap.neighbours) < 1:
-        raise _broken("gap.neighbours", config.gap.neighbours, "a list of numbers of neighbours, each at least 1")
+
+
+def _check_contrast(config: Config) -> None:
+    contrast = config.contrast
+    if contrast.train is ContrastPart.heads and contrast.architecture:
+        raise _broken("contrast.train", "heads", "all where contrast.architecture is set: random towers are not locked")
+    if contrast.train is ContrastPart.all and contrast.heads is not None:
+        raise _broken("contrast.heads", contrast.heads, "null where contrast.train is all: more than the heads trains")
+    if contrast.init is not None and contrast.architecture:
+        raise _broken("contrast.init", contrast.init, "null where contrast.architecture gives a model to start anew")
 
 
 def _check_sources(config: Config) -> None:
     data = config.data
     known = data.sources
+    for name, source in known.items():
+        if (source.records is None) == (source.embeddings is None):
+            raise _broken(
+                f"data.sources.{name}.records", source.records,
+                f"a file of records, or else null with data.sources.{name}.embeddings naming existing embeddings; "
+                f"embeddings is {source.embeddings or 'null'}",
+            )  # fmt: skip
     if known:  # a corpus of pairs for `contrast` alone has none
         _source("data.texts", data.texts, known, Modality.text)
         _source("data.statistics", data.statistics, known, Modality.image)
@@ -114,6 +147,30 @@ def _check_sources(config: Config) -> None:
         _one_of("data.conversation_sources", name, known)
     for name in config.embed.sources or []:
         _one_of("embed.sources", name, known)
+        if known[name].records is None:
+            raise _broken("embed.sources", name, f"a source of records; {known[name].embeddings} is embedded already")
+
+
+def _check_gap(config: Config) -> None:
+    gap, known = config.gap, config.data.sources
+    if not gap.neighbours or min(gap.neighbours) < 1:
+        raise _broken("gap.neighbours", gap.neighbours, "a list of numbers of neighbours, each at least 1")
+    if gap.sizes and min(gap.sizes) < 2:
+        raise _broken("gap.sizes", gap.sizes, "a list of numbers of rows, each at least 2")
+    if not 0 < gap.energy < 1:
+        raise _broken("gap.energy", gap.energy, "a share of the trace between 0 and 1, such as 0.9")
+    for method in gap.compare:
+        _one_of("gap.compare", method, AlignmentMethod.__members__)
+    if gap.captions is not None:
+        _source("gap.captions", gap.captions, known, Modality.text)
+    if len(gap.domains) == 1 or len(set(gap.domains)) < len(gap.domains):
+        raise _broken("gap.domains", gap.domains, "two or more different <text source>/<image source>, or []")
+    for domain in gap.domains:
+        text, slash, image = domain.partition("/")
+        if not slash:
+            raise _broken("gap.domains", domain, "<text source>/<image source>, such as texts/statistics")
+        _source("gap.domains", text, known, Modality.text)
+        _source("gap.domains", image, known, Modality.image)
 
 
 def _check_stages(config: Config) -> None:
@@ -152,6 +209,8 @@ def _check_evaluation(config: Config) -> None:
         raise _broken("evaluate.models", "[]", f"at least one of {', '.join(MODEL_STEPS)}, or a model's folder")
     if evaluate.naming_prompt.count(IMAGE) != 1:
         raise _broken("evaluate.naming_prompt", evaluate.naming_prompt, f"{IMAGE} exactly once")
+    if evaluate.naming_answer.count(NAME) != 1:
+        raise _broken("evaluate.naming_answer", evaluate.naming_answer, f"{NAME} exactly once")
     for name in ("naming", "questions"):
         if _value(config, f"data.{name}") is not None and config.data.pictures is None:
             raise _broken("data.pictures", None, f"an image source, since data.{name} asks about its pictures")

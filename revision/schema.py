@@ -38,6 +38,13 @@ class Dtype(Enum):
     float16 = "float16"
 
 
+class ContrastPart(Enum):
+    """What of a dual encoder `contrast` trains: the heads behind locked towers, or all parameters."""
+
+    heads = "heads"
+    all = "all"
+
+
 class AlignmentMethod(Enum):
     """How text embeddings are mapped onto the image distribution (ReVision v3, Sec. 4 and its rivals)."""
 
@@ -71,11 +78,12 @@ class Tracker(Enum):
 
 @dataclass
 class SourceConfig:
-    """One file of records that `embed` turns into one embedding store."""
+    """One file of records that `embed` turns into one embedding store, or embeddings that somebody else made."""
 
     kind: Modality = MISSING
-    records: str = MISSING
+    records: str | None = None  # None where `embeddings` stands in its place
     image_root: str | None = None  # folder that relative image paths start from; None: the folder of the records file
+    embeddings: str | None = None  # made elsewhere, in a foreign format of docs/formats.md; `embed` skips it
 
 
 @dataclass
@@ -126,9 +134,12 @@ class EmbedConfig:
 
 @dataclass
 class ContrastConfig:
-    """`contrast`: trains the heads of a dual encoder whose towers stay locked."""
+    """`contrast`: trains a dual encoder, or its heads alone behind locked towers, and follows the modality gap."""
 
+    train: ContrastPart = ContrastPart.heads
     init: str | None = None  # open_clip folder (open_clip_config.json + weights) to start from
+    architecture: dict[str, Any] = field(default_factory=dict)  # or, with train=all, the content of such a json file:
+    # `model_cfg` and `preprocess_cfg` of a model that starts from random weights
     output: str | None = None  # where the trained open_clip folder goes; None: runs/<name>/contrast/encoder
     heads: str | None = None  # also write the trained heads alone to this safetensors file
     epochs: int = 30
@@ -138,7 +149,9 @@ class ContrastConfig:
     warmup: float = 0.1  # share of the steps
     logit_scale: float = 100.0  # fixed temperature: CLIP's training ends clamped there; a learned one closes the gap
     learn_logit_scale: bool = False
-    probe_interval: int = 100  # steps between evaluations on the validation pairs
+    probe_interval: int = 100  # steps between measurements on the validation pairs, of retrieval and of the fixed frame
+    frame_step: int | None = None  # the frame is frozen at the first measurement from this step on; None: after warm-up
+    frame_energy: float = 0.95  # share of the variance that U holds; ours, the paper does not state its threshold
     device: str = "auto"  # as embed.device
 
 
@@ -153,11 +166,26 @@ class AlignmentConfig:
 
 
 @dataclass
+class AlignConfig:
+    """`align`: what it writes besides the alignment; the map itself is set under `alignment`."""
+
+    export: str | None = None  # folder for the aligned text rows as .npy and parquet, in clip-retrieval's layout
+    shard_size: int = 1_000_000  # rows a file of the export
+
+
+@dataclass
 class GapConfig:
     """`gap`: geometry before and after alignment."""
 
-    sample: int = 20000  # rows a side that the pairwise measures use, drawn with `seed`
+    sample: int = 20000  # rows a side that are measured, drawn with `seed`; the cost of cosines grows with its square
     neighbours: list[int] = field(default_factory=lambda: [10, 20])
+    compare: list[str] = field(default_factory=list)  # further alignments to fit here and put beside the run's own
+    captions: str | None = None  # text source of the captions of data.pairs, under their ids; None: data.texts
+    energy: float = 0.9  # share of the trace in the subspace U that pairs are split along; the paper states none
+    sizes: list[int] = field(default_factory=list)  # rows a side to fit on, for the sample-size curve; []: no curve
+    held_out: int = 2000  # rows a side that the sample-size curve measures on
+    domains: list[str] = field(default_factory=list)  # two or more <text source>/<image source> to transfer between
+    trials: int = 5  # repetitions of curve and transfer (ReVision v3: 5)
 
 
 @dataclass
@@ -187,6 +215,7 @@ class StageConfig:
 
     init: str | None = None  # model to start from: a command's name, a folder, or null for a fresh projector
     input: StageInput = StageInput.text  # pretrain only
+    noise_std: float = 0.0  # pretrain only: Gaussian noise on each coordinate of the unit vectors read, new each epoch
     prompts: list[str] = field(default_factory=list)  # pretrain only: user turns to draw from; `<image>` marks it
     train: list[str] = field(default_factory=list)  # parts that train: projector, llm
     max_length: int = 2048  # tokens a sample, visual ones included
@@ -211,6 +240,7 @@ class EvaluateConfig:
     limit: int | None = None  # pictures a track
     question_limit: int | None = None
     naming_prompt: str = "<image>"
+    naming_answer: str = "{text}"  # what is scored for a name; {text}: its text in data.names, which the encoder reads
     bootstrap: int = 2000  # resamples for the 95 % intervals
     sheet: int = 24  # pictures on the contact sheet
     max_new_tokens: int = 24
@@ -250,6 +280,7 @@ class Config:
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
     gap: GapConfig = field(default_factory=GapConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     trainer: dict[str, Any] = field(default_factory=dict)

@@ -135,10 +135,12 @@ def test_dialogue_keeps_turns_and_changes_pictures(
 def test_dialogue_survives_slips_and_ends_with_the_input(
     config: Config, capsys: pytest.CaptureFixture[str], say: Callable[..., None], tmp_path: Path
 ) -> None:
-    (tmp_path / "notes.png").write_text("no pixels")
-    say(f"/image {tmp_path / 'notes.png'}", "/image nowhere.png", "/help")
+    far = tmp_path / "a folder whose name is longer than a line of many a terminal" / "notes.png"
+    far.parent.mkdir()
+    far.write_text("no pixels")
+    say(f"/image {far}", "/image nowhere.png", "/help")
     said = answer(changed(config, prompt=None), capsys)
-    assert "is not a picture that Pillow can read" in said.replace("\n", " ")
+    assert f"{far} is not a picture that Pillow can read" in said
     assert "picture nowhere.png does not exist" in said
     assert said.count("/quit leaves") == 2
 

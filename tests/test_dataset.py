@@ -71,6 +71,34 @@ def test_noise_is_fresh_in_each_epoch_and_the_same_in_each_process(tiny_store: S
     assert torch.equal(dataset[4]["image_embed"], first)
 
 
+def test_input_noise_is_a_function_of_seed_epoch_and_row(tiny_store: Store) -> None:
+    store = tiny_store()
+    plain, noisy = (Rows([store], embed_dim=DIM, noise_std=std, seed=3) for std in (0.0, 0.05))
+    first, later = noisy[7], noisy[8]
+    noisy.set_epoch(1)
+    second = noisy[7]
+    noisy.set_epoch(0)
+    assert torch.equal(noisy[8], later) and torch.equal(noisy[7], first)  # whatever the order of asking
+    for other in (second, later, plain[7], Rows([store], embed_dim=DIM, noise_std=0.05, seed=4)[7]):
+        assert not torch.allclose(first, other, atol=1e-3)
+    assert torch.equal(plain[7], torch.from_numpy(store.rows(7)[0].astype(np.float32)))
+
+
+def test_input_noise_has_the_size_asked_for_and_keeps_rows_on_the_sphere(tiny_store: Store) -> None:
+    store, std = tiny_store(n=400), 0.2
+    noisy = Rows([store], embed_dim=DIM, noise_std=std)
+    got = torch.stack([noisy[row] for row in range(len(store))]).double().numpy()
+    np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-6)
+    own = store.rows(slice(None)).astype(np.float64)
+    own /= np.linalg.norm(own, axis=1, keepdims=True)
+    cosine = (got * own).sum(axis=1)
+    # x + s e, with e split into its part a along x and the rest of squared length r: the tangent of the angle.
+    random = np.random.default_rng(0)
+    along, rest = random.normal(size=200_000), random.chisquare(DIM - 1, size=200_000)
+    expected = (1 + std * along) / np.sqrt((1 + std * along) ** 2 + std**2 * rest)
+    assert cosine.mean() == pytest.approx(expected.mean(), abs=4 * expected.std() / np.sqrt(len(store)))
+
+
 def test_workers_that_live_on_see_the_epoch_change(tiny_store: Store, tiny_processor: Any) -> None:
     text, image = tiny_store(n=8), tiny_store("image", seed=1)
     dataset = text_dataset(text, tiny_processor, alignment=C3(noise_std=0.1, seed=3).fit(text, image))

@@ -104,6 +104,7 @@ ON_THE_COMMAND_LINE = [
     ("evaluate.split=tests", "evaluate.split = tests: must be one of validation, test (did you mean 'test'?)"),
     ("evaluate.models=[]", "evaluate.models = []: must be at least one of pretrain, instruct"),
     ("evaluate.naming_prompt=this", "evaluate.naming_prompt = this: must be <image> exactly once"),
+    ("evaluate.naming_answer=this", "evaluate.naming_answer = this: must be {text} exactly once"),
 ]
 
 IN_A_FILE = [

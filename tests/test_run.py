@@ -195,6 +195,8 @@ def test_table_is_drawn_over_all_jobs_of_a_sweep(monkeypatch: pytest.MonkeyPatch
 def test_job_name_is_short_safe_and_distinct() -> None:
     assert job_name("table", ["experiment=nano", "seed=1", "alignment=c3", "name=table"]) == "table/alignment=c3,seed=1"
     assert job_name("nano", ["experiment=nano"]) == "nano"
+    # A later sweep that goes further with the same jobs finds what they have made.
+    assert job_name("table", ["seed=1", "run.steps=[embed,evaluate]", "evaluate.models=[pretrain]"]) == "table/seed=1"
     assert job_name("a", ["++trainer.x=1e-3", "model.llm=/models/x y"]) == "a/model.llm=-models-x-y,trainer.x=1e-3"
     long = [f"pretrain.trainer.key_number_{number}={number}" for number in range(20)]
     first, second = job_name("a", [*long, "seed=0"]), job_name("a", [*long, "seed=1"])

@@ -132,6 +132,15 @@ def test_the_alignment_reaches_the_projector(config: Config) -> None:
     assert not torch.equal(first, second)
 
 
+def test_input_noise_reaches_the_projector(config: Config) -> None:
+    pretrain.run(config)
+    noisy = replace(config, name="noisy", pretrain=replace(config.pretrain, noise_std=0.1))
+    align.run(noisy)
+    pretrain.run(noisy)
+    first, second = (first_layer(one, "pretrain") for one in (config, noisy))
+    assert not torch.equal(first, second)
+
+
 def test_mixed_precision_is_saved_in_bfloat16(config: Config) -> None:
     config.trainer["bf16"] = True
     pretrain.run(config)

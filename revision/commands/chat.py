@@ -117,7 +117,7 @@ class _Dialogue:
 
     def hold(self) -> None:
         """Asks for questions until /quit or the end of the input."""
-        self._console.print(HELP, style="dim")
+        self._say(HELP, style="dim")
         while True:
             try:
                 line = self._console.input("[bold]you:[/bold] ").strip()
@@ -131,8 +131,12 @@ class _Dialogue:
                 try:
                     self.show(Path(rest.strip()))
                 except ValueError as error:  # a slip of the user's should not end the dialogue
-                    self._console.print(str(error), style="red", markup=False, highlight=False)
+                    self._say(str(error), style="red")
             elif command.startswith("/"):
-                self._console.print(HELP, style="dim")
+                self._say(HELP, style="dim")
             elif line:
                 self.ask(line)
+
+    def _say(self, sentence: str, style: str) -> None:
+        """The terminal wraps it, so that a sentence stays one line where there is none (a pipe, a log)."""
+        self._console.print(sentence, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from revision.embeddings import EmbeddingStore
     from revision.evaluation.benchmarks import Picture, Question
+    from revision.evaluation.naming import Candidate
     from revision.evaluation.reader import Reader
     from revision.evaluation.scoring import Track
 
@@ -29,12 +30,12 @@ OTHERS = 4  # pictures beside its own that each caption is tried under
 
 @dataclass(frozen=True)
 class _Benchmark:
-    """What every model is scored on: pictures and questions by track, and the embeddings of pictures and names."""
+    """What every model is scored on: pictures and questions by track, embeddings of pictures, and candidate names."""
 
     pictures: dict[str, list[Picture]]
     questions: dict[str, list[Question]]
     store: EmbeddingStore
-    names: dict[str, np.ndarray]
+    names: dict[str, Candidate]
 
     def embeddings(self, ids: Sequence[str]) -> np.ndarray:
         """float32 [n, d]."""
@@ -116,18 +117,19 @@ def _label(path: Path) -> str:
 
 
 def _benchmark(config: Config) -> _Benchmark:
-    from revision.embeddings import EmbeddingStore
+    from revision.assembly import open_sources
     from revision.evaluation.benchmarks import read_pictures, read_questions
 
     data, settings = config.data, config.evaluate
     if data.naming is None and data.questions is None:
         raise ValueError(f"corpus {data.name} has no benchmark; set data.naming, data.questions or both")
-    stores = Path(data.stores) / config.encoder.name
     pictures: dict[str, list[Picture]] = {}
-    names: dict[str, np.ndarray] = {}
-    store = EmbeddingStore.open(stores / _needed(data.pictures, "data.pictures"))
+    names: dict[str, Candidate] = {}
+    pictured = _needed(data.pictures, "data.pictures")
+    sources = [pictured] if data.naming is None else [pictured, _needed(data.names, "data.names")]
+    store, *named = open_sources(config, sources)
     if data.naming is not None:
-        root = data.sources[store.path.name].image_root if store.path.name in data.sources else None
+        root = data.sources[pictured].image_root if pictured in data.sources else None
         pictures = read_pictures(
             Path(data.naming),
             split=settings.split,
@@ -135,7 +137,7 @@ def _benchmark(config: Config) -> _Benchmark:
             limit=settings.limit,
             seed=settings.seed,
         )
-        names = _names(EmbeddingStore.open(stores / _needed(data.names, "data.names")), store, pictures)
+        names = _names(named[0], store, pictures, settings.naming_answer)
     questions: dict[str, list[Question]] = {}
     if data.questions is not None:
         questions = read_questions(
@@ -150,14 +152,23 @@ def _needed(source: str | None, field: str) -> str:
     return source
 
 
-def _names(names: EmbeddingStore, store: EmbeddingStore, pictures: dict[str, list[Picture]]) -> dict[str, np.ndarray]:
-    """The encoder's vector of every candidate name; all right names must be among them."""
+def _names(
+    names: EmbeddingStore, store: EmbeddingStore, pictures: dict[str, list[Picture]], answer: str
+) -> dict[str, Candidate]:
+    """Every candidate name: what the model may answer, and the encoder's vector; all right names must be among them."""
+    from revision.evaluation.naming import Candidate
+
     if names.manifest.encoder != store.manifest.encoder:
         raise ValueError(
             f"names ({names.path}) and pictures ({store.path}) were embedded by two encoders; embed both with one"
         )
     names.index_of([picture.name for items in pictures.values() for picture in items])  # an absent one is named
-    return dict(zip(names.ids(), names.rows(slice(None)).astype("float32"), strict=True))
+    vectors = names.rows(slice(None)).astype("float32")
+    texts = names.payload(slice(None))
+    return {
+        name: Candidate(answer.replace("{text}", text), vector)
+        for name, text, vector in zip(names.ids(), texts, vectors, strict=True)
+    }
 
 
 def _require_same_dimension(reader: Reader, store: EmbeddingStore, label: str) -> None:

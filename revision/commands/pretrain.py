@@ -70,14 +70,15 @@ def _rows(config: Config) -> tuple[Rows, dict[str, Any] | None]:
     """Embeddings as the projector reads them, and the lineage of their alignment."""
     from revision import rundir
     from revision.alignment import load_alignment
+    from revision.assembly import open_sources
     from revision.dataset import Rows
-    from revision.embeddings import EmbeddingStore
 
     pairs = config.pretrain.input is StageInput.pairs
     sources = config.data.conversation_sources if pairs else [config.data.texts]
-    stores = [EmbeddingStore.open(Path(config.data.stores) / config.encoder.name / source) for source in sources]
+    stores = open_sources(config, sources)
+    noise: dict[str, Any] = {"noise_std": config.pretrain.noise_std, "seed": config.seed}
     if pairs:
-        return Rows(stores, embed_dim=stores[0].dim), None
+        return Rows(stores, embed_dim=stores[0].dim, **noise), None
     folder = rundir.require(config, "align", wanted_by="pretrain")
     alignment = load_alignment(folder)
     statistics, text = alignment.statistics, stores[0].fingerprint()
@@ -87,7 +88,7 @@ def _rows(config: Config) -> tuple[Rows, dict[str, Any] | None]:
             "`revision align` again"
         )
     lineage = {"method": alignment.method, "text": text, "image": statistics.image_fingerprint}
-    return Rows(stores, embed_dim=stores[0].dim, alignment=alignment), lineage
+    return Rows(stores, embed_dim=stores[0].dim, alignment=alignment, **noise), lineage
 
 
 def _samples(config: Config, rows: Rows) -> Samples:

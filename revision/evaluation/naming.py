@@ -8,6 +8,7 @@ every picture is at chance.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,14 @@ from revision.evaluation.reader import Reader
 
 TOP = 5  # best names kept for each picture
 BLIND = 16  # captions scored together after one prompt without a picture
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A name that pictures are ranked against: what the model would answer, and the encoder's vector, float [d]."""
+
+    answer: str
+    vector: np.ndarray
 
 
 def centred(scores: np.ndarray) -> np.ndarray:
@@ -35,7 +44,7 @@ def read_pictures_aloud(
     reader: Reader,
     pictures: Sequence[Picture],
     embeddings: np.ndarray,
-    name_embeddings: Mapping[str, np.ndarray],
+    pool: Mapping[str, Candidate],
     *,
     prompt: str,
     candidates: int,
@@ -45,9 +54,8 @@ def read_pictures_aloud(
 ) -> list[dict[str, Any]]:
     """Everything a model does with the pictures of one track, as one row of plain values a picture.
 
-    embeddings: float [n, d], unit rows, of the pictures. name_embeddings: the encoder's unit vector (float [d]) of
-    every name that may be a candidate. prompt: the user's turn; `<image>` marks the picture. others: pictures that
-    each caption is tried under besides its own.
+    embeddings: float [n, d], unit rows, of the pictures. pool: every name that may be a candidate. prompt: the user's
+    turn; `<image>` marks the picture. others: pictures that each caption is tried under besides its own.
     A row holds: nll, nll_other (mean over the others), nll_blind, in nats of the whole caption of `tokens` tokens;
     rank (by PMI), rank_likelihood, rank_blind (no picture) and rank_encoder (cosine) of the right name among
     `candidates`; `top`, the best names by PMI; and `says`, the greedy caption.
@@ -67,9 +75,9 @@ def read_pictures_aloud(
     said = reader.answers([reader.prompt(prompt, row) for row in embeddings], max_new_tokens, "captions, greedy")
     for row, *values in zip(rows, own, other, blind, tokens, said, strict=True):
         row |= dict(zip(("nll", "nll_other", "nll_blind", "tokens", "says"), values, strict=True))
-    for group in naming_groups(names, list(name_embeddings), candidates=candidates, seed=seed):
+    for group in naming_groups(names, list(pool), candidates=candidates, seed=seed):
         for place, ranked in zip(
-            group.pictures, _rank_group(reader, group, embeddings, name_embeddings, prompt), strict=True
+            group.pictures, _rank_group(reader, group, embeddings, pool, prompt), strict=True
         ):
             rows[place] |= ranked
     return rows
@@ -111,20 +119,19 @@ def _rank_group(
     reader: Reader,
     group: NamingGroup,
     embeddings: np.ndarray,
-    name_embeddings: Mapping[str, np.ndarray],
+    pool: Mapping[str, Candidate],
     prompt: str,
 ) -> list[dict[str, Any]]:
     """Ranks for each picture of a group, in its order."""
-    openings = [reader.opening_ids(name) for name in group.names]
+    openings = [reader.opening_ids(pool[name].answer) for name in group.names]
     seen = embeddings[group.pictures]
     likelihood = np.stack(
         reader.log_probs([reader.prompt(prompt, row) for row in seen], [openings] * len(seen), f"{len(openings)} names")
     )
     (alone,) = reader.log_probs([reader.prompt(prompt, None)], [openings], "names, blind")
     blind = np.broadcast_to(alone, likelihood.shape)
-    cosine = np.asarray(seen, np.float64) @ np.stack([name_embeddings[name] for name in group.names]).T.astype(
-        np.float64
-    )
+    vectors = np.stack([pool[name].vector for name in group.names])
+    cosine = np.asarray(seen, np.float64) @ vectors.T.astype(np.float64)
     information = centred(likelihood)
     best = np.argsort(-information, axis=1, kind="stable")[:, :TOP]
     by = {"rank": information, "rank_likelihood": likelihood, "rank_blind": blind, "rank_encoder": cosine}

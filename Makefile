@@ -36,14 +36,20 @@ format: $(SETUP) ## rewrite the code in the house format
 bench: $(SETUP) ## speed of the parts, each against a limit
 	for script in scripts/bench/*.py; do $(BIN)/python $$script || exit 1; done
 
-nano-table: $(NANO) ## every alignment and real pairs after stage 1, three seeds, one table
+nano-table: $(NANO) ## every alignment and real pairs: stage 1 with three seeds, stage 2 with one, one table
 	$(REVISION) run -m experiment=nano_table
-	$(REVISION) run -m experiment=nano_table alignment=realign pretrain.input=pairs
+	$(REVISION) run -m experiment=nano_table $(PAIRS)
+	$(REVISION) run -m experiment=nano_table seed=0 $(BOTH)
+	$(REVISION) run -m experiment=nano_table seed=0 $(BOTH) $(PAIRS)
+PAIRS := alignment=realign pretrain.input=pairs
+BOTH  := run.steps=[embed,align,pretrain,instruct,evaluate] evaluate.models=[pretrain,instruct]
 
-nano-map: $(NANO) ## where alignment matters: steps, depth, gap, amount of text
+nano-map: $(NANO) ## where alignment matters: steps, depth, amount of text, and the gap (which needs npm)
 	$(REVISION) run -m experiment=nano_map
 	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=600 model.projector.depth=1,3
 	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=600 pretrain.limit=1000,3000
+	$(REVISION) run -m experiment=nano_temperature
+	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=600 encoder=nano_temperature contrast.logit_scale=10.0,30.0
 
 nano-heads: $(NANO) ## train the heads of the nano encoder again
 	$(REVISION) run experiment=nano_heads

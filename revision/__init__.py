@@ -10,7 +10,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from revision.alignment import C3, MeanShift, NoAlignment, ReAlign, build_alignment, load_alignment
+    from revision.alignment import (
+        C3,
+        Alignment,
+        Blockwise,
+        Diagonal,
+        GaussianOT,
+        MeanShift,
+        NoAlignment,
+        Quantile,
+        ReAlign,
+        ResidualNoise,
+        ShrunkOT,
+        Unicorn,
+        build_alignment,
+        load_alignment,
+    )
     from revision.embeddings import EmbeddingStore
     from revision.encoders import load_encoder
     from revision.model.configuration_revision import RevisionConfig
@@ -20,14 +35,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Alignment": "revision.alignment",
+    "Blockwise": "revision.alignment",
     "C3": "revision.alignment",
+    "Diagonal": "revision.alignment",
     "EmbeddingStore": "revision.embeddings",
+    "GaussianOT": "revision.alignment",
     "MeanShift": "revision.alignment",
     "NoAlignment": "revision.alignment",
+    "Quantile": "revision.alignment",
     "ReAlign": "revision.alignment",
+    "ResidualNoise": "revision.alignment",
     "RevisionConfig": "revision.model.configuration_revision",
     "RevisionForConditionalGeneration": "revision.model.modeling_revision",
     "RevisionProcessor": "revision.model.processing_revision",
+    "ShrunkOT": "revision.alignment",
+    "Unicorn": "revision.alignment",
     "build_alignment": "revision.alignment",
     "load_alignment": "revision.alignment",
     "load_encoder": "revision.encoders",
@@ -35,13 +58,21 @@ _HOMES = {
 
 __all__ = [
     "C3",
+    "Alignment",
+    "Blockwise",
+    "Diagonal",
     "EmbeddingStore",
+    "GaussianOT",
     "MeanShift",
     "NoAlignment",
+    "Quantile",
     "ReAlign",
+    "ResidualNoise",
     "RevisionConfig",
     "RevisionForConditionalGeneration",
     "RevisionProcessor",
+    "ShrunkOT",
+    "Unicorn",
     "__version__",
     "build_alignment",
     "load_alignment",

@@ -1,12 +1,49 @@
-"""From the configuration to the plain arguments of the model, the same for both stages."""
+"""From the configuration to what commands share: the embeddings of a source, the plain arguments of the model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from revision.schema import Config
 from revision.shipped import shipped
+
+if TYPE_CHECKING:
+    from revision.embeddings import EmbeddingStore
+
+
+def store_path(config: Config, source: str) -> Path:
+    """Where the embeddings of a source lie: its store, or the foreign files that it names in place of records.
+
+    Raises:
+        ValueError: foreign files that are not there.
+    """
+    from revision.embeddings.foreign.finding import is_there
+
+    foreign = config.data.sources[source].embeddings if source in config.data.sources else None
+    if foreign is None:
+        return Path(config.data.stores) / config.encoder.name / source
+    path = Path(foreign)
+    if not is_there(path):
+        raise ValueError(f"data.sources.{source}.embeddings = {foreign}: there is nothing there; give existing files")
+    return path
+
+
+def open_sources(config: Config, sources: Sequence[str]) -> list[EmbeddingStore]:
+    """The embeddings of some sources, all of one encoder, whatever files they lie in.
+
+    Raises:
+        ValueError: a store is missing or unfinished, or foreign files cannot be read.
+    """
+    from revision.embeddings.opening import open_stores
+
+    places = [(store_path(config, source), _kind(config, source)) for source in sources]
+    return open_stores(places, encoder=config.encoder.name)
+
+
+def _kind(config: Config, source: str) -> str:
+    return config.data.sources[source].kind.value if source in config.data.sources else "text"
 
 
 def model_shape(config: Config, dim: int) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 from rich import get_console
 from rich.progress import (
     BarColumn,
@@ -9,11 +12,14 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+LINE_SECONDS = 30.0
 
 
 class RateColumn(ProgressColumn):
@@ -29,9 +35,38 @@ class RateColumn(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.1f} {self._unit}/s", style="progress.data.speed")
 
 
+class _ProgressLines(Progress):
+    """For a log file, where a bar cannot be redrawn: a line each `LINE_SECONDS`."""
+
+    _next = 0.0
+
+    def start(self) -> None:
+        self._next = time.monotonic() + LINE_SECONDS
+        super().start()
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._line(self._tasks[task_id])
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        self._line(self._tasks[task_id])
+
+    def _line(self, task: Task) -> None:
+        if self.disable or task.finished or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + LINE_SECONDS
+        of = "" if task.total is None else f" of {task.total:,.0f}"
+        left = "" if task.time_remaining is None else f", {task.time_remaining / 60:.1f} minutes left"
+        say(f"{task.description}: {task.completed:,.0f}{of}{left}")
+
+
 def progress_bar(unit: str, *, visible: bool = True) -> Progress:
-    """A bar with count, rate, elapsed and remaining time; what is counted is called `unit` ("texts")."""
-    return Progress(
+    """A bar with count, rate, elapsed and remaining time; what is counted is called `unit` ("texts").
+
+    Where the output is no terminal, lines now and then take its place.
+    """
+    return (Progress if get_console().is_terminal else _ProgressLines)(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),

@@ -38,6 +38,11 @@ _AT_LEAST: Mapping[str, float] = {
     "align.shard_size": 1,
     "alignment.centroid_steps": 0,
     "alignment.noise_std": 0,
+    "alignment.rank": 1,
+    "alignment.ridge": 0,
+    "alignment.shrinkage": 0,
+    "alignment.noise_scale": 0,
+    "alignment.jitter": 0,
     "gap.sample": 4,
     "gap.held_out": 2,
     "gap.trials": 1,
@@ -62,9 +67,16 @@ _ABOVE: Mapping[str, float] = {
     "contrast.logit_scale": 0,
     "contrast.frame_energy": 0,
     "alignment.until": 0,
+    "alignment.energy": 0,
     "model.projector.input_scale": 0,
 }
-_AT_MOST: Mapping[str, float] = {"embed.reject_budget": 1, "contrast.warmup": 1, "contrast.frame_energy": 1}
+_AT_MOST: Mapping[str, float] = {
+    "embed.reject_budget": 1,
+    "contrast.warmup": 1,
+    "contrast.frame_energy": 1,
+    "alignment.energy": 1,
+    "alignment.shrinkage": 1,
+}
 
 
 def check(config: Config) -> None:
@@ -77,6 +89,7 @@ def check(config: Config) -> None:
     _check_numbers(config)
     _check_contrast(config)
     _check_sources(config)
+    _check_alignment(config)
     _check_gap(config)
     _check_stages(config)
     _check_evaluation(config)
@@ -112,7 +125,7 @@ def _check_numbers(config: Config) -> None:
             raise _broken(name, value, f"greater than {low}")
     for name, high in _AT_MOST.items():
         value = _value(config, name)
-        if value > high:
+        if value is not None and value > high:
             raise _broken(name, value, f"at most {high}")
 
 
@@ -149,6 +162,13 @@ def _check_sources(config: Config) -> None:
         _one_of("embed.sources", name, known)
         if known[name].records is None:
             raise _broken("embed.sources", name, f"a source of records; {known[name].embeddings} is embedded already")
+
+
+def _check_alignment(config: Config) -> None:
+    alignment = config.alignment
+    in_pairs = alignment.method is AlignmentMethod.quantile or AlignmentMethod.quantile.name in config.gap.compare
+    if in_pairs and alignment.rank is not None and alignment.rank % 2:
+        raise _broken("alignment.rank", alignment.rank, "even for quantile, which matches pairs of coordinates")
 
 
 def _check_gap(config: Config) -> None:

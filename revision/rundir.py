@@ -25,7 +25,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from revision.schema import MODEL_STEPS, AlignmentMethod, Config, EvaluateConfig, Modality, StageConfig, StageInput
+from revision.schema import (
+    MODEL_STEPS,
+    AlignmentMethod,
+    Config,
+    ContrastConfig,
+    EvaluateConfig,
+    Modality,
+    StageConfig,
+    StageInput,
+)
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
@@ -42,6 +51,9 @@ NEUTRAL_TRAINER_KEYS = {
 
 # Fields of `evaluate` that leave the scores alone.
 NEUTRAL_EVALUATE_FIELDS = {"batch_size", "device"}
+
+# Fields of `contrast` that leave the weights alone.
+NEUTRAL_CONTRAST_FIELDS = {"device", "frame_energy", "frame_step", "probe_interval"}
 
 
 def folder(config: Config, command: str) -> Path:
@@ -141,7 +153,9 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
     data = config.data
     match command:
         case "contrast":
-            yield from _fields(config, "seed", "contrast", "data.contrast_train", "data.contrast_validation")
+            read = [name for name in vars(ContrastConfig()) if name not in NEUTRAL_CONTRAST_FIELDS]
+            yield from _fields(config, "seed", *(f"contrast.{name}" for name in read))
+            yield from _fields(config, "data.contrast_train", "data.contrast_validation")
             yield from _recipe(config)
         case "embed":
             yield from _stores(config, config.embed.sources or list(data.sources))
@@ -218,7 +232,10 @@ def _shared_outputs(config: Config, command: str) -> list[Path]:
         return [_contrast_output(config) / "open_clip_config.json"]
     if command == "embed":
         stores = Path(config.data.stores) / config.encoder.name
-        return [stores / name / "manifest.json" for name in config.embed.sources or config.data.sources]
+        records = [name for name, source in config.data.sources.items() if source.embeddings is None]
+        return [stores / name / "manifest.json" for name in config.embed.sources or records]
+    if command == "align" and config.align.export:
+        return [Path(config.align.export) / "export.json"]
     return []
 
 

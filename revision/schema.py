@@ -52,6 +52,13 @@ class AlignmentMethod(Enum):
     mean_shift = "mean_shift"
     c3 = "c3"
     realign = "realign"
+    unicorn = "unicorn"
+    blockwise = "blockwise"
+    diagonal = "diagonal"
+    quantile = "quantile"
+    gaussian_ot = "gaussian_ot"
+    shrunk_ot = "shrunk_ot"
+    residual_noise = "residual_noise"
 
 
 class VisualTokens(Enum):
@@ -157,12 +164,24 @@ class ContrastConfig:
 
 @dataclass
 class AlignmentConfig:
-    """`align`: the map from text to image distribution."""
+    """`align`: the map from text to image distribution.
+
+    A method takes the fields that it knows (named behind each; docs/alignment.md) and leaves the others alone. Null is
+    the method's own default.
+    """
 
     method: AlignmentMethod = AlignmentMethod.realign
-    centroid_steps: int = 1  # realign: 1 is the paper; more iterate the centroid correction
-    until: float | None = None  # realign: iterate until the centroid gap is below this; overrides centroid_steps
+    centroid_steps: int = 1  # realign and all below unicorn but diagonal: 1 is the paper; 0 leaves the step out
+    until: float | None = None  # the same: iterate until the centroid gap is below this; overrides centroid_steps
     noise_std: float = 0.1264911064  # c3: sqrt(0.016) a coordinate, as in the repository of 2401.08567
+    anchor: bool | None = None  # realign: false leaves the first step out
+    trace: bool | None = None  # realign: false leaves the second step out
+    rank: int | None = None  # blockwise, quantile (even), shrunk_ot: dimension of the leading subspace; null: by energy
+    energy: float | None = None  # the same: share of the trace in that subspace; 0.9
+    ridge: float | None = None  # blockwise, quantile, gaussian_ot, shrunk_ot: share of mean variance added; 1e-3
+    shrinkage: float | None = None  # shrunk_ot: from 0 (Gaussian transport) to 1 (ReAlign); null: estimated
+    noise_scale: float | None = None  # residual_noise: factor on the noise of derived covariance; 1
+    jitter: float | None = None  # diagonal: standard deviation of noise a coordinate; 0
 
 
 @dataclass

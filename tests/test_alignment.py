@@ -24,10 +24,12 @@ from revision.alignment import (
     build_alignment,
     load_alignment,
 )
-from revision.alignment.methods import gaussian_rows
+from revision.alignment.noise import gaussian_rows
 
 GOLDEN = Path(__file__).parent / "golden" / "realign_reference.npz"
 DIM = 24
+# Matching a few hundred radii one by one has steep stretches, which magnify rounding.
+TOLERANCE = {method: 1e-11 if method == "quantile" else 1e-13 for method in METHODS}
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -116,13 +118,13 @@ def test_trace_is_one_less_the_squared_mean() -> None:
         assert side.trace == pytest.approx(1 - float(side.mean @ side.mean), abs=1e-14)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"diagonal"}))  # which goes by the axes
 def test_rotating_both_sides_rotates_the_result(method: str) -> None:
     text, image = two_sides()
     rotation = np.linalg.qr(np.random.default_rng(2).normal(size=(DIM, DIM)))[0]
     straight = build_alignment(method=method, centroid_steps=3).fit(text, image).apply(text)
     rotated = build_alignment(method=method, centroid_steps=3).fit(text @ rotation, image @ rotation)
-    np.testing.assert_allclose(rotated.apply(text @ rotation), straight @ rotation, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(rotated.apply(text @ rotation), straight @ rotation, rtol=0, atol=TOLERANCE[method])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -133,7 +135,16 @@ def test_chunks_do_not_matter(method: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("revision.alignment.rows.CPU_BLOCK", 11 * DIM)
     parts = build_alignment(method=method, centroid_steps=2).fit([text[:7], text[7:]], np.array_split(image, 9))
     found = parts.apply(text.astype(np.float64), row_ids=range(400), epoch=1)
-    np.testing.assert_allclose(found, reference, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(found, reference, rtol=0, atol=TOLERANCE[method])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_order_does_not_matter(method: str) -> None:
+    text, image = two_sides()
+    shuffled = [np.random.default_rng(0).permutation(side) for side in (text, image)]
+    reference = build_alignment(method=method, centroid_steps=2).fit(text, image).apply(text)
+    found = build_alignment(method=method, centroid_steps=2).fit(*shuffled).apply(text)
+    np.testing.assert_allclose(found, reference, rtol=0, atol=TOLERANCE[method])
 
 
 def test_until_reaches_its_tolerance_and_the_traces_with_it() -> None:
@@ -233,7 +244,9 @@ def test_a_gpu_gives_what_the_cpu_gives(method: str) -> None:
     )
     found = on_gpu.apply(torch.from_numpy(text).cuda(), row_ids=range(400))
     assert found.is_cuda
-    np.testing.assert_allclose(found.cpu(), reference.apply(text, row_ids=range(400)), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        found.cpu(), reference.apply(text, row_ids=range(400)), rtol=0, atol=10 * TOLERANCE[method]
+    )
 
 
 def test_no_rows_give_no_rows() -> None:
@@ -269,8 +282,8 @@ def test_the_facts_say_what_was_fitted(tmp_path: Path) -> None:
     ReAlign(centroid_steps=2).fit(text, image).save(tmp_path)
     facts = json.loads((tmp_path / "alignment.json").read_text())
     assert facts["method"] == "realign" and facts["dim"] == DIM
-    assert facts["parameters"] == {"centroid_steps": 2, "until": None}
-    assert facts["text"] == {"count": 400, "trace": pytest.approx(trace(text)), "fingerprint": None}
+    assert facts["parameters"] == {"centroid_steps": 2, "until": None, "anchor": True, "trace": True}
+    assert facts["text"] == {"count": 400, "skipped": 0, "trace": pytest.approx(trace(text)), "fingerprint": None}
     assert facts["image"]["count"] == 300
     assert facts["scale"] == pytest.approx(math.sqrt(trace(image) / trace(text)))
     plain = plain_realign(text, text, image, steps=2)
@@ -278,6 +291,91 @@ def test_the_facts_say_what_was_fitted(tmp_path: Path) -> None:
         "before": pytest.approx(gap(text, image)),
         "after": pytest.approx(gap(plain, image)),
     }
+
+
+def test_a_file_from_before_steps_and_rows_could_be_left_out_loads(tmp_path: Path) -> None:
+    text, image = two_sides()
+    alignment = ReAlign().fit(text, image)
+    alignment.save(tmp_path)
+    facts = json.loads((tmp_path / "alignment.json").read_text())
+    for name in ("anchor", "trace"):
+        del facts["parameters"][name]
+    for name in ("text", "image"):
+        del facts[name]["skipped"]
+    del facts["details"]
+    (tmp_path / "alignment.json").write_text(json.dumps(facts))
+    loaded = load_alignment(str(tmp_path))
+    np.testing.assert_array_equal(loaded.apply(text), alignment.apply(text))
+    assert loaded.statistics.text_skipped == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_arrays_are_mapped_one_by_one(method: str) -> None:
+    text, image = two_sides()
+    alignment = build_alignment(method=method).fit(text, image)
+    ids = np.arange(100, 500)
+    whole = alignment.apply(text, row_ids=ids, epoch=1)
+    chunks: list[Any] = [text[:7], torch.from_numpy(text[7:50]).float(), text[50:50], text[50:]]
+    found = list(alignment.apply(iter(chunks), row_ids=ids, epoch=1))
+    assert [type(part) for part in found] == [np.ndarray, torch.Tensor, np.ndarray, np.ndarray]
+    assert [part.dtype for part in found] == [chunk.dtype for chunk in chunks]
+    np.testing.assert_allclose(np.concatenate([np.asarray(part) for part in found]), whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stores_are_fitted_on_and_mapped(method: str, tiny_store: Any, tmp_path: Path) -> None:
+    text = tiny_store("text", n=95, dim=DIM)
+    image = tiny_store("image", n=85, dim=DIM, seed=1, shift=0.5)
+    alignment = build_alignment(method=method).fit(text, image)
+    assert alignment.statistics.text_fingerprint == text.fingerprint()
+    rows = text.rows(slice(None))
+    from_arrays = build_alignment(method=method).fit(rows, image.rows(slice(None)))
+    found = list(alignment.apply(text, row_ids=range(95)))
+    assert all(isinstance(part, np.ndarray) and part.dtype == np.float16 for part in found)
+    reference = from_arrays.apply(rows, row_ids=range(95))
+    np.testing.assert_allclose(np.concatenate(found).astype(float), reference.astype(float), rtol=0, atol=1e-3)
+    np.save(tmp_path / "rows.npy", rows)
+    mapped = alignment.apply(np.load(tmp_path / "rows.npy", mmap_mode="r"), row_ids=range(95))
+    np.testing.assert_array_equal(mapped, alignment.apply(rows, row_ids=range(95)))
+
+
+def test_several_arrays_and_their_ids_must_agree() -> None:
+    alignment = ReAlign().fit(*two_sides())
+    rows = np.ones((3, DIM))
+    with pytest.raises(ValueError, match="row_ids has 4 entries for 6 rows or more; give one id a row"):
+        list(alignment.apply([rows, rows], row_ids=range(4)))
+    with pytest.raises(ValueError, match="row_ids has 7 entries for 6 rows; give one id a row"):
+        list(alignment.apply([rows, rows], row_ids=range(7)))
+    with pytest.raises(ValueError, match="^text row 4 is zero, so it has no direction: remove it or embed it again$"):
+        list(alignment.apply([rows, rows * [[1], [0], [1]]]))
+    with pytest.raises(ValueError, match="rows have 2 columns but the alignment was fitted on 24"):
+        list(alignment.apply([rows, MIXED]))
+    with pytest.raises(ValueError, match="rows is a int; rows must be a numpy array or a torch tensor"):
+        alignment.apply(5)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="epoch=-1 must not be negative: epochs count from 0"):
+        alignment.apply(rows, epoch=-1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_without_a_direction_are_skipped_and_counted_when_asked(method: str, tmp_path: Path) -> None:
+    text, image = two_sides()
+    dirty = np.insert(text, [3, 200, 400], [[0.0] * DIM, [np.nan] * DIM, [1.0] * (DIM - 1) + [np.inf]], axis=0)
+    alignment = build_alignment(method=method)
+    with pytest.raises(ValueError, match="^text row 3 is zero, so it has no direction: remove it or embed it again$"):
+        alignment.fit(dirty, image)
+    alignment.fit([dirty[:3], dirty[3:4], dirty[4:]], image, skip_invalid=True)
+    reference = build_alignment(method=method).fit(text, image)
+    np.testing.assert_allclose(alignment.apply(text), reference.apply(text), rtol=0, atol=TOLERANCE[method])
+    alignment.save(tmp_path)
+    for known in (alignment.statistics, load_alignment(tmp_path).statistics):
+        assert (known.text.count, known.text_skipped, known.image.count, known.image_skipped) == (400, 3, 300, 0)
+    facts = json.loads((tmp_path / "alignment.json").read_text())
+    assert (facts["text"]["skipped"], facts["image"]["skipped"]) == (3, 0)
+
+
+def test_a_source_of_nothing_but_invalid_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="text holds no rows; statistics need at least two"):
+        ReAlign().fit(np.zeros((4, DIM)), two_sides()[1], skip_invalid=True)
 
 
 def test_loading_from_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -377,7 +475,7 @@ def test_wrong_rows_are_refused() -> None:
         ({"method": "realign", "until": 0.0}, "until=0.0 must be a positive distance"),
         ({"method": "c3", "noise_std": -0.1}, "noise_std=-0.1 must be a number not below zero"),
         ({"method": "c3", "noise_std": math.nan}, "noise_std=nan must be"),
-        ({"method": "c3", "seed": -1}, "seed=-1 must not be negative"),
+        ({"method": "c3", "seed": -1}, "seed=-1 must not be negative and must fit 64 bits"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -28,7 +28,7 @@ ONE_STEP = [
         "max_steps=1", "warmup_steps=0", "per_device_train_batch_size=2", "gradient_accumulation_steps=1")),
     "trainer.deepspeed=null",  # its kernels take a minute to compile
     "pretrain.max_length=64", "instruct.max_length=64", "pretrain.limit=null",
-    "contrast.epochs=1", "contrast.batch_size=4", "contrast.probe_interval=1", "contrast.heads=heads.safetensors",
+    "contrast.epochs=1", "contrast.batch_size=4", "contrast.probe_interval=1",
     "gap.sample=6", "gap.neighbours=[2]",
     "evaluate.candidates=2", "evaluate.bootstrap=5", "evaluate.sheet=2", "evaluate.max_new_tokens=2",
     "evaluate.split=test",

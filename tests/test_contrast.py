@@ -18,12 +18,12 @@ from torch.nn.functional import normalize
 
 from revision import contrastive
 from revision.commands import contrast
-from revision.contrastive import HeadTraining, PairFeatures
+from revision.contrastive import ContrastSettings, PairInputs
 from revision.encoders import load_encoder
 from revision.openclip_folder import head_parameters, read_weights
 from revision.schema import Config, ContrastConfig, DataConfig, EncoderConfig
 
-SETTINGS = HeadTraining(
+SETTINGS = ContrastSettings(
     epochs=1, batch_size=4, learning_rate=1e-2, weight_decay=0.1, warmup=0.1, logit_scale=100.0,
     learn_logit_scale=False, probe_interval=2, seed=0,
 )  # fmt: skip
@@ -50,8 +50,8 @@ def pixels(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def features_of(model: open_clip.CustomTextCLIP, count: int, seed: int = 0) -> PairFeatures:
-    return PairFeatures(
+def features_of(model: open_clip.CustomTextCLIP, count: int, seed: int = 0) -> PairInputs:
+    return PairInputs(
         contrastive.head_inputs(model.visual.head, model.encode_image, pixels(count, seed)),
         contrastive.head_inputs(model.text.proj, model.encode_text, tokens(count, seed)),
         torch.arange(count),
@@ -60,9 +60,9 @@ def features_of(model: open_clip.CustomTextCLIP, count: int, seed: int = 0) -> P
 
 
 def test_cached_features_give_the_whole_model(model: open_clip.CustomTextCLIP) -> None:
-    contrastive.lock_towers(model)
+    part = contrastive.heads_of(model)
     features = features_of(model, 5)
-    images, texts = contrastive.project(model, features.images, features.texts)
+    images, texts = contrastive.project(part, features.images, features.texts)
     with torch.no_grad():
         torch.testing.assert_close(images, model.encode_image(pixels(5), normalize=True), atol=0, rtol=0)
         torch.testing.assert_close(texts, model.encode_text(tokens(5), normalize=True), atol=0, rtol=0)
@@ -71,10 +71,10 @@ def test_cached_features_give_the_whole_model(model: open_clip.CustomTextCLIP) -
 def test_training_on_cached_features_is_training_the_whole_model(model: open_clip.CustomTextCLIP) -> None:
     """Against a plain loop through the towers, with the same batches, loss, optimizer and schedule."""
     whole = copy.deepcopy(model)
-    contrastive.lock_towers(model)
+    part = contrastive.heads_of(model)
     train = features_of(model, 8)
-    contrastive.train_heads(
-        model, train=train, validation=train, settings=SETTINGS, report=lambda _: None, advance=lambda *_: None
+    contrastive.train(
+        part, pairs=train, validation=train, settings=SETTINGS, report=lambda _: None, advance=lambda *_: None
     )
     batches = list(contrastive.distinct_batches(train, 4, torch.Generator().manual_seed(0)))
     assert len(batches) == 2
@@ -129,7 +129,7 @@ def test_models_without_two_heads(model: open_clip.CustomTextCLIP) -> None:
 
 
 def test_training_learns_and_repeats_itself(model: open_clip.CustomTextCLIP) -> None:
-    contrastive.lock_towers(model)
+    part = contrastive.heads_of(model)
     settings = replace(SETTINGS, epochs=60, batch_size=8, probe_interval=25)
     train = features_of(model, 16)
     before = copy.deepcopy(model.state_dict())
@@ -138,8 +138,8 @@ def test_training_learns_and_repeats_itself(model: open_clip.CustomTextCLIP) -> 
         model.load_state_dict(before)
         reports: list[dict[str, float]] = []
         steps: list[tuple[int, int]] = []
-        last = contrastive.train_heads(
-            model, train=train, validation=train, settings=settings, report=reports.append,
+        last = contrastive.train(
+            part, pairs=train, validation=train, settings=settings, report=reports.append,
             advance=lambda done, total: steps.append((done, total)),  # noqa: B023 - called before the loop goes on
         )  # fmt: skip
         assert [report.get("step") for report in reports] == [0, 25, 50, 75, 100, 120]
@@ -156,11 +156,11 @@ def test_training_learns_and_repeats_itself(model: open_clip.CustomTextCLIP) -> 
 
 @pytest.mark.parametrize(("start", "learn"), [(100.0, False), (150.0, False), (20.0, True), (100.0, True)])
 def test_temperature(model: open_clip.CustomTextCLIP, start: float, learn: bool) -> None:
-    contrastive.lock_towers(model)
+    part = contrastive.heads_of(model)
     train = features_of(model, 16)
     settings = replace(SETTINGS, epochs=8, logit_scale=start, learn_logit_scale=learn)
-    last = contrastive.train_heads(
-        model, train=train, validation=train, settings=settings, report=lambda _: None, advance=lambda *_: None
+    last = contrastive.train(
+        part, pairs=train, validation=train, settings=settings, report=lambda _: None, advance=lambda *_: None
     )
     if learn:
         assert last["logit_scale"] != pytest.approx(start, rel=1e-4) and last["logit_scale"] <= 100 * (1 + 1e-5)
@@ -169,28 +169,28 @@ def test_temperature(model: open_clip.CustomTextCLIP, start: float, learn: bool)
 
 
 def test_loss_that_is_not_finite(model: open_clip.CustomTextCLIP) -> None:
-    contrastive.lock_towers(model)
+    part = contrastive.heads_of(model)
     train = features_of(model, 8)
     train.images[3] = torch.nan
     with pytest.raises(ValueError, match=r"the loss is nan at step 1; lower contrast.learning_rate=0.01"):
-        contrastive.train_heads(
-            model, train=train, validation=features_of(model, 4), settings=replace(SETTINGS, batch_size=8),
+        contrastive.train(
+            part, pairs=train, validation=features_of(model, 4), settings=replace(SETTINGS, batch_size=8),
             report=lambda _: None, advance=lambda *_: None,
         )  # fmt: skip
 
 
 def test_nothing_to_contrast(model: open_clip.CustomTextCLIP) -> None:
-    contrastive.lock_towers(model)
+    part = contrastive.heads_of(model)
     features = replace(features_of(model, 4), text_of=torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"at least two training pairs that differ in picture and text"):
-        contrastive.train_heads(
-            model, train=features, validation=features, settings=SETTINGS, report=lambda _: None,
+        contrastive.train(
+            part, pairs=features, validation=features, settings=SETTINGS, report=lambda _: None,
             advance=lambda *_: None,
         )  # fmt: skip
 
 
-def pairs(image_of: list[int], text_of: list[int]) -> PairFeatures:
-    return PairFeatures(torch.empty(0), torch.empty(0), torch.tensor(image_of), torch.tensor(text_of))
+def pairs(image_of: list[int], text_of: list[int]) -> PairInputs:
+    return PairInputs(torch.empty(0), torch.empty(0), torch.tensor(image_of), torch.tensor(text_of))
 
 
 def test_batches_hold_no_picture_or_text_twice() -> None:
@@ -249,10 +249,10 @@ def test_ties_count_against() -> None:
 
 
 def test_probe_measures(model: open_clip.CustomTextCLIP) -> None:
-    contrastive.lock_towers(model)
+    part = contrastive.heads_of(model)
     features = replace(features_of(model, 10), image_of=torch.tensor([*range(10), 0]),
                        text_of=torch.tensor([*range(10), 5]))  # fmt: skip
-    found = contrastive.probe(model, features)
+    found = contrastive.probe(*contrastive.unit_rows(part, features), features)
     with torch.no_grad():
         images = model.encode_image(pixels(10), normalize=True).double().numpy()
         texts = model.encode_text(tokens(10), normalize=True).double().numpy()
@@ -282,6 +282,7 @@ def make_config(root: Path, encoder_folder: Path, **changes: Any) -> Config:
         runs=str(root / "runs"),
         data=DataConfig(
             name="tiny",
+            stores=str(root / "stores"),
             contrast_train=str(root / "train.jsonl"),
             contrast_validation=str(root / "validation.jsonl"),
         ),

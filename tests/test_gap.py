@@ -183,9 +183,9 @@ def test_gap_reports_before_and_after(corpus: Path, capsys: pytest.CaptureFixtur
     assert after["centroid_gap"] == pytest.approx(plain_gap(alignment.apply(text[chosen]), image), rel=1e-4)
     assert after["centroid_gap"] < 0.1 * before["centroid_gap"]
     assert after["probe_accuracy"] < before["probe_accuracy"] and after["knn_mixing"]["5"] > before["knn_mixing"]["5"]
-    assert "pairs" not in report
+    assert not {"pairs", "pairs_left_out", "sample_size", "domain_transfer"} & set(report)
     folder = corpus / "runs/test/gap"
-    figures = {"pca.png", "cosines.png", "spectra.png", "means.png"}
+    figures = {"pca.png", "methods.png", "cosines.png", "spectra.png", "means.png"}
     assert figures | {"report.json", "report.html", "finished.json"} <= {path.name for path in folder.iterdir()}
     assert "180 of 200 text rows" in (folder / "report.html").read_text()
     shown = capsys.readouterr().out
@@ -228,12 +228,15 @@ def test_gap_measures_pairs_where_there_are_some(corpus: Path) -> None:
     config.data.sources["captions"] = config.data.sources.pop("texts")
     align.run(config)
     gap.run(config)
-    found = read_report(corpus)["pairs"]
+    report = read_report(corpus)["pairs"]
+    assert (report["count"], report["records"], report["matched_by"]) == (40, 80, "id")
+    found = report["by_cloud"]
     both = slice(60, 100)  # those that both stores hold
-    assert found["text"]["count"] == found["realign"]["count"] == 40
     assert found["text"]["cosine"] == pytest.approx((paired[both] * image[both]).sum(axis=1).mean(), abs=1e-3)
     nearest = (paired[both] @ image[both].T).argmax(axis=1)
-    assert found["text"]["text_to_image_at_1"] == pytest.approx(np.mean(nearest == np.arange(40)), abs=0.03)
+    assert found["text"]["text_to_image"]["1"] == pytest.approx(np.mean(nearest == np.arange(40)), abs=0.03)
+    energy = found["realign"]["decomposition"]["energy"]
+    assert sum(energy.values()) == pytest.approx(2 - 2 * found["realign"]["cosine"], rel=1e-5)
 
 
 def test_gap_needs_align_first(corpus: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from revision.alignment import ReAlign, load_alignment
-from revision.alignment.moments import Moments, all_reduce, measure
-from revision.alignment.rows import to_sphere, unit_blocks
+from revision.alignment import METHODS, ResidualNoise, build_alignment, load_alignment
+from revision.alignment.moments import Detail, Moments, all_reduce, measure, merge_all
+from revision.alignment.rows import numbered_blocks, to_sphere, unit_blocks
 
 COUNT, DIM = 3001, 48
 
@@ -86,8 +86,8 @@ def test_chunks_and_order_do_not_matter(seed: int) -> None:
     rows = raw_rows().astype(np.float32)
     rng = np.random.default_rng(seed)
     borders = np.sort(rng.integers(1, COUNT, size=20))
-    whole = measure(unit_blocks(rows, "text"), covariance=True)
-    parts = measure(unit_blocks(np.split(rows[rng.permutation(COUNT)], borders), "text"), covariance=True)
+    whole = measure(unit_blocks(rows, "text"), detail=Detail.COVARIANCE)
+    parts = measure(unit_blocks(np.split(rows[rng.permutation(COUNT)], borders), "text"), detail=Detail.COVARIANCE)
     assert parts.count == whole.count
     torch.testing.assert_close(parts.mean, whole.mean, rtol=0, atol=1e-14)
     torch.testing.assert_close(parts.covariance, whole.covariance, rtol=0, atol=1e-14)
@@ -117,14 +117,40 @@ def test_a_narrow_cloud_far_away_keeps_its_digits() -> None:
 def test_covariance_is_the_covariance() -> None:
     rows = torch.from_numpy(raw_rows())
     exact = np.cov(rows.numpy().T, bias=True)
-    found = measure(rows.split(500), covariance=True)
+    found = measure(rows.split(500), detail=Detail.COVARIANCE)
     np.testing.assert_allclose(found.covariance.numpy(), exact, rtol=1e-10, atol=1e-12)
     assert found.trace == pytest.approx(float(found.covariance.trace()), rel=1e-12)
 
 
-def test_covariance_must_be_asked_for() -> None:
-    with pytest.raises(ValueError, match="covariance=True"):
-        _ = Moments.of(torch.eye(3, dtype=torch.float64)).covariance
+@pytest.mark.parametrize("detail", [Detail.VARIANCES, Detail.COVARIANCE])
+def test_variances_are_the_variances(detail: Detail) -> None:
+    rows = torch.from_numpy(raw_rows())
+    exact = rows.numpy().var(axis=0)
+    found = measure(rows.split(500), detail=detail)
+    np.testing.assert_allclose(found.variances.numpy(), exact, rtol=1e-12)
+    parts = [Moments.of(part.clone(), detail) for part in torch.from_numpy(raw_rows()).split([1, 2000, 1000])]
+    np.testing.assert_allclose(merge_all(parts).variances.numpy(), exact, rtol=1e-12)
+
+
+def test_detail_must_be_asked_for() -> None:
+    found = Moments.of(torch.eye(3, dtype=torch.float64), Detail.VARIANCES)
+    with pytest.raises(ValueError, match="these moments hold no covariance: take them with detail=Detail.COVARIANCE"):
+        _ = found.covariance
+    with pytest.raises(ValueError, match="these moments hold no variances: take them with detail=Detail.VARIANCES"):
+        _ = found.without_detail().variances
+
+
+def test_invalid_rows_are_left_out_and_counted() -> None:
+    rows = raw_rows(10)
+    rows[[0, 4, 9]] = np.array([0, np.nan, np.inf])[:, None]
+    counts: list[int] = []
+    chunks = [rows[:1], rows[1:6], rows[6:]]
+    numbered = [(n.tolist(), b.clone()) for n, b in numbered_blocks(chunks, "text", counts.append)]
+    assert counts == [1, 1, 1]
+    assert [number for numbers, _ in numbered for number in numbers] == [1, 2, 3, 5, 6, 7, 8]
+    kept = rows[[1, 2, 3, 5, 6, 7, 8]]
+    expected_rows = kept / np.linalg.norm(kept, axis=1, keepdims=True)
+    np.testing.assert_allclose(torch.cat([block for _, block in numbered]), expected_rows, rtol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -187,28 +213,70 @@ def share(rank: int, rows: np.ndarray) -> np.ndarray:
     return rows[: len(rows) // 3] if rank == 0 else rows[len(rows) // 3 :]
 
 
+SETTINGS: dict[str, Any] = {"centroid_steps": 2, "jitter": 0.1}
+SPOILT = 5  # a row of the second share of the text that holds NaN
+
+
+def sides() -> tuple[np.ndarray, np.ndarray]:
+    return raw_rows(), raw_rows(seed=1) + 1
+
+
 def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    text, image = raw_rows(), raw_rows(seed=1) + 1
-    own = measure(unit_blocks(share(rank, text), "text"), covariance=True)
-    found = all_reduce(own)
-    aligned = ReAlign(centroid_steps=2).fit(share(rank, text), share(rank, image), distributed=True)
-    aligned.save(Path(folder) / f"rank{rank}")
-    np.save(Path(folder) / f"covariance{rank}.npy", found.covariance.numpy())
+    text, image = sides()
+    for detail in Detail:
+        found = all_reduce(measure(unit_blocks(share(rank, text), "text"), detail=detail))
+        if detail is not Detail.TRACE:
+            second = found.variances if detail is Detail.VARIANCES else found.covariance
+            np.save(Path(folder) / f"{detail.name}{rank}.npy", second.numpy())
+    for method in METHODS:
+        alignment = build_alignment(method=method, **SETTINGS)
+        alignment.fit(share(rank, text), share(rank, image), distributed=True)
+        alignment.save(Path(folder) / method / f"rank{rank}")
+    text[COUNT // 3 + SPOILT] = np.nan
+    alignment = ResidualNoise().fit(share(rank, text), share(rank, image), distributed=True, skip_invalid=True)
+    alignment.save(Path(folder) / "spoilt" / f"rank{rank}")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def test_two_processes_are_as_good_as_one(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
-    files = [sorted(path.read_bytes() for path in (tmp_path / f"rank{rank}").iterdir()) for rank in (0, 1)]
-    assert files[0] == files[1]
-    text, image = raw_rows(), raw_rows(seed=1) + 1
-    whole = measure(unit_blocks(text, "text"), covariance=True)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes with a third and two thirds of the rows have found."""
+    folder = tmp_path_factory.mktemp("two")
+    mp.spawn(work, args=(str(folder),), nprocs=2)
+    return folder
+
+
+def test_two_processes_measure_as_one(together: Path) -> None:
+    whole = measure(unit_blocks(sides()[0], "text"), detail=Detail.COVARIANCE)
     for rank in (0, 1):
-        found = np.load(tmp_path / f"covariance{rank}.npy")
-        np.testing.assert_allclose(found, whole.covariance.numpy(), rtol=0, atol=1e-14)
-    alone = ReAlign(centroid_steps=2).fit(text, image)
-    together = load_alignment(tmp_path / "rank0")
-    assert together.statistics.text.count == COUNT
-    np.testing.assert_allclose(together.apply(text), alone.apply(text), rtol=0, atol=1e-13)
+        for detail, expected_second in ((Detail.VARIANCES, whole.variances), (Detail.COVARIANCE, whole.covariance)):
+            found = np.load(together / f"{detail.name}{rank}.npy")
+            np.testing.assert_allclose(found, expected_second.numpy(), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_fit_as_one(method: str, together: Path) -> None:
+    files = [sorted(path.read_bytes() for path in (together / method / f"rank{rank}").iterdir()) for rank in (0, 1)]
+    assert files[0] == files[1]
+    text, image = sides()
+    alone = build_alignment(method=method, **SETTINGS).fit(text, image)
+    found = load_alignment(together / method / "rank0")
+    assert found.statistics.text.count == COUNT
+    for ids in (None, range(COUNT)):
+        expected_rows = alone.apply(text, row_ids=ids, epoch=1)
+        tolerance = 1e-10 if method == "quantile" else 1e-12
+        np.testing.assert_allclose(found.apply(text, row_ids=ids, epoch=1), expected_rows, rtol=0, atol=tolerance)
+
+
+def test_two_processes_skip_and_count_as_one(together: Path) -> None:
+    text, image = sides()
+    text[COUNT // 3 + SPOILT] = np.nan
+    alone = ResidualNoise().fit(text, image, skip_invalid=True)
+    for rank in (0, 1):
+        found = load_alignment(together / "spoilt" / f"rank{rank}")
+        assert (found.statistics.text.count, found.statistics.text_skipped) == (COUNT - 1, 1)
+        np.testing.assert_allclose(
+            found.apply(image, row_ids=range(COUNT)), alone.apply(image, row_ids=range(COUNT)), rtol=0, atol=1e-12
+        )

@@ -187,7 +187,9 @@ def test_every_field_has_been_decided_on() -> None:
     assert free == {
         "name", "runs", "tracker", "data.name", "encoder.batch_size", "embed.sources", "embed.shard_size",
         "embed.reject_budget", "embed.workers", "embed.device", "evaluate.batch_size", "evaluate.device",
-        "run.steps", "pretrain.trainer", "instruct.trainer",
+        "run.steps", "pretrain.trainer", "instruct.trainer", "align.export", "align.shard_size",
+        "contrast.architecture", "contrast.device", "contrast.frame_energy", "contrast.frame_step",
+        "contrast.probe_interval",
     }  # fmt: skip
 
 
@@ -200,7 +202,8 @@ def test_start_writes_config_and_provenance_and_takes_the_mark_away(
     assert path == rundir.folder(config, "align") == Path("runs/r/align")
     written = yaml.safe_load((path / "config.yaml").read_text())
     assert written["alignment"]["method"] == "realign"
-    assert written["data"]["sources"]["texts"] == {"kind": "text", "records": "texts.jsonl", "image_root": None}
+    texts = {"kind": "text", "records": "texts.jsonl", "image_root": None, "embeddings": None}
+    assert written["data"]["sources"]["texts"] == texts
     provenance = json.loads((path / "provenance.json").read_text())
     assert provenance["packages"]["numpy"] is not None
     assert provenance["hardware"]["cpus"] == os.cpu_count()

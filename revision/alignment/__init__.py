@@ -1,18 +1,41 @@
 """Alignments of text embeddings to the image distribution, and the moments they are made of."""
 
 from revision.alignment.base import Alignment, Statistics
-from revision.alignment.methods import C3, METHODS, MeanShift, NoAlignment, ReAlign, build_alignment, load_alignment
-from revision.alignment.moments import Moments
+from revision.alignment.methods import (
+    C3,
+    METHODS,
+    Blockwise,
+    Diagonal,
+    GaussianOT,
+    MeanShift,
+    NoAlignment,
+    Quantile,
+    ReAlign,
+    ResidualNoise,
+    ShrunkOT,
+    Unicorn,
+    build_alignment,
+    load_alignment,
+)
+from revision.alignment.moments import Detail, Moments
 
 __all__ = [
     "C3",
     "METHODS",
     "Alignment",
+    "Blockwise",
+    "Detail",
+    "Diagonal",
+    "GaussianOT",
     "MeanShift",
     "Moments",
     "NoAlignment",
+    "Quantile",
     "ReAlign",
+    "ResidualNoise",
+    "ShrunkOT",
     "Statistics",
+    "Unicorn",
     "build_alignment",
     "load_alignment",
 ]

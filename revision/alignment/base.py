@@ -7,8 +7,9 @@ says what vectors it derives from the statistics (`_solve`) and how it maps unit
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias, overload
@@ -17,11 +18,13 @@ import numpy as np
 import torch
 
 from revision.alignment import files
-from revision.alignment.moments import Moments, all_reduce, measure
-from revision.alignment.rows import Array, Source, Store, blocks, check_array, to_sphere, unit_blocks
-from revision.embeddings import hash_id
+from revision.alignment.fitting import Fitting
+from revision.alignment.moments import Detail, Moments
+from revision.alignment.noise import RowIds, row_keys
+from revision.alignment.rows import STORE_CHUNK, Array, Source, Store, blocks, check_array, to_sphere
 
-RowIds: TypeAlias = Sequence[int] | Sequence[str] | np.ndarray | torch.Tensor
+Stream: TypeAlias = Store | Iterable[Array]
+Mapping: TypeAlias = Callable[[torch.Tensor, np.ndarray | None], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Statistics:
         text_fingerprint, image_fingerprint: of the stores they came from; None for rows that came from elsewhere.
         gap_after: distance between the mean of the mapped text rows (no noise added) and the image mean; None where the
             caller did without the pass that measures it.
+        text_skipped, image_skipped: rows without a direction that `fit` was asked to leave out.
     """
 
     text: Moments
@@ -40,6 +44,8 @@ class Statistics:
     text_fingerprint: str | None
     image_fingerprint: str | None
     gap_after: float | None
+    text_skipped: int = 0
+    image_skipped: int = 0
 
     @property
     def gap_before(self) -> float:
@@ -48,32 +54,46 @@ class Statistics:
 
 
 class Alignment(ABC):
-    """A map of text embeddings, fitted on unpaired text and image embeddings of one dual encoder."""
+    """A map of text embeddings, fitted on unpaired text and image embeddings of one dual encoder.
+
+    Class attributes:
+        method: name in configurations and saved files.
+        settings: names of the constructor's arguments, each also an attribute; their values are JSON values.
+        needs: detail of the moments of text and image that `_solve` reads.
+        matches_trace: whether the map brings the trace of the text to that of the images.
+    """
 
     method: ClassVar[str]
+    settings: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[Detail, Detail]] = (Detail.TRACE, Detail.TRACE)
+    matches_trace: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._statistics: Statistics | None = None
         self._vectors: dict[str, torch.Tensor] = {}
+        self._converted: dict[tuple[str, torch.dtype, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
 
     @abstractmethod
-    def parameters(self) -> dict[str, Any]:
-        """Keyword arguments that make an unfitted copy of this alignment; they must be JSON values."""
-
-    @abstractmethod
-    def _solve(self, text: Moments, image: Moments, mapped_mean: Callable[[], torch.Tensor]) -> None:
-        """Set `_vectors` (float64, on the CPU), all that `_map` needs.
-
-        `mapped_mean` reads the text once and gives the mean of `_map` over it, with the vectors as they stand then.
-        """
+    def _solve(self, fitting: Fitting) -> None:
+        """Set `_vectors` (float64, on the CPU, contiguous), all that `_map` needs."""
 
     @abstractmethod
     def _map(self, rows: torch.Tensor, keys: np.ndarray | None, epoch: int) -> torch.Tensor:
         """Map unit rows [n, d], which may be overwritten, to unit rows; `keys` (uint64 [n]) come in training only."""
 
+    def _map_image(self, rows: torch.Tensor) -> torch.Tensor:
+        """Map unit image rows [n, d], which may be overwritten, to unit rows: all methods but Unicorn leave them."""
+        return rows
+
     def _vector(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        """A vector in the dtype and on the device of the rows it meets."""
-        return self._vectors[name].to(like)
+        """A vector in the dtype and on the device of the rows it meets; converted once, since a matrix is large."""
+        vector = self._vectors[name]
+        if vector.dtype == like.dtype and vector.device == like.device:
+            return vector
+        key = (name, like.dtype, like.device)
+        if key not in self._converted or self._converted[key][0] is not vector:
+            self._converted[key] = (vector, vector.to(like))
+        return self._converted[key][1]
 
     @property
     def statistics(self) -> Statistics:
@@ -89,10 +109,27 @@ class Alignment(ABC):
 
     @property
     def scale(self) -> float:
-        """Factor on deviations from the text mean: one, unless the method says otherwise."""
-        return 1.0
+        """Root mean square factor on deviations from the text mean: sqrt(T_x / T_y), or one."""
+        known = self.statistics
+        return math.sqrt(known.image.trace / known.text.trace) if self.matches_trace else 1.0
 
-    def fit(self, text: Source, image: Source, *, measure_gap: bool = True, distributed: bool = False) -> Self:
+    def parameters(self) -> dict[str, Any]:
+        """Keyword arguments that make an unfitted copy of this alignment; JSON values."""
+        return {name: vars(self)[name] for name in self.settings}
+
+    def details(self) -> dict[str, float]:
+        """Numbers of this method that a person wants to know after fitting, by name."""
+        return {}
+
+    def fit(
+        self,
+        text: Source,
+        image: Source,
+        *,
+        measure_gap: bool = True,
+        distributed: bool = False,
+        skip_invalid: bool = False,
+    ) -> Self:
         """Derive the map from the statistics of both sides; the rows need not be paired, normalised or equally many.
 
         Args:
@@ -102,6 +139,8 @@ class Alignment(ABC):
             measure_gap: read the text once more at the end, to know the centroid gap that is left.
             distributed: each process of the default `torch.distributed` group passes its own share of the rows, and all
                 of them end with the same alignment.
+            skip_invalid: leave out zero, NaN and infinite rows and count them in `statistics`, instead of refusing
+                them.
 
         Returns:
             The alignment itself.
@@ -111,94 +150,142 @@ class Alignment(ABC):
                 number), or statistics that the method cannot use.
         """
         self._statistics = None
-
-        def moments(source: Source, what: str, mapped: bool = False) -> Moments:
-            rows = unit_blocks(source, what)
-            state = measure((self._map(block, None, 0) for block in rows) if mapped else rows, what)
-            return all_reduce(state) if distributed else state
-
-        def mapped_mean() -> torch.Tensor:
-            return moments(text, "text", mapped=True).mean
-
-        of_text, of_image = moments(text, "text"), moments(image, "image")
-        for what, side in (("text", of_text), ("image", of_image)):
-            if side.count < 2:
-                raise ValueError(f"{what} has {side.count} row; an alignment needs at least two on each side")
-        if of_text.dim != of_image.dim:
-            raise ValueError(f"text has {of_text.dim} columns but image {of_image.dim}: embed both with one encoder")
-        self._solve(of_text, of_image, mapped_mean)
-        gap_after = distance(mapped_mean(), of_image.mean) if measure_gap else None
-        self._statistics = Statistics(of_text, of_image, _fingerprint(text), _fingerprint(image), gap_after)
+        self._converted = {}
+        fitting = Fitting(text, image, self.needs, distributed=distributed, skip_invalid=skip_invalid)
+        self._solve(fitting)
+        gap_after = None
+        if measure_gap:
+            mapped = fitting.measure("text", lambda block: self._map(block, None, 0)).mean
+            moves_images = type(self)._map_image is not Alignment._map_image
+            goal = fitting.measure("image", self._map_image) if moves_images else fitting.image
+            gap_after = distance(mapped, goal.mean)
+        self._statistics = Statistics(
+            fitting.text.without_detail(),
+            fitting.image.without_detail(),
+            _fingerprint(text),
+            _fingerprint(image),
+            gap_after,
+            fitting.skipped["text"],
+            fitting.skipped["image"],
+        )
         return self
 
     @overload
-    def apply(self, rows: np.ndarray, *, row_ids: RowIds | None = None, epoch: int = 0) -> np.ndarray: ...
+    def apply(  # type: ignore[overload-overlap]
+        self, rows: np.ndarray, *, row_ids: RowIds | None = None, epoch: int = 0
+    ) -> np.ndarray: ...
     @overload
     def apply(self, rows: torch.Tensor, *, row_ids: RowIds | None = None, epoch: int = 0) -> torch.Tensor: ...
-    def apply(self, rows: Array, *, row_ids: RowIds | None = None, epoch: int = 0) -> Array:
+    @overload
+    def apply(self, rows: Stream, *, row_ids: RowIds | None = None, epoch: int = 0) -> Iterator[Array]: ...
+    def apply(self, rows: Array | Stream, *, row_ids: RowIds | None = None, epoch: int = 0) -> Array | Iterator[Array]:
         """Map text rows; each result depends on its own row alone (and, where noise is drawn, on its id and the epoch).
 
         Half-precision rows are worked on in float32, all others in float64, and rounded once at the end. No gradient
         flows through.
 
         Args:
-            rows: [n, d] numpy array or torch tensor of any float dtype, on any device; left unchanged.
+            rows: [n, d] numpy array, memory map or torch tensor of any float dtype, on any device; or an embedding
+                store or any iterable of such arrays, which are mapped one by one as the result is read. Left unchanged.
             row_ids: n integers or strings, given in training only: a method that adds noise draws it from
-                (seed, epoch, row id), and adds none without ids.
+                (seed, epoch, row id), and adds none without ids. For several arrays, those of all of them in order.
             epoch: training epoch, from 0 on.
 
         Returns:
-            Unit rows [n, d] of the same kind, dtype and device.
+            Unit rows [n, d] of the same kind, dtype and device; for several arrays, an iterator over their results.
 
         Raises:
-            ValueError: not fitted, wrong width, a zero, NaN or infinite row, or not exactly one id a row.
+            ValueError: not fitted, wrong width, a zero, NaN or infinite row, a negative epoch, or not exactly one id a
+                row. For several arrays, when the one it concerns is reached.
         """
-        check_array(rows, "rows")
-        if rows.shape[1] != self.dim:
-            raise ValueError(f"rows have {rows.shape[1]} columns but the alignment was fitted on {self.dim}")
+        if epoch < 0:
+            raise ValueError(f"epoch={epoch} must not be negative: epochs count from 0")
         keys = None if row_ids is None else row_keys(row_ids)
+
+        def mapping(unit: torch.Tensor, of: np.ndarray | None) -> torch.Tensor:
+            return self._map(unit, of, epoch)
+
+        return self._applied(rows, keys, "text", mapping)
+
+    @overload
+    def apply_to_images(self, rows: np.ndarray) -> np.ndarray: ...  # type: ignore[overload-overlap]
+    @overload
+    def apply_to_images(self, rows: torch.Tensor) -> torch.Tensor: ...
+    @overload
+    def apply_to_images(self, rows: Stream) -> Iterator[Array]: ...
+    def apply_to_images(self, rows: Array | Stream) -> Array | Iterator[Array]:
+        """Map image rows as this method wants them at inference: unit rows, left where they are by all but Unicorn.
+
+        Takes, gives and raises what `apply` does.
+        """
+        return self._applied(rows, None, "image", lambda unit, _: self._map_image(unit))
+
+    def _applied(
+        self, rows: Array | Stream, keys: np.ndarray | None, what: str, mapping: Mapping
+    ) -> Array | Iterator[Array]:
+        assert self.dim  # or it says that it is not fitted
+        if not isinstance(rows, np.ndarray | torch.Tensor) and isinstance(rows, Store | Iterable):
+            return self._applied_in_turn(rows, keys, what, mapping)
+        check_array(rows, "rows")
         if keys is not None and len(keys) != len(rows):
             raise ValueError(f"row_ids has {len(keys)} entries for {len(rows)} rows; give one id a row")
+        return self._applied_to_array(rows, keys, what, mapping, 0)
+
+    def _applied_in_turn(self, stream: Stream, keys: np.ndarray | None, what: str, mapping: Mapping) -> Iterator[Array]:
+        done = 0
+        for array in stream.chunks(STORE_CHUNK) if isinstance(stream, Store) else stream:
+            check_array(array, "rows")
+            stop = done + len(array)
+            if keys is not None and len(keys) < stop:
+                raise ValueError(f"row_ids has {len(keys)} entries for {stop} rows or more; give one id a row")
+            yield self._applied_to_array(array, None if keys is None else keys[done:stop], what, mapping, done)
+            done = stop
+        if keys is not None and len(keys) != done:
+            raise ValueError(f"row_ids has {len(keys)} entries for {done} rows; give one id a row")
+
+    def _applied_to_array(self, rows: Array, keys: np.ndarray | None, what: str, mapping: Mapping, first: int) -> Array:
+        if rows.shape[1] != self.dim:
+            raise ValueError(f"rows have {rows.shape[1]} columns but the alignment was fitted on {self.dim}")
         result = np.empty(rows.shape, rows.dtype) if isinstance(rows, np.ndarray) else torch.empty_like(rows)
         target = torch.from_numpy(result) if isinstance(result, np.ndarray) else result
         working = torch.float32 if target.element_size() == 2 else torch.float64
         for start, block in blocks(rows, working):
             stop = start + len(block)
-            unit = to_sphere(block, "text", start)
-            target[start:stop] = self._map(unit, None if keys is None else keys[start:stop], epoch)
+            unit = to_sphere(block, what, first + start)
+            target[start:stop] = mapping(unit, None if keys is None else keys[start:stop])
         return result
 
     def facts(self) -> dict[str, Any]:
         """What a person wants to know of a fitted alignment, as JSON values."""
-        statistics = self.statistics
+        known = self.statistics
         sides = {
-            name: {"count": side.count, "trace": side.trace, "fingerprint": fingerprint}
-            for name, side, fingerprint in (
-                ("text", statistics.text, statistics.text_fingerprint),
-                ("image", statistics.image, statistics.image_fingerprint),
+            name: {"count": side.count, "skipped": skipped, "trace": side.trace, "fingerprint": fingerprint}
+            for name, side, skipped, fingerprint in (
+                ("text", known.text, known.text_skipped, known.text_fingerprint),
+                ("image", known.image, known.image_skipped, known.image_fingerprint),
             )
         }
-        gap = {"before": statistics.gap_before, "after": statistics.gap_after}
         return {
             "method": self.method,
             "parameters": self.parameters(),
             "dim": self.dim,
             **sides,
             "scale": self.scale,
-            "centroid_gap": gap,
+            "details": self.details(),
+            "centroid_gap": {"before": known.gap_before, "after": known.gap_after},
         }
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write `alignment.safetensors` and `alignment.json` into a folder, which is made if missing.
 
         Raises:
             ValueError: the alignment is not fitted.
         """
-        tensors = dict(self._vectors)
+        tensors = {name: vector.clone() for name, vector in self._vectors.items()}  # safetensors takes no shared memory
         for name, side in (("text", self.statistics.text), ("image", self.statistics.image)):
             tensors[f"{name}.mean"] = side.mean
             tensors[f"{name}.scatter"] = torch.tensor(side.scatter, dtype=torch.float64)
-        files.write(path, self.facts(), tensors)
+        files.write(Path(path), self.facts(), tensors)
 
     def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Self:
         """Take over what `save` wrote; `load_alignment` is the way to call this."""
@@ -208,7 +295,13 @@ class Alignment(ABC):
         )
         self._vectors = tensors
         self._statistics = Statistics(
-            text, image, facts["text"]["fingerprint"], facts["image"]["fingerprint"], facts["centroid_gap"]["after"]
+            text,
+            image,
+            facts["text"]["fingerprint"],
+            facts["image"]["fingerprint"],
+            facts["centroid_gap"]["after"],
+            facts["text"].get("skipped", 0),  # absent from files written before rows could be skipped
+            facts["image"].get("skipped", 0),
         )
         return self
 
@@ -216,24 +309,6 @@ class Alignment(ABC):
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """Euclidean distance of two vectors."""
     return float(torch.linalg.vector_norm(a - b))
-
-
-def row_keys(row_ids: RowIds) -> np.ndarray:
-    """64-bit keys of row ids, uint64 [n]: integers as they are (modulo 2^64), strings by `hash_id`.
-
-    Raises:
-        ValueError: ids that are neither integers nor strings.
-    """
-    ids = row_ids.tolist() if isinstance(row_ids, np.ndarray | torch.Tensor) else list(row_ids)
-    keys = np.empty(len(ids), dtype=np.uint64)
-    for row, name in enumerate(ids):
-        if isinstance(name, str):
-            keys[row] = hash_id(name)
-        elif isinstance(name, int | np.integer):
-            keys[row] = int(name) % 2**64
-        else:
-            raise ValueError(f"row_ids[{row}] is a {type(name).__name__}; ids are integers or strings")
-    return keys
 
 
 def _fingerprint(source: Source) -> str | None:

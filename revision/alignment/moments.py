@@ -1,20 +1,29 @@
-"""Mean, trace and covariance of rows that stream by: mergeable, exact to float64, the same whatever the chunks.
+"""Mean, trace, variances and covariance of rows that stream by: mergeable, exact to float64, whatever the chunks.
 
 Two sets of rows with counts n_a, n_b, means m_a, m_b and scatters S_a, S_b (sums of squared distances to the own mean)
 have together the mean m_a + (n_b / n) (m_b - m_a) and the scatter S_a + S_b + (n_a n_b / n) ||m_b - m_a||^2
-(Chan, Golub and LeVeque, 1983). Each block is centred before it is squared, so nothing cancels: a cloud that is narrow
-and far from the origin keeps all its digits, which E||e||^2 - ||m||^2 would lose.
+(Chan, Golub and LeVeque, 1983), and alike for each column and for the matrix of products. Each block is centred before
+it is squared, so nothing cancels: a cloud that is narrow and far from the origin keeps all its digits, which
+E||e||^2 - ||m||^2 would lose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import IntEnum
 from functools import reduce
-from itertools import chain
 
 import torch
 import torch.distributed as dist
+
+
+class Detail(IntEnum):
+    """How much of the second moments is taken: one number, one for each column, or the full matrix."""
+
+    TRACE = 0
+    VARIANCES = 1
+    COVARIANCE = 2
 
 
 @dataclass(frozen=True)
@@ -25,37 +34,43 @@ class Moments:
         count: number of rows.
         mean: float64 [d] on the CPU.
         scatter: sum over rows of the squared distance to the mean.
+        column_scatter: float64 [d] on the CPU, the same sum for each column; None unless taken with Detail.VARIANCES.
         scatter_matrix: float64 [d, d] on the CPU, sum over rows of the outer product of the deviation with itself; None
-            where it was not asked for.
+            unless taken with Detail.COVARIANCE.
     """
 
     count: int
     mean: torch.Tensor
     scatter: float
+    column_scatter: torch.Tensor | None = None
     scatter_matrix: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, rows: torch.Tensor, covariance: bool = False) -> Moments:
-        """Moments of one block, float64 [n >= 1, d] on any device, which is overwritten.
+    def of(cls, rows: torch.Tensor, detail: Detail = Detail.TRACE) -> Moments:
+        """Moments of one block, float64 [n >= 1, d] on any device, which is overwritten with the centred rows.
 
         A second block of this size, allocated and released each time, would cost several times the arithmetic.
         """
         mean = rows.mean(dim=0)
         centred = rows.sub_(mean)
         flat = centred.view(-1)
-        matrix = (centred.T @ centred).cpu() if covariance else None
-        return cls(len(rows), mean.cpu(), float(flat @ flat), matrix)
+        columns = torch.linalg.vector_norm(centred, dim=0).square().cpu() if detail is Detail.VARIANCES else None
+        matrix = (centred.T @ centred).cpu() if detail is Detail.COVARIANCE else None
+        return cls(len(rows), mean.cpu(), float(flat @ flat), columns, matrix)
 
     def merge(self, other: Moments) -> Moments:
-        """Moments of both sets of rows together."""
+        """Moments of both sets of rows together, in the detail that both have."""
         count = self.count + other.count
         apart = other.mean - self.mean
         weight = self.count * other.count / count
-        matrix = None
+        columns = matrix = None
+        if self.column_scatter is not None and other.column_scatter is not None:
+            columns = self.column_scatter + other.column_scatter + weight * apart.square()
         if self.scatter_matrix is not None and other.scatter_matrix is not None:
             matrix = self.scatter_matrix + other.scatter_matrix + weight * torch.outer(apart, apart)
         mean = self.mean + apart * (other.count / count)
-        return Moments(count, mean, self.scatter + other.scatter + weight * float(apart @ apart), matrix)
+        scatter = self.scatter + other.scatter + weight * float(apart @ apart)
+        return Moments(count, mean, scatter, columns, matrix)
 
     @property
     def dim(self) -> int:
@@ -68,38 +83,76 @@ class Moments:
         return self.scatter / self.count
 
     @property
+    def variances(self) -> torch.Tensor:
+        """Variance of each column, float64 [d], divided by n.
+
+        Raises:
+            ValueError: the moments were taken in less detail.
+        """
+        if self.scatter_matrix is not None:
+            return self.scatter_matrix.diagonal() / self.count
+        if self.column_scatter is None:
+            raise ValueError("these moments hold no variances: take them with detail=Detail.VARIANCES")
+        return self.column_scatter / self.count
+
+    @property
     def covariance(self) -> torch.Tensor:
         """Covariance matrix, float64 [d, d], divided by n.
 
         Raises:
-            ValueError: the moments were taken without covariance.
+            ValueError: the moments were taken in less detail.
         """
         if self.scatter_matrix is None:
-            raise ValueError("these moments hold no covariance: take them with covariance=True")
+            raise ValueError("these moments hold no covariance: take them with detail=Detail.COVARIANCE")
         return self.scatter_matrix / self.count
 
+    def without_detail(self) -> Moments:
+        """Count, mean and scatter alone."""
+        return replace(self, column_scatter=None, scatter_matrix=None)
 
-def merge_all(states: Iterable[Moments]) -> Moments:
-    """Merge any number of moments, at least one, from left to right."""
-    return reduce(Moments.merge, states)
 
-
-def measure(blocks: Iterable[torch.Tensor], what: str = "rows", covariance: bool = False) -> Moments:
+def measure(blocks: Iterable[torch.Tensor], what: str = "rows", detail: Detail = Detail.TRACE) -> Moments:
     """Moments of all rows in a stream of blocks, in constant memory.
 
     Args:
         blocks: float64 [n_i, d] tensors, on any device; they are overwritten.
         what: name of the rows in error messages.
-        covariance: also take the full covariance, which costs d times more arithmetic and d^2 memory.
+        detail: the covariance costs d times more arithmetic than the trace, and d^2 memory.
 
     Raises:
         ValueError: there is no row at all.
     """
-    states = (Moments.of(block, covariance) for block in blocks if len(block))
-    first = next(states, None)
-    if first is None:
+    total: Moments | None = None
+    matrix: torch.Tensor | None = None
+    # The matrix is added to in place: merging would write it three times for each block of a few hundred rows.
+    lesser = Detail.TRACE if detail is Detail.COVARIANCE else detail
+    for block in blocks:
+        if not len(block):
+            continue
+        state = Moments.of(block, lesser)
+        if detail is Detail.COVARIANCE:
+            matrix = _add_products(matrix, block)
+            if total is not None:
+                apart = state.mean - total.mean
+                matrix.addr_(apart, apart, alpha=total.count * state.count / (total.count + state.count))
+        total = state if total is None else total.merge(state)
+    if total is None:
         raise ValueError(f"{what} holds no rows; statistics need at least two")
-    return merge_all(chain([first], states))
+    return replace(total, scatter_matrix=matrix)
+
+
+def _add_products(matrix: torch.Tensor | None, centred: torch.Tensor) -> torch.Tensor:
+    """matrix + centred^T centred, on the CPU and in place."""
+    if matrix is None:
+        return (centred.T @ centred).cpu()
+    if centred.device.type == "cpu":
+        return matrix.addmm_(centred.T, centred)
+    return matrix.add_((centred.T @ centred).cpu())
+
+
+def merge_all(states: Iterable[Moments]) -> Moments:
+    """Merge any number of moments, at least one, from left to right."""
+    return reduce(Moments.merge, states)
 
 
 def all_reduce(moments: Moments) -> Moments:
@@ -110,18 +163,25 @@ def all_reduce(moments: Moments) -> Moments:
     """
     if not dist.is_initialized():
         return moments
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
     head = torch.tensor([moments.count, moments.scatter], dtype=torch.float64)
-    parts = [head, moments.mean]
-    if moments.scatter_matrix is not None:
-        parts.append(moments.scatter_matrix.flatten())
-    own = torch.cat(parts).to(device)
+    extra = [part.flatten() for part in (moments.column_scatter, moments.scatter_matrix) if part is not None]
+    return merge_all(_unpack(state, moments.dim) for state in all_gather(torch.cat([head, moments.mean, *extra])))
+
+
+def all_gather(own: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors of all processes of the default group in rank order, on the CPU; one's own without a group."""
+    if not dist.is_initialized():
+        return [own]
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    own = own.to(device)
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, own)
-    return merge_all(_unpack(state.cpu(), moments.dim) for state in gathered)
+    return [state.cpu() for state in gathered]
 
 
 def _unpack(state: torch.Tensor, dim: int) -> Moments:
-    """Undo the flattening of `all_reduce`."""
-    matrix = state[2 + dim :].reshape(dim, dim) if len(state) > 2 + dim else None
-    return Moments(int(state[0]), state[2 : 2 + dim], float(state[1]), matrix)
+    """Undo the flattening of `all_reduce`; the length says which detail there is (for d = 1 the two are the same)."""
+    extra = state[2 + dim :]
+    columns = extra if len(extra) == dim else None
+    matrix = extra.reshape(dim, dim) if len(extra) == dim * dim else None
+    return Moments(int(state[0]), state[2 : 2 + dim], float(state[1]), columns, matrix)

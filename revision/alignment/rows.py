@@ -7,7 +7,7 @@ cache while they are worked on, so that memory stays constant whatever the sourc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -79,8 +79,12 @@ def blocks(rows: Array, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]
         yield start, buffer[: len(block)].copy_(block.detach())
 
 
-def _arrays(source: Source, what: str) -> Iterator[Array]:
-    """The arrays that a source consists of, in order."""
+def arrays(source: Source, what: str) -> Iterator[Array]:
+    """The arrays that a source consists of, in order.
+
+    Raises:
+        ValueError: an iterator, or something that is no source at all.
+    """
     if isinstance(source, np.ndarray | torch.Tensor):
         yield source
     elif isinstance(source, Store):
@@ -96,12 +100,13 @@ def _arrays(source: Source, what: str) -> Iterator[Array]:
         raise ValueError(f"{what} is a {type(source).__name__}; give an array, a store or an iterable of arrays")
 
 
-def unit_blocks(source: Source, what: str) -> Iterator[torch.Tensor]:
+def unit_blocks(source: Source, what: str, on_invalid: Callable[[int], None] | None = None) -> Iterator[torch.Tensor]:
     """Read a source once, as float64 unit rows.
 
     Args:
         source: rows in any accepted form; raw rows need not be normalised.
         what: name of the source in error messages.
+        on_invalid: leave out rows without a direction, and call this with how many each time; None: they are an error.
 
     Yields:
         float64 tensors [<=b, d], each row of norm one, free to be overwritten and valid until the next is asked for.
@@ -110,15 +115,29 @@ def unit_blocks(source: Source, what: str) -> Iterator[torch.Tensor]:
         ValueError: a zero, NaN or infinite row (named by its number in the source), chunks of different width, or a
             source that cannot be read again.
     """
+    return (block for _, block in numbered_blocks(source, what, on_invalid))
+
+
+def numbered_blocks(
+    source: Source, what: str, on_invalid: Callable[[int], None] | None = None
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """As `unit_blocks`, each block with the numbers of its rows in the source, uint64 [<=b]."""
     done = 0
     width: int | None = None
-    for array in _arrays(source, what):
+    for array in arrays(source, what):
         check_array(array, what)
         width = array.shape[1] if width is None else width
         if array.shape[1] != width:
             raise ValueError(f"{what} row {done} has {array.shape[1]} columns but the rows before it {width}")
         for start, block in blocks(array, torch.float64):
-            yield to_sphere(block, what, done + start)
+            first = done + start
+            numbers = np.arange(first, first + len(block), dtype=np.uint64)
+            if on_invalid is None:
+                to_sphere(block, what, first)
+            elif (invalid := _normalise(block)) is not None:
+                on_invalid(int(invalid.sum()))
+                block, numbers = to_sphere(block[~invalid], what), numbers[~invalid.cpu().numpy()]
+            yield numbers, block
         done += len(array)
 
 
@@ -136,6 +155,20 @@ def to_sphere(rows: torch.Tensor, what: str, start: int = 0) -> torch.Tensor:
     Raises:
         ValueError: a row that is zero or has a NaN or infinite entry.
     """
+    invalid = _normalise(rows)
+    if invalid is not None:
+        row = int(invalid.nonzero()[0])
+        problem = "has a NaN or infinite entry" if bool(rows[row].any()) else "is zero"
+        raise ValueError(f"{what} row {start + row} {problem}, so it has no direction: remove it or embed it again")
+    return rows
+
+
+def _normalise(rows: torch.Tensor) -> torch.Tensor | None:
+    """Divide each row by its norm, in place; where a row has no direction, leave all as they are.
+
+    Returns:
+        None, or which rows are zero or have a NaN or infinite entry, bool [n].
+    """
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     # Squares of entries near the ends of the exponent range overflow or vanish: bring such rows to order one first.
     safe = torch.isfinite(norms) & (norms > torch.finfo(rows.dtype).tiny ** 0.25)
@@ -143,15 +176,14 @@ def to_sphere(rows: torch.Tensor, what: str, start: int = 0) -> torch.Tensor:
         peaks = rows.abs().amax(dim=1, keepdim=True)
         valid = torch.isfinite(peaks) & (peaks > 0)
         if not bool(valid.all()):
-            row = int((~valid).flatten().nonzero()[0])
-            problem = "is zero" if float(peaks[row]) == 0 else "has a NaN or infinite entry"
-            raise ValueError(f"{what} row {start + row} {problem}, so it has no direction: remove it or embed it again")
+            return ~valid.flatten()
         rows.div_(torch.where(safe, torch.ones_like(peaks), peaks))
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows.mul_(norms.reciprocal_())
+    rows.mul_(norms.reciprocal_())
+    return None
 
 
-def renormalise(rows: torch.Tensor) -> torch.Tensor:
+def renormalise(rows: torch.Tensor, what: str = "text") -> torch.Tensor:
     """Put mapped rows, whose entries are of order one, back on the sphere, in place.
 
     Raises:
@@ -159,5 +191,8 @@ def renormalise(rows: torch.Tensor) -> torch.Tensor:
     """
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     if not bool(norms.all()):
-        raise ValueError("a text row is mapped onto the zero vector, which has no direction: choose another alignment")
+        article = "an" if what == "image" else "a"
+        raise ValueError(
+            f"{article} {what} row is mapped onto the zero vector, which has no direction: choose another alignment"
+        )
     return rows.mul_(norms.reciprocal_())

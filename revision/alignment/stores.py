@@ -5,16 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from revision.embeddings import EmbeddingStore
+from revision.embeddings.opening import UNSTATED, open_stores
 
 
-def open_sides(text: Path, image: Path) -> tuple[EmbeddingStore, EmbeddingStore]:
+def open_sides(text: Path, image: Path, *, encoder: str = UNSTATED) -> tuple[EmbeddingStore, EmbeddingStore]:
     """Open a store of texts and a store of images that one dual encoder made.
+
+    Args:
+        text, image: folders of stores, or embeddings in a foreign format (docs/formats.md).
+        encoder: name of the encoder where both sides are foreign; beside a store, they are taken to be of its encoder.
 
     Raises:
         ValueError: a store is missing or unfinished, holds the other kind of rows, or the two are of different encoders
             (other weights or preprocessing included) or dimensions.
     """
-    text_store, image_store = EmbeddingStore.open(text), EmbeddingStore.open(image)
+    text_store, image_store = open_stores([(text, "text"), (image, "image")], encoder=encoder)
     for store, kind in ((text_store, "text"), (image_store, "image")):
         if store.manifest.kind != kind:
             raise ValueError(f"{store.path} holds {store.manifest.kind} embeddings where {kind} embeddings are needed")

@@ -7,7 +7,6 @@ training applies to every text embedding. The stores stay raw, so that another a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from revision.schema import Config
@@ -28,26 +27,48 @@ def run(config: Config) -> None:
     from revision import rundir
     from revision.alignment import build_alignment
     from revision.alignment.stores import open_sides
+    from revision.assembly import store_path
     from revision.progress import progress_bar
 
     if not rundir.is_main_process():  # minutes of work at the very most: no share of it is worth a second process
         return
-    stores = Path(config.data.stores) / config.encoder.name
-    text, image = open_sides(stores / config.data.texts, stores / config.data.statistics)
-    settings = config.alignment
-    alignment = build_alignment(
-        method=settings.method.value,
-        centroid_steps=settings.centroid_steps,
-        until=settings.until,
-        noise_std=settings.noise_std,
-        seed=config.seed,
-    )
+    paths = (store_path(config, source) for source in (config.data.texts, config.data.statistics))
+    text, image = open_sides(*paths, encoder=config.encoder.name)
+    method = config.alignment.method.value
+    alignment = build_alignment(**{**vars(config.alignment), "method": method, "seed": config.seed})
     folder = rundir.start(config, "align")
     with progress_bar("rows") as progress:
         alignment.fit(_Watched(text, "text", progress), _Watched(image, "image", progress))
     alignment.save(folder)
+    if config.align.export is not None:
+        _export(config, alignment, text)
     get_console().print(_table(alignment))
     rundir.finish(config, "align", **alignment.facts())
+
+
+def _export(config: Config, alignment: Alignment, text: EmbeddingStore) -> None:
+    """Writes the aligned text rows as plain files, as training sees them in its first epoch."""
+    from pathlib import Path
+
+    from revision.embeddings.export import export_rows
+    from revision.progress import progress_bar, say
+
+    assert config.align.export is not None
+    folder = Path(config.align.export)
+    facts = alignment.facts()
+    described = {name: facts[name] for name in ("method", "parameters")}
+    described |= {name: facts[name]["fingerprint"] for name in ("text", "image")}
+    with progress_bar("rows") as progress:
+        task = progress.add_task("export", total=len(text))
+        export_rows(
+            text,
+            folder,
+            transform=lambda rows, numbers: alignment.apply(rows, row_ids=numbers, epoch=0),
+            described=described,
+            shard_size=config.align.shard_size,
+            on_rows=lambda count: progress.advance(task, count),
+        )
+    say(f"aligned rows: {folder}")
 
 
 class _Watched:
@@ -83,4 +104,6 @@ def _table(alignment: Alignment) -> Table:
     table.add_row("centroid gap before", f"{statistics.gap_before:.3e}", "")
     table.add_row("centroid gap after", f"{statistics.gap_after:.3e}", "")
     table.add_row("scale", f"{alignment.scale:.4f}", "")
+    for name, value in alignment.details().items():
+        table.add_row(name.replace("_", " "), f"{value:.4g}", "")
     return table

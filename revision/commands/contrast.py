@@ -1,108 +1,160 @@
-"""Train the heads of a dual encoder whose towers stay locked, on pairs of pictures and texts.
+"""Train a dual encoder on pairs of pictures and texts: its heads behind locked towers, or all of it.
 
-Writes an ordinary open_clip folder, which `embed` reads like any other encoder.
+Writes an ordinary open_clip folder, which `embed` reads like any other encoder, and the fixed-frame trace of the
+modality gap of the validation pairs with its figure (ReVision v3, Fig. 1; docs/geometry-frame.md).
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revision.schema import Config
+from revision.schema import Config, ContrastPart
 
 if TYPE_CHECKING:
     import torch
-    from open_clip import CustomTextCLIP
 
-    from revision.contrastive import HeadTraining, PairFeatures
+    from revision.contrastive import ContrastSettings, PairInputs, Snapshot, TrainedPart
     from revision.encoders import OpenClipEncoder
     from revision.records import Pair
 
 
 def run(config: Config) -> None:
-    """Trains the heads of `contrast.init` on `data.contrast_train`."""
+    """Trains `contrast.train` of a model on `data.contrast_train`."""
     from revision import rundir
-    from revision.contrastive import lock_towers, train_heads
+    from revision.contrastive import heads_of, train, whole
     from revision.encoders import OpenClipEncoder, load_encoder
-    from revision.openclip_folder import head_parameters, read_config, save_heads, save_open_clip_folder
+    from revision.geometry.frame_plot import save_frame_figure
+    from revision.geometry.frame_trace import read_trace
     from revision.progress import progress_bar, say
     from revision.records import read_pairs
 
-    init, train_file, validation_file = _inputs(config)
+    train_file, validation_file = _pair_files(config)
     folder = rundir.start(config, "contrast")
+    init = _initial_model(config, folder)
     encoder = load_encoder(
         kind=config.encoder.kind.value, model=f"local-dir:{init}", pretrained=None, dtype="float32",
         device=config.contrast.device, name=config.encoder.name,
     )  # fmt: skip
     assert isinstance(encoder, OpenClipEncoder)
-    model = lock_towers(encoder.model)
-    heads = head_parameters(model)
-    for line in _what_trains(model, heads, config.contrast.learn_logit_scale):
+    part = heads_of(encoder.model) if config.contrast.train is ContrastPart.heads else whole(encoder.model)
+    for line in _what_trains(part, config.contrast.learn_logit_scale):
         say(line)
     started = time.monotonic()
-    train = _features(config, encoder, model, list(read_pairs(train_file)), "training pairs")
-    validation = _features(config, encoder, model, list(read_pairs(validation_file)), "validation pairs")
+    pairs = _inputs(config, encoder, part, list(read_pairs(train_file)), "training")
+    validation = _inputs(config, encoder, part, list(read_pairs(validation_file)), "validation")
+    trace_file = folder / "trace.jsonl"
     with (folder / "log.jsonl").open("w") as log, progress_bar("steps") as progress:
-        task = progress.add_task("heads", total=None)
+        task = progress.add_task(part.name, total=None)
 
         def report(measured: dict[str, float]) -> None:
             log.write(json.dumps(measured) + "\n")
             log.flush()
             say(f"step {measured['step']}: {_summary(measured)}")
 
-        metrics = train_heads(
-            model, train=train, validation=validation, settings=_settings(config), report=report,
+        metrics = train(
+            part, pairs=pairs, validation=validation, settings=_settings(config), report=report,
             advance=lambda done, total: progress.update(task, completed=done, total=total),
+            observe=_frame_observer(config, trace_file, validation),
         )  # fmt: skip
-    output = folder / "encoder" if config.contrast.output is None else Path(config.contrast.output)
-    model_cfg, preprocess_cfg = read_config(init)
-    save_open_clip_folder(
-        output, model_cfg=model_cfg, preprocess_cfg=preprocess_cfg, state_dict=model.state_dict(), text_tower=init
-    )
-    if config.contrast.heads is not None:
-        save_heads(model, Path(config.contrast.heads))
+    trace = read_trace(trace_file)
+    save_frame_figure(trace, folder / "frame.png")
+    output = _save(config, folder, init, part)
     facts: dict[str, Any] = {
-        "training_pairs": len(train), "validation_pairs": len(validation),
-        "trained_parameters": sum(value.numel() for value in heads.values()),
-        "seconds": round(time.monotonic() - started, 1), **metrics,
+        "training_pairs": len(pairs), "validation_pairs": len(validation),
+        "trained_parameters": sum(value.numel() for value in part.parameters.values()),
+        "seconds": round(time.monotonic() - started, 1), **metrics, "frame": trace[-1],
     }  # fmt: skip
-    (folder / "metrics.json").write_text(json.dumps(facts, indent=1) + "\n")
-    say(f"heads: {_summary(metrics)}; encoder saved to {output}")
+    rundir.write_json(folder / "metrics.json", facts)
+    say(f"{part.name}: {_summary(metrics)}; encoder saved to {output}; fixed frame drawn in {folder / 'frame.png'}")
     rundir.finish(config, "contrast", output=str(output), **facts)
 
 
-def _inputs(config: Config) -> tuple[Path, Path, Path]:
-    fields = {
-        "contrast.init": config.contrast.init,
-        "data.contrast_train": config.data.contrast_train,
-        "data.contrast_validation": config.data.contrast_validation,
-    }
-    for field, value in fields.items():
+def _pair_files(config: Config) -> tuple[Path, Path]:
+    data, wanted = config.data, config.contrast
+    if wanted.init is None and not wanted.architecture:
+        raise ValueError(
+            "contrast.init is null, but `contrast` needs it; set it, or contrast.architecture with train=all"
+        )
+    for field, value in (("contrast_train", data.contrast_train), ("contrast_validation", data.contrast_validation)):
         if value is None:
-            raise ValueError(f"{field} is null, but `contrast` needs it; set it, or choose a data group that has it")
-    init, train, validation = (Path(str(value)) for value in fields.values())
-    return init, train, validation
+            raise ValueError(
+                f"data.{field} is null, but `contrast` needs it; set it, or choose a data group that has it"
+            )
+    return Path(str(data.contrast_train)), Path(str(data.contrast_validation))
 
 
-def _settings(config: Config) -> HeadTraining:
-    from revision.contrastive import HeadTraining
+def _initial_model(config: Config, folder: Path) -> Path:
+    """The open_clip folder that training starts from: `contrast.init`, or a new one with random weights."""
+    import torch
+
+    from revision.openclip_folder import build_open_clip_model, save_open_clip_folder
 
     wanted = config.contrast
-    return HeadTraining(
+    if wanted.init is not None:
+        return Path(wanted.init)
+    if not wanted.architecture:
+        raise ValueError(
+            "contrast.init is null, but `contrast` needs it; set it, or contrast.architecture to start anew"
+        )
+    try:
+        model_cfg = dict(wanted.architecture["model_cfg"])
+        preprocess_cfg = dict(wanted.architecture["preprocess_cfg"])
+        text_tower = model_cfg["text_cfg"].get("hf_model_name")
+        model_cfg.pop("custom_text", None)
+        torch.manual_seed(config.seed)
+        model = build_open_clip_model(model_cfg, text_tower=None if text_tower is None else Path(text_tower))
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"contrast.architecture cannot be built ({type(error).__name__}: {reason}); give it model_cfg and "
+            "preprocess_cfg as an open_clip_config.json has them"
+        ) from error
+    save_open_clip_folder(
+        folder / "initial",
+        model_cfg={**model_cfg, "custom_text": True},  # without it open_clip would read the two towers as one class
+        preprocess_cfg=preprocess_cfg,
+        state_dict=model.state_dict(),
+        text_tower=None if text_tower is None else Path(text_tower),
+    )
+    return folder / "initial"
+
+
+def _save(config: Config, folder: Path, init: Path, part: TrainedPart) -> Path:
+    """Writes the open_clip folder, and the heads alone where they are wanted."""
+    from revision.openclip_folder import read_config, save_heads, save_open_clip_folder
+
+    output = folder / "encoder" if config.contrast.output is None else Path(config.contrast.output)
+    model_cfg, preprocess_cfg = read_config(init)
+    save_open_clip_folder(
+        output, model_cfg=model_cfg, preprocess_cfg=preprocess_cfg, state_dict=part.model.state_dict(),
+        text_tower=init if "hf_model_name" in model_cfg["text_cfg"] else None,
+    )  # fmt: skip
+    if config.contrast.heads is not None:
+        save_heads(part.model, Path(config.contrast.heads))
+    return output
+
+
+def _settings(config: Config) -> ContrastSettings:
+    from revision.contrastive import ContrastSettings
+
+    wanted = config.contrast
+    return ContrastSettings(
         epochs=wanted.epochs, batch_size=wanted.batch_size, learning_rate=wanted.learning_rate,
         weight_decay=wanted.weight_decay, warmup=wanted.warmup, logit_scale=wanted.logit_scale,
         learn_logit_scale=wanted.learn_logit_scale, probe_interval=wanted.probe_interval, seed=config.seed,
     )  # fmt: skip
 
 
-def _what_trains(model: torch.nn.Module, heads: dict[str, torch.nn.Parameter], learn_scale: bool) -> list[str]:
-    trained = sum(value.numel() for value in heads.values())
-    locked = sum(value.numel() for value in model.parameters()) - trained - 1
+def _what_trains(part: TrainedPart, learn_scale: bool) -> list[str]:
+    trained = sum(value.numel() for value in part.parameters.values())
+    locked = sum(value.numel() for name, value in part.model.named_parameters() if name in part.locked)
+    names = f" ({', '.join(part.parameters)})" if len(part.parameters) < 10 else ""
     return [
-        f"trains: {trained:,} parameters of the heads ({', '.join(heads)})",
+        f"trains: {trained:,} parameters of {part.name}{names}",
         f"locked: {locked:,} parameters of the towers",
         f"temperature: {'learned' if learn_scale else 'fixed'}",
     ]
@@ -116,35 +168,89 @@ def _summary(measured: dict[str, float]) -> str:
     )
 
 
-def _features(
-    config: Config, encoder: OpenClipEncoder, model: CustomTextCLIP, pairs: Sequence[Pair], what: str
-) -> PairFeatures:
-    """The locked towers' features of every distinct picture and text of the pairs."""
+def _frame_observer(config: Config, file: Path, validation: PairInputs) -> Callable[[Snapshot], None]:
+    """Records the fixed frame of the validation pairs from `contrast.frame_step` on."""
     import torch
 
-    from revision.contrastive import PairFeatures, distinct, head_inputs, stack_features
-    from revision.pictures import read_pixel_batches
+    from revision.contrastive import distinct_batches, warmup_steps
+    from revision.geometry.frame_trace import FrameTrace
+
+    wanted = config.contrast
+    batches = list(distinct_batches(validation, wanted.batch_size, torch.Generator().manual_seed(config.seed)))
+    if len(batches[0]) < 2:
+        raise ValueError("validation pairs: contrast needs at least two that differ in picture and text")
+    trace = FrameTrace(file, batches=[batch.numpy() for batch in batches], energy=wanted.frame_energy)
+
+    def observe(now: Snapshot) -> None:
+        first = warmup_steps(now.steps, wanted.warmup) if wanted.frame_step is None else wanted.frame_step
+        if first > now.steps:
+            raise ValueError(f"contrast.frame_step = {first}: must be at most the {now.steps} steps of this training")
+        if now.step >= first:
+            images, texts = now.images.cpu().numpy(), now.texts.cpu().numpy()
+            rows = images[validation.image_of.numpy()], texts[validation.text_of.numpy()]
+            trace.record(now.step, *rows, now.logit_scale)
+
+    return observe
+
+
+def _inputs(
+    config: Config, encoder: OpenClipEncoder, part: TrainedPart, pairs: Sequence[Pair], what: str
+) -> PairInputs:
+    """What the part that trains receives for every distinct picture and text of the pairs."""
+    from revision.contrastive import PairInputs, distinct, tower_features, whole_inputs
     from revision.progress import progress_bar
 
-    size = config.encoder.batch_size
     if not pairs:
-        raise ValueError(f"{what}: the file holds no pairs; contrast needs some")
+        raise ValueError(f"{what} pairs: the file holds no pairs; contrast needs some")
     for pair in pairs:
         if not pair.text.strip():
-            raise ValueError(f"{what}: the text of pair {pair.id!r} is empty; mend it or leave the pair out")
-    files, image_of = distinct(str(pair.path) for pair in pairs)
+            raise ValueError(f"{what} pairs: the text of pair {pair.id!r} is empty; mend it or leave the pair out")
+    names, image_of = distinct(str(pair.path) for pair in pairs)
     texts, text_of = distinct(pair.text for pair in pairs)
-    batches = [[Path(file) for file in files[start : start + size]] for start in range(0, len(files), size)]
-    images: list[torch.Tensor] = []
-    text_batches = []
-    with progress_bar("items") as progress:
-        task = progress.add_task(f"towers, {what}", total=len(files) + len(texts))
-        for pixels in read_pixel_batches(batches, encoder.preprocess, workers=config.embed.workers):
-            for problem in filter(None, pixels.problems):
-                raise ValueError(f"{what}: {problem}; mend the file or leave its pairs out")
-            images.append(head_inputs(model.visual.head, model.encode_image, pixels.tensor.to(encoder.device)))
-            progress.advance(task, len(pixels.tensor))
-        for positions, ids in encoder.token_batches(texts, size):
-            text_batches.append((positions, head_inputs(model.text.proj, model.encode_text, ids)))
-            progress.advance(task, len(positions))
-    return PairFeatures(torch.cat(images), stack_features(text_batches), image_of, text_of)
+    files = [Path(name) for name in names]
+
+    def compute() -> tuple[torch.Tensor, torch.Tensor]:
+        with progress_bar("items") as progress:
+            task = progress.add_task(f"inputs, {what} pairs", total=len(files) + len(texts))
+            shared: dict[str, Any] = {
+                "files": files, "texts": texts, "batch_size": config.encoder.batch_size,
+                "workers": config.embed.workers, "advance": lambda done: progress.advance(task, done),
+            }  # fmt: skip
+            try:
+                if config.contrast.train is ContrastPart.all:
+                    return whole_inputs(encoder, **shared)
+                return tower_features(encoder, part.model, **shared)
+            except ValueError as error:
+                raise ValueError(f"{what} pairs: {error}") from error
+
+    if config.contrast.train is ContrastPart.all:
+        return PairInputs(*compute(), image_of, text_of)
+    return PairInputs(*_kept(config, encoder, part, files, texts, what, compute), image_of, text_of)
+
+
+def _kept(
+    config: Config,
+    encoder: OpenClipEncoder,
+    part: TrainedPart,
+    files: Sequence[Path],
+    texts: Sequence[str],
+    what: str,
+    compute: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of locked towers, from disk where they are known: they do not depend on the settings of the heads."""
+    import torch
+
+    from revision.contrastive import load_or_compute, pictures_fingerprint, towers_sha256
+    from revision.progress import say
+
+    towers = {
+        **{key: value for key, value in encoder.describe().items() if key not in ("name", "weights")},
+        "towers": towers_sha256(part.model),
+        # The order of summation, and with it the last bit, depends on these.
+        "batch_size": config.encoder.batch_size, "device": encoder.device.type, "torch": str(torch.__version__),
+    }  # fmt: skip
+    file = Path(config.data.stores) / config.encoder.name / "contrast-features" / f"{what}.safetensors"
+    features, known = load_or_compute(file, pictures_fingerprint(files, texts, towers), encoder.device, compute)
+    origin = "read from" if known else "computed and kept in"
+    say(f"{what} pairs: features of {len(files):,} pictures and {len(texts):,} texts, {origin} {file}")
+    return features

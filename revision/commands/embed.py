@@ -34,8 +34,11 @@ def run(config: Config) -> None:
 
     sources = _sources(config)
     rundir.start(config, "embed")
+    if not sources:  # all of them name embeddings that exist already
+        rundir.finish(config, "embed", stores={})
+        return
     # Every record file is checked before the encoder is loaded and before anything is written.
-    counts = {name: count_records(Path(source.records), source.kind.value) for name, source in sources.items()}
+    counts = {name: count_records(_records(source), source.kind.value) for name, source in sources.items()}
     encoder = load_encoder(
         kind=config.encoder.kind.value,
         model=config.encoder.model,
@@ -55,7 +58,12 @@ def _sources(config: Config) -> dict[str, SourceConfig]:
     for name in config.embed.sources or ():
         if name not in known:
             raise ValueError(f"embed.sources names {name!r}; data.sources of {config.data.name} has {', '.join(known)}")
-    return {name: known[name] for name in config.embed.sources or known}
+    return {name: known[name] for name in config.embed.sources or known if known[name].records is not None}
+
+
+def _records(source: SourceConfig) -> Path:
+    assert source.records is not None, "sources of existing embeddings are left out"
+    return Path(source.records)
 
 
 def _embed_source(
@@ -65,7 +73,7 @@ def _embed_source(
     from revision.progress import progress_bar, say
     from revision.records import fingerprint, read_images, read_texts
 
-    file = Path(source.records)
+    file = _records(source)
     path = Path(config.data.stores) / config.encoder.name / name
     writer = StoreWriter(
         path,

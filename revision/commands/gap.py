@@ -2,6 +2,8 @@
 
 Compares a seeded sample of raw and of aligned text embeddings with image embeddings, and writes `report.json`, figures
 as PNG, and one HTML page that holds both. Rows are aligned as training sees them: noise of the first epoch included.
+On request further alignments stand beside the run's own (`gap.compare`), and the report says how the gap depends on the
+rows that an alignment was fitted on (`gap.sizes`) and on their domain (`gap.domains`). docs/geometry.md explains all.
 """
 
 from __future__ import annotations
@@ -10,75 +12,88 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revision.schema import Config
+from revision.schema import AlignmentMethod, Config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
-    from rich.table import Table
 
     from revision.alignment import Alignment
     from revision.embeddings import EmbeddingStore
+    from revision.geometry.held_out import Domain
+
+MOST_COLUMNS = 5  # of a table in a terminal: further ones come below
 
 
 @dataclass(frozen=True)
 class _Sides:
-    """The stores that the alignment was fitted on, and the alignment."""
+    """The stores that the alignment was fitted on, the alignment, and further stores that were asked for."""
 
     text: EmbeddingStore
     image: EmbeddingStore
     alignment: Alignment
+    captions: EmbeddingStore
+    domains: dict[str, Domain]
 
 
 def run(config: Config) -> None:
     """Measures `gap.sample` rows a side and writes the report into the folder of the run."""
     import numpy as np
-    from rich import get_console
 
     from revision import rundir
+    from revision.geometry.held_out import moved_by
     from revision.geometry.page import write_page
     from revision.geometry.plots import draw_all
-    from revision.geometry.report import compare, count_steps
+    from revision.geometry.report import compare
     from revision.progress import progress_bar, say
 
     if not rundir.is_main_process():
         return
     sides = _open(config)
-    method = sides.alignment.method
     folder = rundir.start(config, "gap")
     count = min(config.gap.sample, len(sides.text), len(sides.image))
     rng = np.random.default_rng(config.seed)
     chosen = np.sort(rng.choice(len(sides.text), count, replace=False))
-    text, aligned = _texts(sides, chosen)
+    text = _unit(sides.text, chosen)
     image = _unit(sides.image, np.sort(rng.choice(len(sides.image), count, replace=False)))
     with progress_bar("steps") as progress:
-        task = progress.add_task("geometry", total=count_steps(1))
+        task = progress.add_task("geometry", total=_count_steps(config))
+
+        def on_step(step: str) -> None:
+            progress.update(task, advance=1, description=step)
+
+        alignments = _alignments(config, sides, on_step)
+        aligned = {name: _align(alignments[name], text, chosen) for name in alignments}
+        moved = {name: moved_by(alignment, image) for name, alignment in alignments.items()}
         comparison = compare(
-            image,
-            text,
-            {method: aligned},
-            neighbours=config.gap.neighbours,
-            seed=config.seed,
-            on_step=lambda step: progress.update(task, advance=1, description=step),
-        )
-    gap = sides.alignment.statistics
-    report: dict[str, Any] = {
-        "encoder": sides.text.manifest.encoder["name"],
-        "alignment": sides.alignment.facts(),
-        "sample": {
-            "text": count,
-            "image": count,
-            "text_rows": len(sides.text),
-            "image_rows": len(sides.image),
-            "seed": config.seed,
-        },
-        "centroid_gap_all_rows": {"text": gap.gap_before, method: gap.gap_after},
-        **comparison.numbers,
-        **_pairs(config, sides),
-    }
-    figures = draw_all(folder, comparison.clouds)
+            image, text, aligned, moved_images={name: rows for name, rows in moved.items() if rows is not None},
+            neighbours=config.gap.neighbours, seed=config.seed, on_step=on_step,
+        )  # fmt: skip
+        report: dict[str, Any] = {
+            "encoder": sides.text.manifest.encoder["name"],
+            "alignment": sides.alignment.facts(),
+            "alignments": {name: alignment.parameters() for name, alignment in alignments.items()},
+            "sample": {
+                "text": count,
+                "image": count,
+                "text_rows": len(sides.text),
+                "image_rows": len(sides.image),
+                "seed": config.seed,
+            },
+            "centroid_gap_all_rows": {
+                "text": sides.alignment.statistics.gap_before,
+                **{name: alignment.statistics.gap_after for name, alignment in alignments.items()},
+            },
+            **comparison.numbers,
+            **_pairs(config, sides, alignments, (text, image), on_step),
+            **_held_out(config, sides, list(alignments), on_step),
+        }
+        on_step("figures")
+        figures = draw_all(folder, comparison.clouds, report)
     rundir.write_json(folder / "report.json", report)
     rundir.write_text(folder / "report.html", write_page(f"Modality gap: {config.name}", report, figures))
-    get_console().print(_table(report))
+    _show(report)
     say(f"with figures: {folder / 'report.html'}")
     rundir.finish(config, "gap", sample=count, **report["against_image"])
 
@@ -88,15 +103,59 @@ def _open(config: Config) -> _Sides:
     from revision import rundir
     from revision.alignment import load_alignment
     from revision.alignment.stores import open_sides
+    from revision.assembly import store_path
+    from revision.geometry.held_out import Domain, check_sizes
 
     alignment = load_alignment(rundir.require(config, "align", wanted_by="gap"))
-    stores = Path(config.data.stores) / config.encoder.name
-    text, image = open_sides(stores / config.data.texts, stores / config.data.statistics)
+    paths = (store_path(config, source) for source in (config.data.texts, config.data.statistics))
+    text, image = open_sides(*paths, encoder=config.encoder.name)
     fitted = (alignment.statistics.text_fingerprint, alignment.statistics.image_fingerprint)
     for store, fingerprint in zip((text, image), fitted, strict=True):
         if store.fingerprint() != fingerprint:
             raise ValueError(f"{store.path} has changed since the alignment was fitted; run `revision align` again")
-    return _Sides(text, image, alignment)
+    captions, _ = open_sides(store_path(config, config.gap.captions or config.data.texts), image.path)
+    domains = {}
+    for name in config.gap.domains:
+        texts, pictures = (store_path(config, source) for source in name.split("/"))
+        open_sides(texts, image.path)  # so that all domains are of one encoder, not only the two sides of each
+        domains[name] = Domain(*open_sides(texts, pictures))
+    if config.gap.sizes:
+        check_sizes(Domain(text, image), sorted(config.gap.sizes), config.gap.held_out)
+    return _Sides(text, image, alignment, captions, domains)
+
+
+def _methods(config: Config) -> list[str]:
+    """The run's own alignment and those to compare it with; `none` is the raw text, which is always there."""
+    methods = dict.fromkeys([config.alignment.method.name, *config.gap.compare])
+    return [name for name in methods if name != AlignmentMethod.none.name]
+
+
+def _count_steps(config: Config) -> int:
+    from revision.geometry.report import count_steps
+
+    methods, gap = len(_methods(config)), config.gap
+    fits = methods - (config.alignment.method is not AlignmentMethod.none)
+    held_out = gap.trials * (len(set(gap.sizes)) + len(gap.domains))
+    return fits + count_steps(methods) + (methods + 1) * (config.data.pairs is not None) + held_out + 1
+
+
+def _make(config: Config, method: str) -> Alignment:
+    """An unfitted alignment with the settings of `alignment`, whose fields are the arguments of `build_alignment`."""
+    from revision.alignment import build_alignment
+
+    return build_alignment(**{**vars(config.alignment), "method": method, "seed": config.seed})
+
+
+def _alignments(config: Config, sides: _Sides, on_step: Callable[[str], None]) -> dict[str, Alignment]:
+    """The run's own alignment, as saved, and those of `gap.compare`, fitted on the same stores, by method."""
+    found = {}
+    for method in _methods(config):
+        if method == sides.alignment.method:
+            found[method] = sides.alignment
+        else:
+            on_step(f"{method}: fit")
+            found[method] = _make(config, method).fit(sides.text, sides.image)
+    return found
 
 
 def _unit(store: EmbeddingStore, rows: np.ndarray) -> np.ndarray:
@@ -108,42 +167,101 @@ def _unit(store: EmbeddingStore, rows: np.ndarray) -> np.ndarray:
     return to_sphere(torch.from_numpy(store.rows(rows)).float(), str(store.path)).numpy()
 
 
-def _texts(sides: _Sides, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Raw and aligned text rows, float32 [n, d]; the row number is the id that noise is drawn with, as in training."""
-    raw = _unit(sides.text, rows)
-    return raw, sides.alignment.apply(raw, row_ids=rows, epoch=0)
+def _align(alignment: Alignment, text: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Aligned text rows, float32 [n, d]; the row number is the id that noise is drawn with, as in training."""
+    return alignment.apply(text, row_ids=rows, epoch=0)
 
 
-def _table(report: dict[str, Any]) -> Table:
-    """The report's lines for the terminal."""
-    from rich.table import Table
+def _held_out(
+    config: Config, sides: _Sides, methods: list[str], on_step: Callable[[str], None]
+) -> dict[str, Any]:  # fmt: skip
+    """Sample-size curve and domain-transfer matrix, where they were asked for; without alignments, of `none`."""
+    from revision.geometry.held_out import Domain, domain_transfer, size_curve
 
-    from revision.geometry.report import lines
+    gap, found = config.gap, {}
+    methods = methods or [AlignmentMethod.none.name]
+    if gap.sizes:
+        found["sample_size"] = size_curve(
+            Domain(sides.text, sides.image), lambda name: _make(config, name), methods, sizes=gap.sizes,
+            trials=gap.trials, held_out=gap.held_out, seed=config.seed, on_step=on_step,
+        )  # fmt: skip
+    if sides.domains:
+        found["domain_transfer"] = domain_transfer(
+            sides.domains, lambda name: _make(config, name), methods, most=gap.sample, trials=gap.trials,
+            seed=config.seed, on_step=on_step,
+        )  # fmt: skip
+    return found
 
-    table = Table(title=f"geometry of {report['sample']['text']:,} rows a side", title_justify="left")
-    table.add_column("")
-    for name in (*report["against_image"], "image"):
-        table.add_column(name, justify="right")
-    for line in lines(report):
-        table.add_row(line.name, *("" if value is None else f"{value:.4g}" for value in line.values))
-    return table
 
-
-def _pairs(config: Config, sides: _Sides) -> dict[str, Any]:
-    """Measures of up to `gap.sample` of `data.pairs`, of those whose id names a row of both stores; {} without any."""
+def _pairs(
+    config: Config, sides: _Sides, alignments: dict[str, Alignment], sample: tuple[np.ndarray, np.ndarray],
+    on_step: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Measures of up to `gap.sample` of `data.pairs`, of those with a row in both stores, in the sample's frame."""
     import numpy as np
 
-    from revision.geometry.report import compare_pairs
+    from revision.geometry.frame import fit_frame
+    from revision.geometry.paired import compare_pairs
     from revision.records import read_pairs
 
     if config.data.pairs is None:
         return {}
-    paired = {pair.id for pair in read_pairs(Path(config.data.pairs))}
-    ids = sorted(paired & set(sides.text.ids()) & set(sides.image.ids()))
-    if len(ids) < 2:
-        return {}
+    on_step("pairs: look up rows")
+    captions = {pair.id: pair.text for pair in read_pairs(Path(config.data.pairs))}
+    rows, matched_by = _caption_rows(captions, sides.captions)
+    ids = sorted({*rows} & {*sides.image.ids()})
+    if len(ids) < 3:
+        return {
+            "pairs_left_out": f"{len(ids)} of the {len(captions):,} pairs of {config.data.pairs} have a row in both "
+            f"{sides.captions.path} and {sides.image.path}, too few to measure: embed their captions as a text source "
+            f"and name it in gap.captions."
+        }
     chosen = np.random.default_rng(config.seed).permutation(len(ids))[: config.gap.sample]
     kept = [ids[number] for number in chosen]
-    raw, aligned = _texts(sides, sides.text.index_of(kept))
-    image = _unit(sides.image, sides.image.index_of(kept))
-    return {"pairs": {"text": compare_pairs(raw, image), sides.alignment.method: compare_pairs(aligned, image)}}
+    text_rows = np.array([rows[name] for name in kept])
+    raw, image = _unit(sides.captions, text_rows), _unit(sides.image, sides.image.index_of(kept))
+    axes = fit_frame(sample[1], sample[0], config.gap.energy)
+    by_cloud = {"text": compare_pairs(raw, image, axes)}
+    for name, alignment in alignments.items():
+        on_step(f"{name}: pairs")
+        by_cloud[name] = compare_pairs(_align(alignment, raw, text_rows), alignment.apply_to_images(image), axes)
+    subspace = {"energy": config.gap.energy, "rank": axes.u.shape[1]}
+    pairs = {"count": len(kept), "records": len(captions), "matched_by": matched_by, "subspace": subspace}
+    return {"pairs": {**pairs, "by_cloud": by_cloud}}
+
+
+def _caption_rows(captions: dict[str, str], store: EmbeddingStore) -> tuple[dict[str, int], str]:
+    """Row of the caption of each pair that has one, by the pair's id, and how it was found.
+
+    Rows are found by id, or, where the store has none of the ids, by the text itself: the same words have the same
+    embedding, whatever record they come from.
+    """
+    by_id = {name: row for row, name in enumerate(store.ids()) if name in captions}
+    if by_id:
+        return by_id, "id"
+    wanted = set(captions.values())
+    by_text = {text: row for row, text in enumerate(store.payload(slice(None))) if text in wanted}
+    return {name: by_text[text] for name, text in captions.items() if text in by_text}, "text"
+
+
+def _show(report: dict[str, Any]) -> None:
+    """The report's tables in the terminal."""
+    from rich import get_console
+    from rich.table import Table
+
+    from revision.geometry.table import tables
+    from revision.progress import say
+
+    for shown in tables(report):
+        say(f"{shown.title}. {shown.note}")
+        for first in range(0, len(shown.columns), MOST_COLUMNS):
+            part = slice(first, first + MOST_COLUMNS)
+            table = Table("")
+            for name in shown.columns[part]:
+                table.add_column(name, justify="right")
+            for line in shown.lines:
+                cells = ("" if value is None else f"{value:.4g}" for value in line.values[part])
+                table.add_row(line.name, *cells)
+            get_console().print(table)
+    if "pairs_left_out" in report:
+        say(report["pairs_left_out"])

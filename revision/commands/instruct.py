@@ -67,10 +67,9 @@ def run(config: Config) -> None:
 
 
 def _stores(config: Config) -> list[EmbeddingStore]:
-    from revision.embeddings import EmbeddingStore
+    from revision.assembly import open_sources
 
-    folder = Path(config.data.stores) / config.encoder.name
-    return [EmbeddingStore.open(folder / source) for source in config.data.conversation_sources]
+    return open_sources(config, config.data.conversation_sources)
 
 
 def _model(

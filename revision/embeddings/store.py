@@ -121,9 +121,9 @@ class EmbeddingStore:
             )
         return found
 
-    def ids(self) -> list[str]:
-        """All ids in the order of the rows."""
-        return self._column("id", np.arange(len(self)))
+    def ids(self, index: int | slice | np.ndarray = slice(None)) -> list[str]:
+        """Ids of rows, of all unless told; order and index as in `rows`."""
+        return self._column("id", self._numbers(index))
 
     def payload(self, index: int | slice | np.ndarray) -> list[str]:
         """What rows were made from: the texts, or the paths of the pictures; order and index as in `rows`."""

@@ -1,17 +1,13 @@
-"""Measures of how two clouds of embeddings lie to each other, as functions of arrays.
+"""Measures of one cloud of embeddings, and of the distance of two, by their means and covariances.
 
-`rows` are unit vectors [n, d], numpy, float32 or float64; moments are float64, cosines of the dtype of the rows.
-Everything pairwise is exact: all pairs, block by block, in bounded memory. Where ReVision v3 does not define a measure
-that it reports, the docstring says what is meant here.
+`rows` are unit vectors [n, d], numpy, float32 or float64; moments are float64 throughout. What compares rows one by one
+(cosines, neighbours, retrieval) is in `pairwise`, what needs pairs of rows in `paired`. Where ReVision v3 does not
+define a measure that it reports, the docstring says what is meant here. docs/geometry.md has the formulas side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
-
-BLOCK = 2**22  # entries of a block of the similarity matrix: 16 MiB of float32
 
 
 def centroid_gap(a: np.ndarray, b: np.ndarray) -> float:
@@ -67,9 +63,14 @@ def spectrum(rows: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: all rows are equal.
     """
-    values = np.linalg.eigvalsh(covariance(rows))[::-1][: len(rows) - 1]
+    return eigenvalues_of(covariance(rows), len(rows))
+
+
+def eigenvalues_of(sigma: np.ndarray, count: int) -> np.ndarray:
+    """As `spectrum`, from the covariance matrix [d, d] of `count` rows."""
+    values = np.linalg.eigvalsh(sigma)[::-1][: count - 1]
     if not values.sum() > 1e-24:
-        raise ValueError(f"the {len(rows)} rows are all equal and have no spectrum: give rows that differ")
+        raise ValueError(f"the {count} rows are all equal and have no spectrum: give rows that differ")
     # eigvalsh errs by about eps times the largest eigenvalue, in each of the others.
     return values[values > values[0] * len(values) * np.finfo(np.float64).eps]
 
@@ -109,82 +110,35 @@ def condition_number(eigenvalues: np.ndarray) -> float:
     return float(eigenvalues[0] / eigenvalues[-1])
 
 
-def cosine_density(rows: np.ndarray, bins: int = 200) -> np.ndarray:
-    """Density of the cosines of all pairs i < j, as a histogram over [-1, 1].
+def covariance_distance(sigma_a: np.ndarray, sigma_b: np.ndarray) -> float:
+    """G_Sigma = ||Sigma_a - Sigma_b||_F, the covariances' counterpart of the centroid gap G_mu = ||mu_a - mu_b||.
 
-    Returns:
-        float64 [bins]; sums to one when multiplied by the bin width 2 / bins.
-
-    Raises:
-        ValueError: fewer than two rows.
+    Args:
+        sigma_a, sigma_b: covariance matrices [d, d].
     """
-    if len(rows) < 2:
-        raise ValueError(f"pairwise cosines need at least 2 rows, there are {len(rows)}: use more rows")
-    counts = np.zeros(bins, dtype=np.int64)
-    size = max(1, BLOCK // len(rows))
-    for start in range(0, len(rows), size):
-        similar = rows[start : start + size] @ rows[start:].T
-        upper = similar[np.triu(np.ones(similar.shape, dtype=bool), 1)]
-        slots = ((upper + 1) * (bins / 2)).astype(np.int64).clip(0, bins - 1)
-        counts += np.bincount(slots, minlength=bins)
-    return counts / counts.sum() * (bins / 2)
+    return float(np.linalg.norm(sigma_a - sigma_b))
 
 
-def js_divergence(p: np.ndarray, q: np.ndarray) -> float:
-    """Jensen-Shannon divergence of two histograms over the same bins, in nats: 0 for equal ones, at most ln 2."""
-    p, q = p / p.sum(), q / q.sum()
-    middle = (p + q) / 2
-    return float((_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2)
+def frechet_distance(mean_a: np.ndarray, sigma_a: np.ndarray, mean_b: np.ndarray, sigma_b: np.ndarray) -> float:
+    """Frechet (2-Wasserstein) distance of two Gaussians with these moments; its square is what image metrics call FID.
 
+    d^2 = ||mu_a - mu_b||^2 + tr(Sigma_a + Sigma_b - 2 (Sigma_a^1/2 Sigma_b Sigma_a^1/2)^1/2). The last trace is the
+    nuclear norm of Sigma_a^1/2 Sigma_b^1/2, which is computed as such: roots of eigenvalues that rounding leaves a
+    little off zero would cost half of the digits. Two samples of one cloud are about sqrt(tr Sigma d / n) apart.
 
-def _relative_entropy(p: np.ndarray, q: np.ndarray) -> float:
-    some = p > 0
-    return float((p[some] * np.log(p[some] / q[some])).sum())
-
-
-def neighbours(rows: np.ndarray, k: int) -> np.ndarray:
-    """The k rows with the largest cosine to each row, itself excluded.
-
-    Returns:
-        int64 [n, k], nearest first.
-
-    Raises:
-        ValueError: k is not between 1 and n - 1.
+    Args:
+        mean_a, mean_b: [d].
+        sigma_a, sigma_b: covariance matrices [d, d].
     """
-    if not 1 <= k < len(rows):
-        raise ValueError(f"k={k} neighbours cannot be found among {len(rows)} rows: lower k or use more rows")
-    found = np.empty((len(rows), k), dtype=np.int64)
-    for start, similar in _similarities(rows, rows):
-        block = np.arange(len(similar))
-        similar[block, start + block] = -np.inf
-        best = np.argpartition(similar, -k, axis=1)[:, -k:]
-        order = np.argsort(-np.take_along_axis(similar, best, axis=1), axis=1, kind="stable")
-        found[start : start + len(similar)] = np.take_along_axis(best, order, axis=1)
-    return found
+    shared = np.linalg.svd(_root(sigma_a) @ _root(sigma_b), compute_uv=False).sum()
+    spread = np.trace(sigma_a) + np.trace(sigma_b) - 2 * shared
+    return float(np.sqrt(max(0.0, float(np.square(mean_a - mean_b).sum() + spread))))
 
 
-def knn_mixing(text: np.ndarray, image: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
-    """Share of the k nearest neighbours, in the union of both sides, that are of the other side; mean over all rows.
-
-    0 for clouds apart. For clouds that cannot be told apart `perfect_mixing`, about a half when both are equally large;
-    give sides of one size, since the share depends on it. The paper reports this measure without defining it.
-    """
-    found = neighbours(np.concatenate([text, image]), max(ks))
-    is_image = np.arange(len(found)) >= len(text)
-    other = is_image[found] != is_image[:, None]
-    return {k: float(other[:, :k].mean()) for k in ks}
-
-
-def perfect_mixing(text_count: int, image_count: int) -> float:
-    """What `knn_mixing` expects of two samples of one distribution."""
-    total = text_count + image_count
-    return 2 * text_count * image_count / (total * (total - 1))
-
-
-def neighbour_overlap(before: np.ndarray, after: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
-    """Share of each row's k nearest neighbours that it keeps when the cloud is mapped; row i is the same in both."""
-    old, new = neighbours(before, max(ks)), neighbours(after, max(ks))
-    return {k: float((old[:, :k, None] == new[:, None, :k]).any(axis=2).mean()) for k in ks}
+def _root(sigma: np.ndarray) -> np.ndarray:
+    """Symmetric square root of a covariance matrix [d, d]."""
+    values, vectors = np.linalg.eigh(sigma)
+    return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
 def probe_accuracy(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
@@ -209,27 +163,6 @@ def probe_accuracy(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
     return float(((new_a @ direction > threshold).mean() + (new_b @ direction <= threshold).mean()) / 2)
 
 
-def paired_cosine(text: np.ndarray, image: np.ndarray) -> float:
-    """Mean cosine of row i of one side with row i of the other."""
-    return float(np.einsum("nd,nd->n", text, image).mean(dtype=np.float64))
-
-
-def retrieval_at_1(queries: np.ndarray, candidates: np.ndarray) -> float:
-    """Share of queries whose nearest candidate is the one of the same row number."""
-    hits = sum(
-        int((similar.argmax(axis=1) == np.arange(start, start + len(similar))).sum())
-        for start, similar in _similarities(queries, candidates)
-    )
-    return hits / len(queries)
-
-
 def _halves(rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     order = rng.permutation(len(rows))
     return rows[order[: len(rows) // 2]], rows[order[len(rows) // 2 :]]
-
-
-def _similarities(queries: np.ndarray, keys: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Blocks [b, n_keys] of the matrix of dot products, each with the number of its first query."""
-    size = max(1, BLOCK // len(keys))
-    for start in range(0, len(queries), size):
-        yield start, queries[start : start + size] @ keys.T

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from revision.geometry import measures
+from revision.geometry import measures, pairwise
 
 
 @dataclass(frozen=True)
@@ -18,26 +18,33 @@ class Cloud:
     Attributes:
         rows: float32 or float64 [n, d].
         mean: float64 [d].
+        covariance: float64 [d, d].
         eigenvalues: of the covariance, float64, largest first.
         density: of the pairwise cosines, over equal bins of [-1, 1].
     """
 
     rows: np.ndarray
     mean: np.ndarray
+    covariance: np.ndarray
     eigenvalues: np.ndarray
     density: np.ndarray
 
     @classmethod
     def of(cls, rows: np.ndarray) -> Cloud:
         """Measure a cloud of at least four rows."""
-        mean = rows.mean(axis=0, dtype=np.float64)
-        return cls(rows, mean, measures.spectrum(rows), measures.cosine_density(rows))
+        mean, sigma = rows.mean(axis=0, dtype=np.float64), measures.covariance(rows)
+        return cls(rows, mean, sigma, measures.eigenvalues_of(sigma, len(rows)), pairwise.cosine_density(rows))
+
+    @property
+    def trace(self) -> float:
+        """Trace of the covariance."""
+        return float(np.trace(self.covariance))
 
     def numbers(self) -> dict[str, Any]:
         """The measures that need no other cloud, as JSON values."""
         return {
             "rows": len(self.rows),
-            "trace": measures.trace(self.rows),
+            "trace": self.trace,
             "mean_norm": float(np.linalg.norm(self.mean)),
             "power_law_exponent": measures.power_law_exponent(self.eigenvalues),
             "power_law_ranks": list(measures.power_law_range(self.eigenvalues)),
@@ -59,6 +66,7 @@ def compare(
     text: np.ndarray,
     aligned: dict[str, np.ndarray],
     *,
+    moved_images: Mapping[str, np.ndarray] | None = None,
     neighbours: Sequence[int] = (10, 20),
     seed: int = 0,
     on_step: Callable[[str], None] = lambda step: None,
@@ -69,118 +77,83 @@ def compare(
         image: unit rows [n, d].
         text: raw unit text rows [n, d]; sides of one size keep `knn_mixing` easy to read.
         aligned: mapped versions of `text`, row for row, by the name of their method.
+        moved_images: mapped versions of `image`, of those methods that map images too (Unicorn); their text clouds are
+            held against these.
         neighbours: numbers k of nearest neighbours.
-        seed: of the linear probe's split.
+        seed: of the linear probe's split and of the halves.
         on_step: called with a description before each of the `count_steps(len(aligned))` steps.
 
     Returns:
-        The clouds, and numbers under `clouds`, `against_image`, `centroid_gap_floor`, `perfect_mixing` and
-        `neighbours_kept`.
+        The clouds, and numbers under `clouds`, `against_image`, `image_halves`, `centroid_gap_floor`, `perfect_mixing`,
+        `neighbours_kept`, `neighbour_search` and `moved_images`, the names of the methods that map images.
+        `image_halves` has the measures of `against_image` for one random half of the image rows against the other: as
+        close as clouds of half the size can come.
 
     Raises:
         ValueError: too few rows for a measure or for k neighbours.
     """
     if not neighbours or min(neighbours) < 1:
         raise ValueError(f"neighbours={list(neighbours)} must be a list of numbers from 1 on, such as [10, 20]")
-    texts = {"text": text, **aligned}
+    texts, moved = {"text": text, **aligned}, moved_images or {}
     clouds = {}
     for name, rows in {"image": image, **texts}.items():
         on_step(f"{name}: spectrum and cosines")
         clouds[name] = Cloud.of(rows)
     against: dict[str, dict[str, Any]] = {}
+    for name in texts:
+        on_step(f"{name}: against the images")
+        target = Cloud.of(moved[name]) if name in moved else clouds["image"]
+        against[name] = _against_image(clouds[name], target, neighbours, seed)
+    on_step("image: one half against the other")
+    halves = _halves_of_image(image, neighbours, seed)
     kept: dict[str, dict[int, float]] = {}
-    for name, rows in texts.items():
-        on_step(f"{name}: nearest neighbours")
-        against[name] = _against_image(clouds[name], clouds["image"], neighbours, seed)
-        if name in aligned:
-            on_step(f"{name}: neighbours kept")
-            kept[name] = measures.neighbour_overlap(text, rows, neighbours)
+    if aligned:
+        on_step("text: nearest neighbours")
+        before = pairwise.neighbours(text, max(neighbours))
+    for name, rows in aligned.items():
+        on_step(f"{name}: neighbours kept")
+        kept[name] = pairwise.shared_neighbours(before, pairwise.neighbours(rows, max(neighbours)), neighbours)
     numbers: dict[str, Any] = {
         "clouds": {name: cloud.numbers() for name, cloud in clouds.items()},
         "against_image": against,
+        "image_halves": halves,
         "centroid_gap_floor": measures.centroid_gap_floor(text, image),
-        "perfect_mixing": measures.perfect_mixing(len(text), len(image)),
+        "perfect_mixing": pairwise.perfect_mixing(len(text), len(image)),
         "neighbours_kept": kept,
+        "moved_images": list(moved),
+        "neighbour_search": "faiss" if pairwise.faiss_is_there() and image.dtype == np.float32 else "blocks",
     }
     return Comparison(clouds, numbers)
 
 
 def count_steps(aligned: int) -> int:
     """How often `compare` reports a step, for a progress bar."""
-    return 3 + 3 * aligned
+    return 4 + 3 * aligned + (aligned > 0)
 
 
 def _against_image(cloud: Cloud, image: Cloud, neighbours: Sequence[int], seed: int) -> dict[str, Any]:
+    apart = measures.covariance_distance(cloud.covariance, image.covariance)
+    mixing = pairwise.knn_mixing_by_side(cloud.rows, image.rows, neighbours)
     return {
         "centroid_gap": measures.centroid_gap(cloud.rows, image.rows),
-        "trace_ratio": measures.trace(image.rows) / measures.trace(cloud.rows),
-        "cosine_js_divergence": measures.js_divergence(cloud.density, image.density),
-        "knn_mixing": measures.knn_mixing(cloud.rows, image.rows, neighbours),
+        "trace_ratio": image.trace / cloud.trace,
+        "covariance_distance": apart,
+        "covariance_distance_relative": apart / float(np.linalg.norm(image.covariance)),
+        "frechet_distance": measures.frechet_distance(cloud.mean, cloud.covariance, image.mean, image.covariance),
+        "cosine_js_divergence": pairwise.js_divergence(cloud.density, image.density),
+        "knn_mixing": mixing["all"],
+        "knn_mixing_of_text": mixing["text"],
+        "knn_mixing_of_image": mixing["image"],
         "probe_accuracy": measures.probe_accuracy(cloud.rows, image.rows, seed),
     }
 
 
-def compare_pairs(text: np.ndarray, image: np.ndarray) -> dict[str, Any]:
-    """Measures of unit rows [n, d] that belong together, row i of one side with row i of the other, as JSON values."""
-    return {
-        "count": len(text),
-        "cosine": measures.paired_cosine(text, image),
-        "text_to_image_at_1": measures.retrieval_at_1(text, image),
-        "image_to_text_at_1": measures.retrieval_at_1(image, text),
-    }
-
-
-PAIR_LINES = {
-    "cosine": "cosine of a pair",
-    "text_to_image_at_1": "text to image, R@1",
-    "image_to_text_at_1": "image to text, R@1",
-}
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the report's table.
-
-    Attributes:
-        name: of the measure.
-        meaning: what it says, in a few words.
-        values: of each text cloud, raw first, then of the image cloud; None where the measure has none.
-    """
-
-    name: str
-    meaning: str
-    values: list[float | None]
-
-
-def lines(report: dict[str, Any]) -> Iterator[Line]:
-    """The report as a table, line by line; `report` is what `revision gap` writes to `report.json`."""
-    against, clouds, texts = report["against_image"], report["clouds"], list(report["against_image"])
-
-    def of_texts(values: dict[str, Any], field: str) -> list[float | None]:
-        return [*(values[name][field] for name in texts), None]
-
-    def of_clouds(field: str) -> list[float | None]:
-        return [clouds[name][field] for name in [*texts, "image"]]
-
-    gaps = [*(report["centroid_gap_all_rows"][name] for name in texts), None]
-    floor = f"sampling alone gives about {report['centroid_gap_floor']:.2g}"
-    densities = "pairwise-cosine densities against the image cloud's, in nats: 0 is equal, 0.693 apart"
-    mixing = f"share of neighbours of the other side; {report['perfect_mixing']:.3f} if both sides were one"
-    yield Line("centroid gap, all rows", "distance of the mean from the image mean; no noise added", gaps)
-    yield Line("centroid gap, sample", floor, of_texts(against, "centroid_gap"))
-    yield Line("trace", "trace of the covariance, E||e - mean||²", of_clouds("trace"))
-    yield Line("trace ratio", "image trace over text trace", of_texts(against, "trace_ratio"))
-    yield Line("power-law exponent", "of the covariance spectrum", of_clouds("power_law_exponent"))
-    yield Line("effective rank", "exp of the entropy of the spectrum", of_clouds("effective_rank"))
-    yield Line("condition number", "largest over smallest eigenvalue", of_clouds("condition_number"))
-    yield Line("cosine JS divergence", densities, of_texts(against, "cosine_js_divergence"))
-    for k in against["text"]["knn_mixing"]:
-        shares = [*(against[name]["knn_mixing"][k] for name in texts), None]
-        kept = [*(report["neighbours_kept"].get(name, {}).get(k) for name in texts), None]
-        yield Line(f"kNN mixing, k = {k}", mixing, shares)
-        yield Line(f"neighbours kept, k = {k}", "share of a text's nearest texts that stay its nearest", kept)
-    yield Line(
-        "linear probe", "accuracy at telling the sides apart; 0.5 is chance", of_texts(against, "probe_accuracy")
-    )
-    for field, name in PAIR_LINES.items() if "pairs" in report else ():
-        yield Line(name, f"over {report['pairs']['text']['count']:,} pairs", of_texts(report["pairs"], field))
+def _halves_of_image(image: np.ndarray, neighbours: Sequence[int], seed: int) -> dict[str, Any] | None:
+    """None where a half is too small for the neighbours or the measures."""
+    half = len(image) // 2
+    if half < 4:
+        return None
+    order = np.random.default_rng(seed).permutation(len(image))
+    one, other = Cloud.of(image[order[:half]]), Cloud.of(image[order[half : 2 * half]])
+    possible = [k for k in neighbours if k < 2 * half]
+    return _against_image(one, other, possible, seed) if possible else None

@@ -1,0 +1,260 @@
+"""How an alignment does on rows that it was not fitted on: with few rows to fit, and in another domain.
+
+Both questions are those of ReVision v3, App. (sample size; domain transfer). The gap is always measured on rows that no
+fit has seen, and without training noise, since the question is what the statistics are worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from revision.alignment import Alignment
+from revision.alignment.rows import to_sphere
+from revision.embeddings import EmbeddingStore
+from revision.geometry import measures
+
+Rows: TypeAlias = np.ndarray | EmbeddingStore
+Make: TypeAlias = Callable[[str], Alignment]  # an unfitted alignment, by the name of its method
+OnStep: TypeAlias = Callable[[str], None]
+MEASURES = ("centroid_gap", "frechet_distance")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Texts and images of one domain, rows [n, d] each, as arrays or as embedding stores; they need not be paired."""
+
+    text: Rows
+    image: Rows
+
+
+def size_curve(
+    domain: Domain,
+    make: Make,
+    methods: Sequence[str],
+    *,
+    sizes: Sequence[int],
+    trials: int,
+    held_out: int,
+    seed: int,
+    on_step: OnStep = lambda step: None,
+) -> dict[str, Any]:
+    """The gap that is left on held-out rows when alignments are fitted on N rows a side (ReVision v3, App.).
+
+    Each trial draws `held_out` rows a side to measure on and fits on the first N of the other rows that it draws, so
+    that a larger fit contains the smaller ones.
+
+    Args:
+        domain: where rows are drawn from.
+        make: gives an unfitted alignment of a method.
+        methods: names that `make` knows.
+        sizes: numbers N of rows a side, at least 2 each.
+        trials: repetitions with other rows.
+        held_out: rows a side to measure on.
+        seed: of the draws.
+        on_step: called with a description before each of the `trials * len(sizes)` steps.
+
+    Returns:
+        JSON values: the arguments; `raw`, the measures without alignment, mean over trials; `methods`, for each the
+        measures as lists [size][trial], None where the method refused so few rows; `refused`, its sentences;
+        `expected`, for each size the centroid gap that sampling alone gives, sqrt(2 T_x (1 / N + 1 / held_out)).
+
+    Raises:
+        ValueError: a size below 2, or more rows asked for than there are.
+    """
+    sizes = sorted(set(sizes))
+    check_sizes(domain, sizes, held_out)
+    found: dict[str, Any] = {name: {measure: [[] for _ in sizes] for measure in MEASURES} for name in methods}
+    raw: list[dict[str, float]] = []
+    traces: list[float] = []
+    refused: dict[str, dict[int, str]] = {}
+    for trial in range(trials):
+        text, image = (
+            _draw(side, held_out + sizes[-1], [seed, trial, number])
+            for number, side in enumerate((domain.text, domain.image))
+        )
+        text_out, image_out = _unit(domain.text, text[:held_out]), _unit(domain.image, image[:held_out])
+        target = _Moments.of(image_out)
+        traces.append(float(np.trace(target.covariance)))
+        raw.append(_apart(text_out, target))
+        for number, size in enumerate(sizes):
+            on_step(f"trial {trial + 1}: fit on {size:,} rows")
+            fit = [np.sort(rows[held_out : held_out + size]) for rows in (text, image)]
+            sides = _unit(domain.text, fit[0]), _unit(domain.image, fit[1])
+            for name in methods:
+                values: dict[str, float | None] = dict.fromkeys(MEASURES)
+                try:
+                    fitted = make(name).fit(*sides, measure_gap=False)
+                    values.update(_left(fitted, text_out, image_out, target))
+                except ValueError as error:  # some maps need more rows than dimensions: said in the report
+                    refused.setdefault(name, {})[size] = str(error)
+                for measure in MEASURES:
+                    found[name][measure][number].append(values[measure])
+    trace = float(np.mean(traces))
+    return {
+        "sizes": list(sizes),
+        "trials": trials,
+        "held_out": held_out,
+        "seed": seed,
+        "raw": _mean_of(raw),
+        "expected": [float(np.sqrt(2 * trace * (1 / size + 1 / held_out))) for size in sizes],
+        "methods": found,
+        "refused": refused,
+    }
+
+
+def domain_transfer(
+    domains: Mapping[str, Domain],
+    make: Make,
+    methods: Sequence[str],
+    *,
+    most: int,
+    trials: int,
+    seed: int,
+    on_step: OnStep = lambda step: None,
+) -> dict[str, Any]:
+    """Fit on each domain, measure on each: what statistics are worth elsewhere (ReVision v3, App., domain transfer).
+
+    Each trial splits the rows of each domain at random: one half fits, the other half is measured on, so that the
+    diagonal is held out too and the whole matrix compares.
+
+    Args:
+        domains: by name, at least one, all of one encoder.
+        make: gives an unfitted alignment of a method.
+        methods: names that `make` knows.
+        most: rows a side of a domain that are used at most, drawn at random.
+        trials: repetitions with other halves.
+        seed: of the draws.
+        on_step: called with a description before each of the `trials * len(domains)` steps.
+
+    Returns:
+        JSON values: the arguments; `rows`, how many each half of a domain has; `raw`, by domain, the measures without
+        alignment; `floor`, by domain, the centroid gap that sampling alone leaves; `methods`, for each and each measure
+        `mean` and `std` over trials as matrices [fitted on][measured on].
+
+    Raises:
+        ValueError: a domain with fewer than 8 rows on a side, or an alignment that cannot be fitted on a half.
+    """
+    names = list(domains)
+    for name, domain in domains.items():
+        if min(len(domain.text), len(domain.image)) < 8:
+            raise ValueError(
+                f"domain {name} has {len(domain.text)} texts and {len(domain.image)} images; half of each is fitted on "
+                f"and half measured on, so give at least 8 of both"
+            )
+    shape = (trials, len(names), len(names))
+    found = {method: {measure: np.empty(shape) for measure in MEASURES} for method in methods}
+    raw: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    floors: dict[str, list[float]] = {name: [] for name in names}
+    for trial in range(trials):
+        halves = {name: _halves(domain, most, [seed, trial]) for name, domain in domains.items()}
+        targets = {name: _Moments.of(half.image_out) for name, half in halves.items()}
+        for name, half in halves.items():
+            raw[name].append(_apart(half.text_out, targets[name]))
+            floors[name].append(measures.centroid_gap_floor(half.text_out, half.image_out))
+        for row, source in enumerate(names):
+            on_step(f"trial {trial + 1}: fit on {source}")
+            for method in methods:
+                fitted = make(method).fit(halves[source].text_fit, halves[source].image_fit, measure_gap=False)
+                for column, target in enumerate(names):
+                    held = halves[target]
+                    values = _left(fitted, held.text_out, held.image_out, targets[target])
+                    for measure in MEASURES:
+                        found[method][measure][trial, row, column] = values[measure]
+    return {
+        "domains": names,
+        "rows": {name: {"text": len(half.text_out), "image": len(half.image_out)} for name, half in halves.items()},
+        "trials": trials,
+        "seed": seed,
+        "raw": {name: _mean_of(values) for name, values in raw.items()},
+        "floor": {name: float(np.mean(values)) for name, values in floors.items()},
+        "methods": {
+            method: {
+                measure: {"mean": values.mean(axis=0).tolist(), "std": values.std(axis=0).tolist()}
+                for measure, values in by_measure.items()
+            }
+            for method, by_measure in found.items()
+        },
+    }
+
+
+@dataclass(frozen=True)
+class _Moments:
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> _Moments:
+        return cls(rows.mean(axis=0, dtype=np.float64), measures.covariance(rows))
+
+
+@dataclass(frozen=True)
+class _Halves:
+    text_fit: np.ndarray
+    text_out: np.ndarray
+    image_fit: np.ndarray
+    image_out: np.ndarray
+
+
+def _halves(domain: Domain, most: int, seed: list[int]) -> _Halves:
+    parts = []
+    for number, side in enumerate((domain.text, domain.image)):
+        rows = _draw(side, min(most, len(side)), [*seed, number])
+        parts += [_unit(side, np.sort(part)) for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :])]
+    return _Halves(*parts)
+
+
+def _left(fitted: Alignment, text: np.ndarray, image: np.ndarray, unmoved: _Moments) -> dict[str, float]:
+    """The measures of rows under an alignment; `unmoved` are the moments of `image`, which most alignments leave."""
+    moved = moved_by(fitted, image)
+    return _apart(fitted.apply(text), unmoved if moved is None else _Moments.of(moved))
+
+
+def moved_by(fitted: Alignment, image: np.ndarray) -> np.ndarray | None:
+    """Unit image rows [n, d] as an alignment maps them at inference; None where it leaves them (all but Unicorn)."""
+    moved = fitted.apply_to_images(image)
+    return moved if float(np.abs(moved - image).max()) > 1e-6 else None
+
+
+def _apart(text: np.ndarray, image: _Moments) -> dict[str, float]:
+    """The measures of mapped text rows [n, d] against the image moments."""
+    own = _Moments.of(text)
+    return {
+        "centroid_gap": float(np.linalg.norm(own.mean - image.mean)),
+        "frechet_distance": measures.frechet_distance(own.mean, own.covariance, image.mean, image.covariance),
+    }
+
+
+def _mean_of(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {measure: float(np.mean([value[measure] for value in values])) for measure in MEASURES}
+
+
+def check_sizes(domain: Domain, sizes: Sequence[int], held_out: int) -> None:
+    """Hold that a domain has the rows that `size_curve` needs; raises its ValueError."""
+    if not sizes or sizes[0] < 2 or held_out < 2:
+        raise ValueError(f"sizes={list(sizes)} and held_out={held_out} must be numbers of rows, at least 2 each")
+    for name, side in (("text", domain.text), ("image", domain.image)):
+        if sizes[-1] + held_out > len(side):
+            raise ValueError(
+                f"a fit on {sizes[-1]:,} rows beside {held_out:,} held-out ones needs {sizes[-1] + held_out:,} {name} "
+                f"rows, there are {len(side):,}: take smaller sizes, or hold out fewer rows"
+            )
+
+
+def _draw(rows: Rows, count: int, seed: list[int]) -> np.ndarray:
+    """Different row numbers in random order, int64 [count].
+
+    The seed is another one for texts than for images: the same numbers from stores of pairs would be a sample of pairs.
+    """
+    return np.random.default_rng(seed).choice(len(rows), count, replace=False)
+
+
+def _unit(rows: Rows, numbers: np.ndarray) -> np.ndarray:
+    """Unit rows, float32 [n, d], or float64 from a float64 array."""
+    chosen = rows[numbers] if isinstance(rows, np.ndarray) else rows.rows(numbers)
+    working = torch.from_numpy(np.array(chosen))
+    return to_sphere(working if working.dtype is torch.float64 else working.float(), "rows").numpy()

@@ -1,0 +1,147 @@
+"""Features of locked towers on disk: computed once for all settings of the heads, and anew when they would differ."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_encoder import WORDS, make_encoder_folder, make_picture
+
+from revision.commands import contrast
+from revision.contrastive import features
+from revision.openclip_folder import read_config, read_weights, save_open_clip_folder
+from revision.schema import Config, ContrastConfig, DataConfig, EncoderConfig
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    for split, count in (("train", 12), ("validation", 4)):
+        rows = [
+            {"id": f"{number}", "image": f"{split}/{number}.png",
+             "text": f"{WORDS[number % 8]} {WORDS[1 + number // 8]}"}
+            for number in range(count)
+        ]  # fmt: skip
+        for row in rows:
+            make_picture(tmp_path / row["image"], seed=int(row["id"]) + count)
+        write(tmp_path / f"{split}.jsonl", rows)
+    return Config(
+        name="first",
+        runs=str(tmp_path / "runs"),
+        data=DataConfig(
+            name="tiny",
+            stores=str(tmp_path / "stores"),
+            contrast_train=str(tmp_path / "train.jsonl"),
+            contrast_validation=str(tmp_path / "validation.jsonl"),
+        ),
+        encoder=EncoderConfig(name="tiny", model=f"local-dir:{tmp_path}/runs/first/contrast/encoder", batch_size=5),
+        contrast=ContrastConfig(
+            init=str(make_encoder_folder(tmp_path / "towers")), device="cpu", epochs=2, batch_size=4
+        ),
+    )
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many pictures went through a tower, one number for each call that computes features."""
+    counts: list[int] = []
+    real = features.tower_features
+
+    def counting(*arguments: Any, files: list[Path], **rest: Any) -> Any:
+        counts.append(len(files))
+        return real(*arguments, files=files, **rest)
+
+    monkeypatch.setattr("revision.contrastive.tower_features", counting)
+    yield counts
+
+
+def trained(config: Config, name: str, **changes: Any) -> dict[str, torch.Tensor]:
+    """Weights of one more run under a name of its own."""
+    config.name = name
+    for field, value in changes.items():
+        setattr(config.contrast, field, value)
+    contrast.run(config)
+    return read_weights(Path(config.runs) / name / "contrast" / "encoder")
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_sweep_computes_once_and_changes_no_bit(config: Config, computed: list[int], tmp_path: Path) -> None:
+    first = trained(config, "first")
+    assert computed == [12, 4]
+    folder = tmp_path / "stores/tiny/contrast-features"
+    assert sorted(file.name for file in folder.iterdir()) == ["training.safetensors", "validation.safetensors"]
+    assert load_file(folder / "training.safetensors")["images"].shape[0] == 12
+    again = trained(config, "again")
+    other = trained(config, "other", logit_scale=20.0, learning_rate=3e-3, epochs=3)
+    assert computed == [12, 4]
+    assert equal(first, again) and not equal(first, other)
+    for file in folder.iterdir():
+        file.unlink()
+    assert equal(trained(config, "without"), other) and computed == [12, 4, 12, 4]
+
+
+def test_a_changed_picture_or_text_is_seen(config: Config, computed: list[int], tmp_path: Path) -> None:
+    before = trained(config, "before")
+    picture = tmp_path / "train/3.png"
+    make_picture(picture, seed=99)
+    after = trained(config, "after")
+    assert computed == [12, 4, 12] and not equal(before, after)
+    stamp = picture.stat().st_mtime_ns + 1
+    os.utime(picture, ns=(stamp, stamp))
+    assert equal(trained(config, "touched"), after) and computed == [12, 4, 12, 12]
+    rows = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    write(tmp_path / "validation.jsonl", [{**rows[0], "text": "house"}, *rows[1:]])
+    trained(config, "text")
+    assert computed == [12, 4, 12, 12, 4]
+
+
+def test_other_towers_or_preprocessing_are_seen(config: Config, computed: list[int], tmp_path: Path) -> None:
+    trained(config, "before")
+    folder = Path(str(config.contrast.init))
+    model_cfg, preprocess_cfg = read_config(folder)
+    weights = read_weights(folder)
+    save_open_clip_folder(
+        tmp_path / "other-heads", model_cfg=model_cfg, preprocess_cfg=preprocess_cfg, text_tower=folder,
+        state_dict={name: value + 1 if name.startswith("visual.head") else value for name, value in weights.items()},
+    )  # fmt: skip
+    trained(config, "heads", init=str(tmp_path / "other-heads"))
+    assert computed == [12, 4], "the heads have no part in it"
+    save_open_clip_folder(
+        tmp_path / "pixels", model_cfg=model_cfg, preprocess_cfg={**preprocess_cfg, "mean": [0.0] * 3},
+        state_dict=weights, text_tower=folder,
+    )  # fmt: skip
+    trained(config, "pixels", init=str(tmp_path / "pixels"))
+    assert computed == [12, 4] * 2
+    trained(config, "towers", init=str(make_encoder_folder(tmp_path / "seed1", seed=1)))
+    assert computed == [12, 4] * 3
+    config.encoder.batch_size = 3
+    trained(config, "batch")
+    assert computed == [12, 4] * 4
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ", b"no safetensors at all"])
+def test_a_damaged_file_is_replaced(config: Config, computed: list[int], tmp_path: Path, content: bytes) -> None:
+    first = trained(config, "first")
+    file = tmp_path / "stores/tiny/contrast-features/training.safetensors"
+    file.write_bytes(content)
+    assert equal(trained(config, "second"), first) and computed == [12, 4, 12]
+    assert equal(trained(config, "third"), first) and computed == [12, 4, 12]
+
+
+def test_a_picture_that_is_missing(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "train/3.png").unlink()
+    with pytest.raises(ValueError, match=r"training pairs: .*3\.png does not exist; mend the file or leave its pairs"):
+        contrast.run(config)
+    assert not (tmp_path / "stores/tiny/contrast-features/training.safetensors").exists()

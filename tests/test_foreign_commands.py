@@ -1,0 +1,142 @@
+"""Foreign embeddings as sources of the configuration: no `embed`, and every command reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from foreign_files import COUNT, DIM, IDS, WRITERS, pairs_file, records, unit_rows, write_clip_retrieval
+
+from revision import rundir
+from revision.alignment import load_alignment
+from revision.assembly import open_sources, store_path
+from revision.cli import main
+from revision.commands import align, embed, gap
+from revision.dataset import Rows, TextSamples
+from revision.embeddings.foreign import ForeignStore
+from revision.embeddings.opening import open_store
+from revision.schema import (
+    AlignmentConfig,
+    AlignmentMethod,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    GapConfig,
+    Modality,
+    SourceConfig,
+)
+
+
+def make_config(root: Path, text: Path, image: Path, **changes: Any) -> Config:
+    return Config(
+        name="test",
+        runs=str(root / "runs"),
+        data=DataConfig(
+            name="foreign",
+            folder=str(root),
+            stores=str(root / "stores"),
+            sources={
+                "texts": SourceConfig(Modality.text, embeddings=str(text)),
+                "statistics": SourceConfig(Modality.image, embeddings=str(image)),
+            },
+            pairs=str(pairs_file(root / "pairs.jsonl")),
+        ),
+        encoder=EncoderConfig(name="b32", model="none"),
+        gap=GapConfig(sample=COUNT, neighbours=[3]),
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_align_and_gap_without_embed(name: str, tmp_path: Path) -> None:
+    text = WRITERS[name](tmp_path / "text", unit_rows())
+    image = write_clip_retrieval(tmp_path / "image", -unit_rows(1, middle=0.5))  # its img_emb are the rows negated
+    config = make_config(tmp_path, text, image)
+    align.run(config)
+    gap.run(config)
+    report = json.loads((tmp_path / "runs/test/gap/report.json").read_text())
+    found = report["against_image"]
+    assert found["realign"]["centroid_gap"] < 0.2 * found["text"]["centroid_gap"]
+    assert report["encoder"] == "b32"
+    assert not (tmp_path / "stores").exists()
+
+
+def test_embed_has_nothing_to_do(tmp_path: Path) -> None:
+    folder = write_clip_retrieval(tmp_path / "both", unit_rows())
+    config = make_config(tmp_path, folder, folder)
+    embed.run(config)
+    assert rundir.is_finished(config, "embed") and not (tmp_path / "stores").exists()
+
+
+def test_stage_one_reads_the_authors_chunks(tmp_path: Path) -> None:
+    """The path of `pretrain`: aligned rows and their texts."""
+    folder = WRITERS["pickles"](tmp_path / "text", unit_rows().astype(np.float16))
+    config = make_config(tmp_path, folder, write_clip_retrieval(tmp_path / "image", unit_rows(1)))
+    align.run(config)
+    alignment = load_alignment(tmp_path / "runs/test/align")
+    (store,) = open_sources(config, ["texts"])
+    assert isinstance(store, ForeignStore) and store.manifest.encoder == {"name": "b32"}
+    assert alignment.statistics.text_fingerprint == store.fingerprint()
+    rows = Rows([store], embed_dim=DIM, alignment=alignment)
+    expected = alignment.apply(unit_rows().astype(np.float16)[5:6].astype(np.float32))
+    np.testing.assert_array_equal(rows[5].numpy(), expected[0])
+    sample = TextSamples(store, ["<image>"], 0)[5]
+    assert sample.messages[1].content == records(unit_rows())[5]["caption"]
+    assert str(sample.name) == IDS[5]
+
+
+@pytest.mark.parametrize("method", [AlignmentMethod.realign, AlignmentMethod.c3])
+def test_export_of_aligned_rows(method: AlignmentMethod, tmp_path: Path) -> None:
+    text = WRITERS["npy"](tmp_path / "text", unit_rows())
+    image = write_clip_retrieval(tmp_path / "image", unit_rows(1))
+    config = make_config(tmp_path, text, image, alignment=AlignmentConfig(method))
+    align.run(config)
+    assert rundir.is_finished(config, "align")
+    config.align.export, config.align.shard_size = str(tmp_path / "aligned"), 10
+    assert not rundir.is_finished(config, "align"), "`run` starts it again for the export"
+    align.run(config)
+    assert rundir.is_finished(config, "align")
+    alignment = load_alignment(tmp_path / "runs/test/align")
+    expected = alignment.apply(unit_rows(), row_ids=np.arange(COUNT), epoch=0).astype(np.float16)
+    found = open_store(tmp_path / "aligned", "text")
+    np.testing.assert_array_equal(np.concatenate(list(found.chunks())), expected)
+    assert found.ids() == IDS
+    assert len(list((tmp_path / "aligned/text_emb").glob("text_emb_*.npy"))) == 3
+
+
+def test_a_source_is_found_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").touch()
+    config = make_config(tmp_path, tmp_path / "a.parquet" / "vec", tmp_path)
+    assert store_path(config, "texts") == tmp_path / "a.parquet" / "vec"
+    config.data.sources["other"] = SourceConfig(Modality.image, "x.jsonl")
+    assert store_path(config, "other") == tmp_path / "stores/b32/other"
+    for nothing in ("no/where", str(tmp_path / "b.npy"), str(tmp_path / "stores")):
+        (tmp_path / "stores").mkdir(exist_ok=True)
+        config.data.sources["texts"].embeddings = nothing
+        with pytest.raises(ValueError, match=f"data.sources.texts.embeddings = {nothing}: there is nothing there"):
+            align.run(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data.sources.texts.embeddings=x", "data.sources.texts.records = data/nano/texts.jsonl: must be a file of"),
+        (
+            "data.sources.texts.records=null",
+            "data.sources.texts.records = null: must be a file of records, or else null",
+        ),
+        ("align.shard_size=0", "align.shard_size = 0: must be at least 1"),
+    ],
+)
+def test_mistakes_in_the_configuration(override: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["align", override]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_naming_a_foreign_source_to_embed(capsys: pytest.CaptureFixture[str]) -> None:
+    foreign = ["data.sources.texts.records=null", "data.sources.texts.embeddings=x"]
+    assert main(["embed", *foreign, "embed.sources=[texts]"]) == 2
+    assert "embed.sources = texts: must be a source of records; x is embedded already" in capsys.readouterr().err

@@ -56,6 +56,10 @@ NEUTRAL_EVALUATE_FIELDS = {"batch_size", "device"}
 NEUTRAL_CONTRAST_FIELDS = {"device", "frame_energy", "frame_step", "probe_interval"}
 
 
+# Alignments whose noise the seed decides.
+_SEEDED_ALIGNMENTS = (AlignmentMethod.c3, AlignmentMethod.diagonal, AlignmentMethod.residual_noise)
+
+
 def folder(config: Config, command: str) -> Path:
     """Where everything that `command` writes for this run lies."""
     return Path(config.runs) / config.name / command
@@ -160,14 +164,15 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
         case "embed":
             yield from _stores(config, config.embed.sources or list(data.sources))
         case "align":
-            # The seed is C3's: it decides the noise that training draws.
             yield from _fields(config, "alignment", "data.texts", "data.statistics")
-            if config.alignment.method is AlignmentMethod.c3:
+            if config.alignment.method in _SEEDED_ALIGNMENTS:
                 yield from _fields(config, "seed")
             yield from _stores(config, [data.texts, data.statistics])
         case "gap":
             yield from _fields(config, "seed", "gap", "data.pairs")
             yield from _settings_of(config, "align")
+            others = [name for domain in config.gap.domains for name in domain.split("/")]
+            yield from _stores(config, [*others, *([config.gap.captions] if config.gap.captions else [])])
         case "pretrain":
             yield from _stage(config, "pretrain", config.pretrain)
             if config.pretrain.input is StageInput.pairs:

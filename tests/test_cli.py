@@ -50,7 +50,7 @@ def test_each_command_shows_help_and_configuration(command: str, capsys: pytest.
     text = capsys.readouterr().out
     assert text.startswith(f"usage: revision {command}")
     assert (import_module(f"revision.commands.{command}").__doc__ or "").strip().splitlines()[0] in text
-    assert "alignment: c3, mean_shift, none, realign" in text
+    assert f"alignment: {', '.join(sorted(method.value for method in AlignmentMethod))}" in text
     assert main([command, "--cfg", "job", "alignment=c3", "trainer.new_key=1"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["alignment"]["method"] == "c3"

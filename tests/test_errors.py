@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from revision.cli import main
+from revision.schema import AlignmentMethod
 
+METHODS = ", ".join(method.value for method in AlignmentMethod)
 FILES = {
     "alignment/misspelt.yaml": "methd: realign\n",
     "alignment/enum.yaml": "method: realgn\n",
@@ -53,12 +55,12 @@ ON_THE_COMMAND_LINE = [
     ("model.projector=3", "model.projector = 3: must be a mapping with the fields depth, hidden_size"),
     ("data.sources=3", "data.sources = 3: must be a mapping"),
     # wrong enum values
-    ("alignment.method=realing", "must be one of none, mean_shift, c3, realign (did you mean 'realign'?)"),
+    ("alignment.method=realing", f"must be one of {METHODS} (did you mean 'realign'?)"),
     ("tracker=wandbb", "must be one of none, wandb, tensorboard (did you mean 'wandb'?)"),
     ("evaluate.dtype=fp16", "evaluate.dtype = fp16: must be one of float32, bfloat16, float16 or null"),
     ("data.sources.texts.kind=imag", "data.sources.texts.kind = imag: must be one of text, image"),
     # groups
-    ("alignment=realing", "group 'alignment' has no option 'realing' (did you mean 'realign'?); it has: c3"),
+    ("alignment=realing", "group 'alignment' has no option 'realing' (did you mean 'realign'?); it has: blockwise, c3"),
     ("experiment=nanoo", "group 'experiment' has no option 'nanoo' (did you mean 'nano'?); it has: "),
     ("experiment=null", "group 'experiment' has no option 'null'"),
     ("engine=2", "group 'engine' has no option '2'"),

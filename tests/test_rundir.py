@@ -22,6 +22,7 @@ from revision.schema import (
     Config,
     DataConfig,
     EncoderConfig,
+    GapConfig,
     Modality,
     ModelConfig,
     SourceConfig,
@@ -139,6 +140,18 @@ def test_pairs_read_no_alignment() -> None:
         other = make_config(pretrain=StageConfig(input=StageInput.pairs))
         change(other)
         assert (rundir.fingerprint(pairs, "pretrain") != rundir.fingerprint(other, "pretrain")) is matters
+
+
+@pytest.mark.parametrize("option", [{"captions": "titles"}, {"domains": ["titles/images", "texts/images"]}])
+def test_a_gap_report_depends_on_the_further_sources_it_measures(option: dict[str, Any]) -> None:
+    def printed(records: str, **gap: Any) -> str:
+        config = make_config(gap=GapConfig(**gap))
+        config.data.sources["titles"] = SourceConfig(Modality.text, records)
+        config.data.sources.setdefault("images", SourceConfig(Modality.image, "images.jsonl"))
+        return rundir.fingerprint(config, "gap")
+
+    assert printed("a.jsonl", **option) != printed("b.jsonl", **option)
+    assert printed("a.jsonl") == printed("b.jsonl")
 
 
 def test_text_in_stage_two_is_aligned() -> None:

@@ -40,7 +40,7 @@ from nano_parts.questions import questions_about
 from rich.logging import RichHandler
 
 TEXTS = 12_000
-BARE, GROUNDED = 6, 1  # texts of each concept: its bare caption, and captions that speak of a ground; scenes fill up
+BARE, GROUNDED = 8, 1  # texts of each concept: its bare caption, and captions that speak of a ground; scenes fill up
 STATISTICS = 5_000
 SCENE_SHARE = 0.4  # of the texts and of the pictures of part c
 CAPTIONED = 0.5  # share of the conversations that begin with a caption
@@ -64,7 +64,8 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
 def stage_one_texts(concepts: list[Concept], seed: int) -> Iterator[Row]:
     """Part b: for each concept its bare caption BARE times and captions with grounds, then scenes, in random order.
 
-    Names come often because naming is what stage 1 has to teach; one that is met seven times is not learned.
+    Names come often because naming is what stage 1 has to teach. In as many steps, a corpus of which a fifth is scenes
+    taught a third fewer names (docs/results.md).
     """
     rng = np.random.default_rng(seed)
     scenic = [concept for concept in concepts if concept.countable]
@@ -107,8 +108,13 @@ def _glyphs(shown: scenes.Scene) -> list[Any]:
 
 
 def conversation(row: Row, shown: scenes.Scene, others: list[Concept], rng: np.random.Generator) -> Row:
-    """One stage-2 record: a caption every other time, then one to three questions about the picture."""
+    """One stage-2 record: a caption every other time, then one to three questions about the picture.
+
+    Half the grounds are white. Asked about each of them, an LLM learns to say 'white' and not to look.
+    """
     asked = questions_about(shown, others, rng, list(drawing.COLOURS))
+    if shown.colour == "white" and rng.random() < 0.8:
+        asked = [question for question in asked if question.kind != "colour"]
     chosen = [asked[int(i)] for i in rng.permutation(len(asked))[: int(rng.integers(1, 4))]]
     turns = [(question.question, question.answer) for question in chosen]
     if rng.random() < CAPTIONED:

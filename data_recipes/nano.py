@@ -113,7 +113,7 @@ def conversation(row: Row, shown: scenes.Scene, others: list[Concept], rng: np.r
     Half the grounds are white. Asked about each of them, an LLM learns to say 'white' and not to look.
     """
     asked = questions_about(shown, others, rng, list(drawing.COLOURS))
-    if shown.colour == "white" and rng.random() < 0.8:
+    if shown.colour == "white" and rng.random() < 0.9:
         asked = [question for question in asked if question.kind != "colour"]
     chosen = [asked[int(i)] for i in rng.permutation(len(asked))[: int(rng.integers(1, 4))]]
     turns = [(question.question, question.answer) for question in chosen]

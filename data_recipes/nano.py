@@ -40,7 +40,7 @@ from nano_parts.questions import questions_about
 from rich.logging import RichHandler
 
 TEXTS = 12_000
-BARE, GROUNDED = 8, 1  # texts of each concept: its bare caption, and captions that speak of a ground; scenes fill up
+BARE = 9  # times that stage 1 has the bare caption of each concept; scenes on grounds fill up
 STATISTICS = 5_000
 SCENE_SHARE = 0.4  # of the texts and of the pictures of part c
 CAPTIONED = 0.5  # share of the conversations that begin with a caption
@@ -62,7 +62,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
 
 
 def stage_one_texts(concepts: list[Concept], seed: int) -> Iterator[Row]:
-    """Part b: for each concept its bare caption BARE times and captions with grounds, then scenes, in random order.
+    """Part b: the bare caption of each concept, BARE times, and scenes on grounds, in random order.
 
     Names come often because naming is what stage 1 has to teach. In as many steps, a corpus of which a fifth is scenes
     taught a third fewer names (docs/results.md).
@@ -72,9 +72,6 @@ def stage_one_texts(concepts: list[Concept], seed: int) -> Iterator[Row]:
     found = []
     for concept in concepts:
         found += [texts.caption(texts.single(concept))] * BARE
-        for _ in range(GROUNDED):
-            ground = texts.GROUNDS[int(rng.integers(len(texts.GROUNDS)))]
-            found.append(texts.caption(texts.single(concept, drawing.random_colour(rng, white=0.0)), ground))
     while len(found) < TEXTS:
         found.append(texts.random_caption(scenes.random_scene(scenic, rng, drawing.random_colour(rng, white=0.0)), rng))
     return ({"id": f"text-{number:05d}", "text": found[i]} for number, i in enumerate(rng.permutation(len(found))))

@@ -76,9 +76,7 @@ def read_pictures_aloud(
     for row, *values in zip(rows, own, other, blind, tokens, said, strict=True):
         row |= dict(zip(("nll", "nll_other", "nll_blind", "tokens", "says"), values, strict=True))
     for group in naming_groups(names, list(pool), candidates=candidates, seed=seed):
-        for place, ranked in zip(
-            group.pictures, _rank_group(reader, group, embeddings, pool, prompt), strict=True
-        ):
+        for place, ranked in zip(group.pictures, _rank_group(reader, group, embeddings, pool, prompt), strict=True):
             rows[place] |= ranked
     return rows
 

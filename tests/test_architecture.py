@@ -21,6 +21,7 @@ LAYERS = [
     ["multirun"],
     ["composition"],
     ["commands"],
+    ["stages"],
     ["assembly", "processes", "rules", "rundir", "training", "evaluation"],
     ["building", "curve", "fields"],
     ["schema"],
@@ -34,7 +35,18 @@ LAYERS = [
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 # The only modules that know the configuration; all others take plain arguments.
-KNOW_THE_CONFIG = {"assembly", "cli", "commands", "composition", "fields", "multirun", "processes", "rules", "rundir"}
+KNOW_THE_CONFIG = {
+    "assembly",
+    "cli",
+    "commands",
+    "composition",
+    "fields",
+    "multirun",
+    "processes",
+    "rules",
+    "rundir",
+    "stages",
+}
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 LONGEST_FILE = 330  # lines
 

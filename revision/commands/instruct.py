@@ -12,64 +12,37 @@ from typing import TYPE_CHECKING
 from revision.schema import Config
 
 if TYPE_CHECKING:
-    from revision.embeddings import EmbeddingStore
     from revision.model import RevisionForConditionalGeneration, RevisionProcessor
 
 
 def run(config: Config) -> None:
-    """1 arguments, 2 embeddings, 3 model, 4 data set, 5 train, 6 save."""
-    import torch
-
-    from revision import building, rundir, training
-    from revision.dataset import ConversationDataset, Rows, conversation_samples
+    """1 arguments, 2 embeddings, 3 samples, 4 model, 5 train and save."""
+    from revision import stages
+    from revision.assembly import open_sources
+    from revision.dataset import Rows, conversation_samples
     from revision.records import read_conversations
 
-    stage = config.instruct
-    if config.data.conversations is None or not config.data.conversation_sources:
+    data = config.data
+    if data.conversations is None or not data.conversation_sources:
         raise ValueError(
-            f"corpus {config.data.name} has no data.conversations with data.conversation_sources; stage 2 needs both"
+            f"corpus {data.name} has no data.conversations with data.conversation_sources; stage 2 needs both"
         )
-    arguments = training.build_arguments(
-        {**config.trainer, **stage.trainer},
-        output=rundir.folder(config, "instruct"),
-        seed=config.seed,
-        tracker=config.tracker.value,
-        run_name=f"{config.name}/instruct",
-    )
-    stores = _stores(config)
+    arguments = stages.arguments_of(config, "instruct")
+    stores = open_sources(config, data.conversation_sources)
     rows = Rows(stores, embed_dim=stores[0].dim)
-    samples = conversation_samples(list(read_conversations(Path(config.data.conversations))), rows)
-    model, processor = _model(config, stores[0].dim, frozen_in_bf16=arguments.bf16 and "llm" not in stage.train)
-    output = rundir.start(config, "instruct")
-    dataset = ConversationDataset(
-        samples, rows, processor, max_length=stage.max_length, limit=stage.limit, seed=config.seed
-    )
-    summary = training.train(
+    samples = conversation_samples(list(read_conversations(Path(data.conversations))), rows)
+    in_bf16 = arguments.bf16 and "llm" not in config.instruct.train
+    model, processor = _model(config, stores[0].dim, frozen_in_bf16=in_bf16)
+    stages.train_and_save(
+        config,
+        "instruct",
+        arguments=arguments,
         model=model,
         processor=processor,
-        dataset=dataset,
-        parts=stage.train,
-        arguments=arguments,
-        output=output,
-        processes=config.engine.processes,
-        identity=rundir.fingerprint(config, "instruct"),
+        rows=rows,
+        samples=samples,
+        alignment=model.config.alignment,
     )
-    if rundir.is_main_process():
-        building.save_model(
-            model,
-            processor,
-            output / "model",
-            alignment=model.config.alignment,
-            dtype=torch.bfloat16 if arguments.bf16 else None,
-        )
-    rundir.finish(config, "instruct", **summary)
-    training.conclude(arguments)
-
-
-def _stores(config: Config) -> list[EmbeddingStore]:
-    from revision.assembly import open_sources
-
-    return open_sources(config, config.data.conversation_sources)
 
 
 def _model(

@@ -16,54 +16,32 @@ if TYPE_CHECKING:
 
 
 def run(config: Config) -> None:
-    """1 arguments, 2 embeddings and alignment, 3 model, 4 data set, 5 train, 6 save."""
+    """1 arguments, 2 embeddings and alignment, 3 samples, 4 model, 5 train and save."""
     import torch
 
-    from revision import building, rundir, training
+    from revision import building, stages
     from revision.assembly import model_shape, template_file
-    from revision.dataset import ConversationDataset
 
-    stage = config.pretrain
-    arguments = training.build_arguments(
-        {**config.trainer, **stage.trainer},
-        output=rundir.folder(config, "pretrain"),
-        seed=config.seed,
-        tracker=config.tracker.value,
-        run_name=f"{config.name}/pretrain",
-    )
+    arguments = stages.arguments_of(config, "pretrain")
     rows, alignment = _rows(config)
     samples = _samples(config, rows)
-    output = rundir.start(config, "pretrain")
     model, processor = building.build_model(
         config.model.llm,
         chat_template=template_file(config),
-        dtype=torch.bfloat16 if arguments.bf16 and "llm" not in stage.train else torch.float32,
+        dtype=torch.bfloat16 if arguments.bf16 and "llm" not in config.pretrain.train else torch.float32,
         seed=config.seed,
         **model_shape(config, rows.stores[0].dim),
     )
-    dataset = ConversationDataset(
-        samples, rows, processor, max_length=stage.max_length, limit=stage.limit, seed=config.seed
-    )
-    summary = training.train(
+    stages.train_and_save(
+        config,
+        "pretrain",
+        arguments=arguments,
         model=model,
         processor=processor,
-        dataset=dataset,
-        parts=stage.train,
-        arguments=arguments,
-        output=output,
-        processes=config.engine.processes,
-        identity=rundir.fingerprint(config, "pretrain"),
+        rows=rows,
+        samples=samples,
+        alignment=alignment,
     )
-    if rundir.is_main_process():
-        building.save_model(
-            model,
-            processor,
-            output / "model",
-            alignment=alignment,
-            dtype=torch.bfloat16 if arguments.bf16 else None,
-        )
-    rundir.finish(config, "pretrain", **summary)
-    training.conclude(arguments)
 
 
 def _rows(config: Config) -> tuple[Rows, dict[str, Any] | None]:

@@ -172,7 +172,8 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
             yield from _fields(config, "seed", "gap", "data.pairs")
             yield from _settings_of(config, "align")
             others = [name for domain in config.gap.domains for name in domain.split("/")]
-            yield from _stores(config, [*others, *([config.gap.captions] if config.gap.captions else [])])
+            others += [config.gap.captions] if config.gap.captions else []
+            yield from _stores(config, [name for name in others if name in data.sources])  # others are bare stores
         case "pretrain":
             yield from _stage(config, "pretrain", config.pretrain)
             if config.pretrain.input is StageInput.pairs:

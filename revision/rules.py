@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,6 +26,8 @@ NAME = "{text}"
 
 # Lowest value that a numeric field may have, the value it must exceed, and the highest; null is always allowed.
 _AT_LEAST: Mapping[str, float] = {
+    "seed": 0,
+    "evaluate.seed": 0,
     "encoder.batch_size": 1,
     "embed.shard_size": 1,
     "embed.reject_budget": 0,
@@ -115,6 +118,10 @@ def _check_names(config: Config) -> None:
 
 
 def _check_numbers(config: Config) -> None:
+    for name in (*_AT_LEAST, *_ABOVE, *_AT_MOST):
+        value = _value(config, name)
+        if value is not None and not math.isfinite(value):
+            raise _broken(name, value, "a finite number")
     for name, low in _AT_LEAST.items():
         value = _value(config, name)
         if value is not None and value < low:

@@ -145,6 +145,16 @@ def test_dialogue_survives_slips_and_ends_with_the_input(
     assert said.count("/quit leaves") == 2
 
 
+def test_two_marks_are_one_too_many(
+    config: Config, capsys: pytest.CaptureFixture[str], say: Callable[..., None], asked: Asked
+) -> None:
+    with pytest.raises(ValueError, match="the question has 2 marks <image>, but one picture is shown at a time"):
+        chat.run(changed(config, prompt="<image> and <image>?"))
+    say("<image> and <image>?", "what is it?")
+    assert "leave them out" in answer(changed(config, prompt=None), capsys)
+    assert [turns for turns, _ in asked] == [["<image>\nwhat is it?"]]
+
+
 def test_what_is_no_picture_is_a_sentence(config: Config, tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("no pixels")
     with pytest.raises(ValueError, match=r"notes\.png is not a picture that Pillow can read"):

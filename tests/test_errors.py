@@ -106,6 +106,9 @@ ON_THE_COMMAND_LINE = [
     ("evaluate.split=tests", "evaluate.split = tests: must be one of validation, test (did you mean 'test'?)"),
     ("evaluate.models=[]", "evaluate.models = []: must be at least one of pretrain, instruct"),
     ("evaluate.naming_prompt=this", "evaluate.naming_prompt = this: must be <image> exactly once"),
+    ("seed=-1", "seed = -1: must be at least 0"),
+    ("alignment.until=nan", "alignment.until = nan: must be a finite number"),
+    ("alignment.noise_std=inf", "alignment.noise_std = inf: must be a finite number"),
     ("evaluate.naming_answer=this", "evaluate.naming_answer = this: must be {text} exactly once"),
 ]
 

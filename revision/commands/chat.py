@@ -101,10 +101,18 @@ class _Dialogue:
         self._turns = []
 
     def ask(self, question: str) -> None:
-        """Streams the answer to one question to the terminal and keeps both."""
-        from revision.evaluation.questions import with_mark
-        from revision.records import Message
+        """Streams the answer to one question to the terminal and keeps both.
 
+        Raises ValueError for a question that marks more than the one picture; the dialogue stays as it was.
+        """
+        from revision.evaluation.questions import with_mark
+        from revision.records import IMAGE_MARK, Message
+
+        if question.count(IMAGE_MARK) > 1:
+            raise ValueError(
+                f"the question has {question.count(IMAGE_MARK)} marks {IMAGE_MARK}, but one picture is shown at a time; "
+                "leave them out"
+            )
         opening = self._picture is not None and not self._turns
         turns = [*self._turns, Message("user", with_mark(question) if opening else question)]
         answer = self._reader.stream(
@@ -135,7 +143,10 @@ class _Dialogue:
             elif command.startswith("/"):
                 self._say(HELP, style="dim")
             elif line:
-                self.ask(line)
+                try:
+                    self.ask(line)
+                except ValueError as error:
+                    self._say(str(error), style="red")
 
     def _say(self, sentence: str, style: str) -> None:
         """The terminal wraps it, so that a sentence stays one line where there is none (a pipe, a log)."""

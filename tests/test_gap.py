@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from revision import rundir
-from revision.alignment import load_alignment
+from revision.alignment import ReAlign, load_alignment
 from revision.alignment.stores import open_sides
 from revision.commands import align, gap
 from revision.embeddings import EmbeddingStore, StoreWriter
@@ -114,6 +114,19 @@ def test_align_fits_the_two_stores(corpus: Path, capsys: pytest.CaptureFixture[s
     assert rundir.is_finished(config, "align")
     facts = json.loads((corpus / "runs/test/align/finished.json").read_text())["facts"]
     assert facts["centroid_gap"]["after"] == statistics.gap_after
+
+
+def test_an_align_that_is_refused_costs_no_finished_one(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(corpus)
+    align.run(config)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("rows that the method refuses")
+
+    monkeypatch.setattr(ReAlign, "fit", refuse)
+    with pytest.raises(ValueError, match="rows that the method refuses"):
+        align.run(config)
+    assert rundir.is_finished(config, "align")
 
 
 def test_align_passes_its_settings_on(corpus: Path) -> None:

@@ -36,9 +36,9 @@ def run(config: Config) -> None:
     text, image = open_sides(*paths, encoder=config.encoder.name)
     method = config.alignment.method.value
     alignment = build_alignment(**{**vars(config.alignment), "method": method, "seed": config.seed})
-    folder = rundir.start(config, "align")
     with progress_bar("rows") as progress:
         alignment.fit(_Watched(text, "text", progress), _Watched(image, "image", progress))
+    folder = rundir.start(config, "align")  # only now: rows or settings that a method refuses cost no finished run
     alignment.save(folder)
     if config.align.export is not None:
         _export(config, alignment, text)

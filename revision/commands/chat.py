@@ -110,8 +110,8 @@ class _Dialogue:
 
         if question.count(IMAGE_MARK) > 1:
             raise ValueError(
-                f"the question has {question.count(IMAGE_MARK)} marks {IMAGE_MARK}, but one picture is shown at a time; "
-                "leave them out"
+                f"the question has {question.count(IMAGE_MARK)} marks {IMAGE_MARK}, but one picture is shown at a "
+                "time; leave them out"
             )
         opening = self._picture is not None and not self._turns
         turns = [*self._turns, Message("user", with_mark(question) if opening else question)]

@@ -46,10 +46,10 @@ BOTH  := run.steps=[embed,align,pretrain,instruct,evaluate] evaluate.models=[pre
 
 nano-map: $(NANO) ## where alignment matters: steps, depth, amount of text, and the gap (which needs npm)
 	$(REVISION) run -m experiment=nano_map
-	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=1800 model.projector.depth=1,3
-	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=1800 pretrain.limit=1000,3000
+	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=900 model.projector.depth=1,3
+	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=900 pretrain.limit=1000,3000
 	$(REVISION) run -m experiment=nano_temperature
-	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=1800 encoder=nano_temperature contrast.logit_scale=10.0,30.0
+	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=900 encoder=nano_temperature contrast.logit_scale=10.0,30.0
 
 nano-heads: $(NANO) ## train the heads of the nano encoder again
 	$(REVISION) run experiment=nano_heads

@@ -67,14 +67,6 @@ def publish(aside: Path, folder: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def restore_old(folder: Path) -> None:
-    """Undoes a `publish` that was killed between its two renames, and clears what others left."""
-    before = folder.with_name(f".{folder.name}.old")
-    if before.exists() and not folder.exists():
-        os.replace(before, folder)
-    shutil.rmtree(before, ignore_errors=True)
-
-
 def read_manifest(folder: Path) -> dict[str, Entry]:
     """The files that a folder should hold.
 

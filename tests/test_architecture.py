@@ -22,7 +22,7 @@ LAYERS = [
     ["composition"],
     ["commands"],
     ["stages"],
-    ["assembly", "processes", "rules", "rundir", "training", "evaluation"],
+    ["assembly", "processes", "rules", "rundir", "training", "evaluation", "verification"],
     ["building", "contents", "curve", "fields"],
     ["schema"],
     ["safety"],

@@ -83,7 +83,7 @@ class _Job:
         words = processes.command_line(self.command, processes.arguments_of(replace(config, name=name)))
         code = processes.start(words)
         if (asked := signal_of(code)) is not None:
-            raise Interrupted(asked, f"{asked.name}: job {name} has left; the same command goes on there")
+            raise Interrupted(asked, f"{asked.name}: job {name} has left; the same command goes on from there")
         return Outcome(sweep_folder, name, None if code == 0 else f"`{self.command}` {processes.ending(code)}")
 
 

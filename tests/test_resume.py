@@ -211,7 +211,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
         at_step(patch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
         run(tiny_llm, tmp_path / "left")
     said = capsys.readouterr().out
-    (line,) = [line for line in said.splitlines() if "damaged" in line]
+    (line,) = [line for line in said.splitlines() if " is damaged (" in line]
     assert f"checkpoint-7 is damaged (optimizer.safetensors {why.split(' ')[0]}" in line
     assert "set aside as damaged-checkpoint-7; the one before it is checkpoint-6" in line
     assert f"resuming from {folder / 'checkpoint-6'}" in said

@@ -37,7 +37,7 @@ def run(config: Config) -> None:
         started = time.monotonic()
         code = processes.start(processes.command_line(step, arguments))
         if (asked := signal_of(code)) is not None:
-            raise Interrupted(asked, f"{asked.name}: step '{step}' has left; the same command goes on there")
+            raise Interrupted(asked, f"{asked.name}: step '{step}' has left; the same command goes on from there")
         if code != 0:
             left = steps[place:]
             after = f"; {', '.join(left)} not started" if left else ""

@@ -18,8 +18,8 @@ from revision.dataset import Collator, ConversationDataset
 from revision.interrupts import Interrupted, SignalWatch
 from revision.model import RevisionForConditionalGeneration, RevisionProcessor
 from revision.progress import say
-from revision.training import ranks, states
-from revision.training.checkpoints import Checkpoints
+from revision.training import ranks
+from revision.training.checkpoints import Checkpoints, step_in
 from revision.training.guard import Guard
 from revision.training.parts import checksums, require_moved, select_parts
 from revision.training.trainer import StageTrainer, StartCheck
@@ -102,7 +102,7 @@ def train(
         finally:
             curve.close()
     _leave_if_asked(trainer)
-    if resume is None or trainer.state.global_step > states.step_of(resume):
+    if resume is None or trainer.state.global_step > step_in(resume):
         require_moved(before, checksums(model), parts, steps=trainer.state.global_step)
     return curve.summary()
 
@@ -127,10 +127,9 @@ def _leave_if_asked(trainer: StageTrainer) -> None:
     at, of = trainer.state.global_step, trainer.state.max_steps
     newest = trainer.checkpoints.all()[0]
     ranks.part()
-    sentence = (
-        f"{trainer.sync.left.name}: saved after step {at:,} of {of:,} in {newest}; the same command goes on there"
-    )
-    raise Interrupted(trainer.sync.left, sentence if trainer.args.process_index == 0 else "")
+    left = trainer.sync.left
+    sentence = f"{left.name}: saved after step {at:,} of {of:,} in {newest}; the same command goes on from there"
+    raise Interrupted(left, sentence if trainer.args.process_index == 0 else "")
 
 
 def _checkpoints(arguments: TrainingArguments) -> Checkpoints:

@@ -17,7 +17,6 @@ import safetensors.torch
 import torch
 from torch import nn
 from transformers import Trainer
-from transformers.trainer_callback import TrainerState
 
 from revision.embeddings.layout import write_whole
 from revision.training import ranks
@@ -118,11 +117,6 @@ def load(trainer: StageTrainer, folder: Path) -> None:
     sums = content["logged"]["sums"]
     mine = sums[ranks.rank()] if len(sums) == ranks.world() else math.fsum(sums) / len(sums)
     trainer.resumed_log = (content["logged"]["step"], mine)
-
-
-def step_of(folder: Path) -> int:
-    """The step after which a checkpoint was made."""
-    return int(TrainerState.load_from_json(str(folder / TRAINER_STATE)).global_step)
 
 
 def _engine_has_scheduler(trainer: StageTrainer) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from revision import folders
 from revision.conversation import build_processor, end_of_turn, read_template
 from revision.model import RevisionForConditionalGeneration, RevisionProcessor
 
@@ -110,21 +110,20 @@ def save_model(
     alignment: Mapping[str, Any] | None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Writes one Hugging Face folder: weights, config, code, processor, template; aside first, then renamed.
+    """Writes one Hugging Face folder: weights, config, code, processor, template, and `manifest.json` with checksums.
+
+    It is written aside, forced to the disk, and renamed.
 
     Args:
         alignment: lineage of the embeddings that the projector learned from; goes into the config.
         dtype: the LLM is turned into this type first; None leaves it.
     """
-    aside, before = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "old"))
-    for leftover in (aside, before):
-        shutil.rmtree(leftover, ignore_errors=True)
+    aside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
     if dtype is not None:
         model.language_model.to(dtype)
     model.config.alignment = None if alignment is None else dict(alignment)
     model.save_pretrained(aside)
     processor.save_pretrained(aside)
-    if folder.exists():
-        os.replace(folder, before)
-    os.replace(aside, folder)
-    shutil.rmtree(before, ignore_errors=True)
+    folders.write_manifest(aside, folders.record(aside, folders.names_of(aside)), kind="model")
+    folders.publish(aside, folder)

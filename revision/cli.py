@@ -1,7 +1,8 @@
 """`revision COMMAND [overrides]`: the command line over every command of the pipeline.
 
 A mistake in the configuration is one sentence and exit code 2, before data or a device is touched; any other mistake of
-the user's is one sentence and exit code 1. REVISION_TRACEBACK=1 shows where it arose. Nothing heavy is imported here,
+the user's is one sentence and exit code 1. A training command that a signal made save and leave ends with 128 and the
+signal's number (143 for SIGTERM). REVISION_TRACEBACK=1 shows where a mistake arose. Nothing heavy is imported here,
 so that help and mistakes answer at once.
 """
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from revision import __version__
 from revision.commands import COMMANDS
+from revision.interrupts import Interrupted
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
@@ -46,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"revision: {error}\n")
         return _exit_code(error)
+    except Interrupted as stop:
+        if str(stop):  # of several processes, one speaks
+            sys.stderr.write(f"revision: {stop}\n")
+        return stop.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("revision: interrupted\n")
         return 130

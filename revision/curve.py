@@ -96,7 +96,9 @@ class CurveCallback(TrainerCallback):
         return {"steps": self._end[1], **loss, "samples_per_second": samples, "tokens_per_second": tokens}
 
     def _written(self) -> list[dict[str, float]]:
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
+        """Whole lines; a kill can have cut the last one off."""
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     @staticmethod
     def _mark(args: TrainingArguments, state: TrainerState) -> tuple[float, int, int, int]:

@@ -271,8 +271,12 @@ class Collator:
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """input_ids, attention_mask and labels, int64 [B, L]; with pictures also image_embeds, float32 [N, d].
 
-        Pictures are in the order of their tokens.
+        Pictures are in the order of their tokens. No example at all, the share of a process for which none was left
+        at the end of an epoch, becomes one position without a label: it takes part in the step and teaches nothing.
         """
+        if not examples:
+            nothing = torch.full((1, 1), self.pad_token_id)
+            return {"input_ids": nothing, "attention_mask": torch.ones_like(nothing), "labels": nothing * 0 + IGNORED}
         shape = (len(examples), max(len(example["input_ids"]) for example in examples))
         batch = {
             "input_ids": torch.full(shape, self.pad_token_id),

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from revision import processes
 from revision.composition import ROOT, ConfigError, explain, typed
+from revision.interrupts import Interrupted, signal_of
 from revision.progress import say
 
 TABLE_COMMANDS = ("run", "evaluate")  # those after which there are scores to compare
@@ -81,6 +82,8 @@ class _Job:
             return Outcome(sweep_folder, name, str(error))
         words = processes.command_line(self.command, processes.arguments_of(replace(config, name=name)))
         code = processes.start(words)
+        if (asked := signal_of(code)) is not None:
+            raise Interrupted(asked, f"{asked.name}: job {name} has left; the same command goes on from there")
         return Outcome(sweep_folder, name, None if code == 0 else f"`{self.command}` {processes.ending(code)}")
 
 

@@ -7,27 +7,42 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from revision.interrupts import WATCHED
 from revision.schema import MODEL_STEPS, Config
 
 # Hydra's own settings that decide where and how often a job is started: a job does not pass them on.
 _STAY_BEHIND = ("hydra.mode=", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
+_SECONDS_TO_SAVE = 600  # that a launcher gives processes to save and leave
 
 
 def start(words: Sequence[str]) -> int:
-    """Run a program to its end and return its exit code, negative for a signal; SIGTERM is passed on to it."""
+    """Run a program to its end and return its exit code, negative for a signal.
+
+    SIGTERM and SIGUSR1 are passed on to it. Where it ended in consequence, the code is 128 and the signal's number,
+    whatever a launcher between made of it.
+    """
     child = subprocess.Popen(words)
-    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    passed: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        passed.append(number)
+        child.send_signal(number)
+
+    before = {one: signal.signal(one, pass_on) for one in WATCHED}
     try:
-        return child.wait()
+        code = child.wait()
+        return 128 + passed[0] if passed and code != 0 else code
     except KeyboardInterrupt:
         child.wait()  # the terminal has interrupted it as well: let it put its files in order
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def ending(code: int) -> str:
@@ -84,4 +99,8 @@ def refuse_ranks(what: str) -> None:
 def launcher_line(config: Config, command: str, arguments: Sequence[str]) -> list[str]:
     """The words that start `command` once on each process of `engine.processes`, on this machine."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    from torch.distributed.run import get_args_parser
+
+    if "shutdown_timeout" in vars(get_args_parser().parse_args(["script"])):  # younger than the oldest torch we take
+        launcher += [f"--shutdown-timeout={_SECONDS_TO_SAVE}"]
     return [*launcher, f"--nproc_per_node={config.engine.processes}", "-m", "revision", command, *arguments]

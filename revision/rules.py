@@ -56,6 +56,8 @@ _AT_LEAST: Mapping[str, float] = {
     "pretrain.limit": 1,
     "instruct.limit": 1,
     "engine.processes": 1,
+    "guard.window": 10,
+    "guard.limit": 0,
     "evaluate.candidates": 2,
     "evaluate.limit": 1,
     "evaluate.question_limit": 1,
@@ -71,6 +73,8 @@ _ABOVE: Mapping[str, float] = {
     "contrast.frame_energy": 0,
     "alignment.until": 0,
     "alignment.energy": 0,
+    "checkpoint.minutes": 0,
+    "guard.spike": 0,
     "model.projector.input_scale": 0,
 }
 _AT_MOST: Mapping[str, float] = {

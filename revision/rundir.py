@@ -8,15 +8,10 @@ says which is `_settings_of` below, and nothing else in the project knows it.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
+import math
 import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -25,6 +20,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from revision.provenance import provenance
+from revision.safety import GuardPolicy
 from revision.schema import (
     MODEL_STEPS,
     AlignmentMethod,
@@ -40,8 +37,6 @@ CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
 FINISHED = "finished.json"
 
-PACKAGES = ("revision-mllm", "torch", "transformers", "accelerate", "deepspeed", "open_clip_torch", "timm", "numpy")
-
 # Keys of `trainer` that change what is logged, kept or how fast it goes, but not the weights that come out.
 NEUTRAL_TRAINER_KEYS = {
     "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
@@ -49,12 +44,14 @@ NEUTRAL_TRAINER_KEYS = {
     "logging_steps", "logging_strategy", "project", "save_steps", "save_strategy", "save_total_limit",
 }  # fmt: skip
 
+# Keys of `trainer` that only count as their product with engine.processes, and their defaults in TrainingArguments.
+_BATCH = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+
 # Fields of `evaluate` that leave the scores alone.
 NEUTRAL_EVALUATE_FIELDS = {"batch_size", "device"}
 
 # Fields of `contrast` that leave the weights alone.
 NEUTRAL_CONTRAST_FIELDS = {"device", "frame_energy", "frame_step", "probe_interval"}
-
 
 # Alignments whose noise the seed decides.
 _SEEDED_ALIGNMENTS = (AlignmentMethod.c3, AlignmentMethod.diagonal, AlignmentMethod.residual_noise)
@@ -75,7 +72,7 @@ def start(config: Config, command: str) -> Path:
     if is_main_process():
         (path / FINISHED).unlink(missing_ok=True)
         write_text(path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
-        write_json(path / PROVENANCE, _provenance())
+        write_json(path / PROVENANCE, provenance())
     return path
 
 
@@ -203,14 +200,24 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
 
 
 def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[str, Any]]:
-    # The number of processes is part of the global batch.
-    yield from _fields(config, "seed", "model", "engine.processes")
+    yield from _fields(config, "seed", "model", "guard")
+    trainer = {**config.trainer, **stage.trainer}
+    yield f"{command}.global_batch", _global_batch(config, trainer)
+    # Where weights may return to a checkpoint, it matters when there is one.
+    weighty = {"save_steps"} if config.guard.policy is GuardPolicy.roll_back else set()
+    neutral = NEUTRAL_TRAINER_KEYS.union(_BATCH) - weighty
     yield from _fields(config, *(f"{command}.{name}" for name in vars(StageConfig()) if name != "trainer"))
-    for key, value in {**config.trainer, **stage.trainer}.items():
-        if key not in NEUTRAL_TRAINER_KEYS:
+    for key, value in trainer.items():
+        if key not in neutral:
             yield f"{command}.trainer.{key}", value
     if stage.init is not None:
         yield from _model(config, stage.init)
+
+
+def _global_batch(config: Config, trainer: Mapping[str, Any]) -> Any:
+    """Samples a step over all processes: how they are shared out changes nothing but the order of sums."""
+    sizes = [config.engine.processes, *(trainer.get(key, default) for key, default in _BATCH.items())]
+    return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else sizes  # not for us to refuse
 
 
 def _model(config: Config, model: str) -> Iterator[tuple[str, Any]]:
@@ -274,45 +281,3 @@ def _difference(config: Config, command: str) -> str:
     fields = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
     shown = [f"{name} was {then.get(name)}, is now {now.get(name)}" for name in fields[:3]]
     return "; ".join(shown) + (f"; and {len(fields) - 3} more" if len(fields) > 3 else "")
-
-
-def _provenance() -> dict[str, Any]:
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command_line": shlex.join(sys.orig_argv),
-        "git": _git(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "hardware": {"cpus": os.cpu_count(), "memory_bytes": _memory(), "cuda": _cuda_devices()},
-    }
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit and state of the checkout that the package is imported from; None for an installed wheel."""
-    checkout = Path(__file__).resolve().parent.parent
-    if not (checkout / ".git").exists() or shutil.which("git") is None:
-        return None
-
-    def ask(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True)
-        return done.stdout.strip()
-
-    return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _cuda_devices() -> list[str]:
-    """Names of the visible GPUs; torch is asked only where the command has imported it already."""
-    torch = sys.modules.get("torch")
-    return [] if torch is None else [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -13,6 +13,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from revision.safety import CheckpointConfig, GuardConfig, VerifyConfig
+
 STEPS = ("contrast", "embed", "align", "gap", "pretrain", "instruct", "evaluate")  # commands that `run` can start
 MODEL_STEPS = ("pretrain", "instruct")  # those that make a model, by whose names others refer to it
 
@@ -306,6 +308,9 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     pretrain: StageConfig = field(default_factory=StageConfig)
     instruct: StageConfig = field(default_factory=StageConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
     run: RunConfig = field(default_factory=RunConfig)

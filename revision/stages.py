@@ -47,12 +47,15 @@ def train_and_save(
     alignment: lineage of the embeddings that the projector learned from.
 
     Raises:
-        ValueError: nothing to train on, or a record that cannot be learned from.
+        ValueError: nothing to train on, a record that cannot be learned from, or checkpoints of other settings or data.
+        Interrupted: a signal asked to leave, and a checkpoint has been saved.
     """
     import torch
 
     from revision import building, rundir, training
+    from revision.contents import contents
     from revision.dataset import ConversationDataset
+    from revision.training.guard import Guard
 
     stage = _stage(config, command)
     dataset = ConversationDataset(
@@ -67,7 +70,9 @@ def train_and_save(
         arguments=arguments,
         output=output,
         processes=config.engine.processes,
-        identity=rundir.fingerprint(config, command),
+        identity={**rundir.settings(config, command), **contents(rows, samples, processor)},
+        minutes=config.checkpoint.minutes,
+        guard=Guard(config.guard.policy.value, config.guard.spike, config.guard.window, config.guard.limit),
     )
     if rundir.is_main_process():
         dtype = torch.bfloat16 if arguments.bf16 else None

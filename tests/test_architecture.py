@@ -22,15 +22,16 @@ LAYERS = [
     ["composition"],
     ["commands"],
     ["stages"],
-    ["assembly", "processes", "rules", "rundir", "training", "evaluation"],
-    ["building", "curve", "fields"],
+    ["assembly", "processes", "rules", "rundir", "training", "evaluation", "verification"],
+    ["building", "contents", "curve", "fields"],
     ["schema"],
+    ["safety"],
     ["dataset", "geometry"],
     ["contrastive", "conversation"],
-    ["alignment", "encoders", "records"],
+    ["alignment", "encoders", "folders", "records"],
     ["embeddings", "openclip_folder", "pictures"],
     ["model"],
-    ["progress", "shipped"],
+    ["interrupts", "progress", "provenance", "shipped"],
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 

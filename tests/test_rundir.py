@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from revision import rundir
+from revision import provenance, rundir
 from revision.schema import (
     STEPS,
     AlignmentConfig,
@@ -86,6 +86,10 @@ EFFECTS = [
     (put("evaluate.batch_size", 3), ()),
     (put("evaluate.device", "cuda"), ()),
     (put("trainer.logging_steps", 3), ()),
+    (put("checkpoint.minutes", 3.0), ()),
+    (put("verify.path", "x"), ()),
+    (put("guard.spike", 6.0), ("pretrain", "instruct", "evaluate")),
+    (put("trainer.per_device_train_batch_size", 3), ("pretrain", "instruct", "evaluate")),
     (put("pretrain.trainer.save_steps", 3), ()),
     (put("chat.prompt", "what?"), ()),
     (put("chat.model", "x"), ()),
@@ -202,7 +206,8 @@ def test_every_field_has_been_decided_on() -> None:
         "embed.reject_budget", "embed.workers", "embed.device", "evaluate.batch_size", "evaluate.device",
         "run.steps", "pretrain.trainer", "instruct.trainer", "align.export", "align.shard_size",
         "contrast.architecture", "contrast.device", "contrast.frame_energy", "contrast.frame_step",
-        "contrast.probe_interval",
+        "contrast.probe_interval", "checkpoint.minutes", "verify.path",
+        "engine.processes",  # counts in the global batch
     }  # fmt: skip
 
 
@@ -246,13 +251,13 @@ def test_provenance_names_the_commit_of_a_checkout(tmp_path: Path, monkeypatch: 
         identity = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
         subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
 
-    module = tmp_path / "revision" / "rundir.py"
+    module = tmp_path / "revision" / "provenance.py"
     module.parent.mkdir()
     module.write_text("")
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "first")
-    monkeypatch.setattr(rundir, "__file__", str(module))
+    monkeypatch.setattr(provenance, "__file__", str(module))
     config = make_config(runs=str(tmp_path.parent / "runs-of-provenance"))
 
     def noted() -> dict[str, Any]:

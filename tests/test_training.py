@@ -11,7 +11,6 @@ import tiny_training
 import torch
 
 from revision import building, training
-from revision.training.trainer import LengthGroups
 
 
 def build(output: Path, **mapping: Any) -> Any:
@@ -79,19 +78,6 @@ def test_nothing_pickled_is_left(tiny_llm: Path, tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {"log.jsonl", "weights.safetensors"}
 
 
-def test_samples_of_like_length_come_together() -> None:
-    lengths = [place % 10 for place in range(400)]
-    groups = LengthGroups(8, lengths, seed=1)
-    first = list(groups)
-    assert sorted(first) == list(range(400))
-    spreads = [max(batch) - min(batch) for batch in zip(*[iter([lengths[place] for place in first])] * 8, strict=True)]
-    assert sum(spreads) / len(spreads) < 2
-    groups.set_epoch(1)
-    second = list(groups)
-    groups.set_epoch(0)
-    assert list(groups) == first != second
-
-
 @pytest.mark.parametrize(
     ("mapping", "why"),
     [
@@ -99,6 +85,9 @@ def test_samples_of_like_length_come_together() -> None:
         ({"evaluation_strategy": "no"}, r"trainer\.evaluation_strategy is no argument"),
         ({"output_dir": "x"}, r"trainer\.output_dir='x' is set by the stage itself"),
         ({"disable_tqdm": False}, r"trainer\.disable_tqdm=False is set by the stage itself"),
+        ({"ignore_data_skip": True}, r"trainer\.ignore_data_skip=True is set by the stage itself"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "must be one of random, sequential, group_by_length"),
+        ({"save_total_limit": 0}, r"trainer\.save_total_limit=0: must be at least 1"),
         ({"lr_scheduler_type": "wavy"}, "refuses its values: .*wavy"),
         ({"save_strategy": "sometimes"}, "refuses its values: .*sometimes"),
     ],
@@ -113,6 +102,8 @@ def test_arguments_keep_what_the_mapping_says(tmp_path: Path) -> None:
     arguments = build(tmp_path, learning_rate=3e-4, per_device_train_batch_size=5, max_steps=7)
     assert (arguments.learning_rate, arguments.per_device_train_batch_size, arguments.max_steps) == (3e-4, 5, 7)
     assert arguments.seed == 3
+    assert arguments.save_strategy == "no"
+    assert build(tmp_path, save_steps=5).save_strategy == "steps", "or save_steps would say nothing"
     assert Path(str(arguments.output_dir)) == tmp_path / "checkpoints"
     assert arguments.use_cpu is not torch.cuda.is_available()
 
@@ -145,16 +136,24 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_llm: Path, tmp_path: Path) 
     model: Any = tiny_training.make_model(tiny_llm)
     with torch.no_grad():
         model.projector.norm.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match="the loss is nan after step 0; lower trainer.learning_rate"):
+    with pytest.raises(ValueError, match="the loss is nan after step 0, at samples s-.*; lower trainer.learning_rate"):
         tiny_training.run(tiny_llm, tmp_path, parts=["projector"], model=model, per_device_train_batch_size=32)
 
 
-def test_checkpoints_of_other_settings_are_refused(tiny_llm: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("identity", "why"),
+    [('{"name": "before"}', "differs in name: before -> now; weights at the start: null -> "),
+     ('"hash"', "of an older version"), (None, "no identity.json")],
+)  # fmt: skip
+def test_checkpoints_of_other_settings_are_refused(
+    tiny_llm: Path, tmp_path: Path, identity: str | None, why: str
+) -> None:
     checkpoints = tmp_path / "checkpoints"
     (checkpoints / "checkpoint-2").mkdir(parents=True)
-    (checkpoints / "identity.json").write_text('"before"')
-    with pytest.raises(ValueError, match="holds checkpoints of a run with other settings"):
-        tiny_training.run(tiny_llm, tmp_path, parts=["projector"], identity="now")
+    if identity is not None:
+        (checkpoints / "identity.json").write_text(identity)
+    with pytest.raises(ValueError, match=f"holds checkpoints.*{why}"):
+        tiny_training.run(tiny_llm, tmp_path, parts=["projector"], identity={"name": "now"})
     assert (checkpoints / "checkpoint-2").is_dir()
 
 

@@ -17,6 +17,7 @@ from revision.dataset import ConversationDataset, Sample
 from revision.dataset import Rows as StoredRows
 from revision.model import RevisionForConditionalGeneration
 from revision.records import Message
+from revision.training.guard import Guard
 
 DIM, K, SAMPLES = 16, 3, 32
 
@@ -65,15 +66,18 @@ def run(
     *,
     parts: list[str],
     processes: int = 1,
-    identity: str = "",
+    identity: dict[str, Any] | None = None,
+    minutes: float | None = None,
+    guard: Guard = Guard(),  # noqa: B008
     model: Any = None,
+    dataset: ConversationDataset | None = None,
     **trainer: Any,
 ) -> tuple[RevisionForConditionalGeneration, dict[str, float]]:
     """Trains and returns the model and the summary."""
     settings = {"learning_rate": 1e-2, "max_steps": 4, "logging_steps": 1, "lr_scheduler_type": "constant", **trainer}
     arguments = training.build_arguments(settings, output=output, seed=0)
     output.mkdir(parents=True, exist_ok=True)
-    dataset = make_dataset(llm)
+    dataset = make_dataset(llm) if dataset is None else dataset
     model = make_model(llm) if model is None else model
     summary = training.train(
         model=model,
@@ -84,6 +88,8 @@ def run(
         output=output,
         processes=processes,
         identity=identity,
+        minutes=minutes,
+        guard=guard,
     )
     if arguments.process_index == 0:
         safetensors.torch.save_file(weights(model), output / "weights.safetensors")

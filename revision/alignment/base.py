@@ -7,6 +7,8 @@ says what vectors it derives from the statistics (`_solve`) and how it maps unit
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -274,6 +276,13 @@ class Alignment(ABC):
             "details": self.details(),
             "centroid_gap": {"before": known.gap_before, "after": known.gap_after},
         }
+
+    def fingerprint(self) -> str:
+        """sha256 that stands for the map: its method, parameters and vectors."""
+        digest = hashlib.sha256(json.dumps([self.method, self.parameters()], sort_keys=True, default=str).encode())
+        for name, vector in sorted(self._vectors.items()):
+            digest.update(name.encode() + vector.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write `alignment.safetensors` and `alignment.json` into a folder, which is made if missing.

@@ -17,10 +17,12 @@ def run(config: Config) -> None:
 
     Raises:
         ValueError: a launcher started this, the recipe is not there, or it or a step failed; the sentence says which.
+        Interrupted: a signal asked the running step to leave.
     """
     from rich import get_console
 
     from revision import processes, rundir
+    from revision.interrupts import Interrupted, signal_of
     from revision.progress import say
 
     processes.refuse_ranks("`run`")
@@ -34,6 +36,8 @@ def run(config: Config) -> None:
             continue
         started = time.monotonic()
         code = processes.start(processes.command_line(step, arguments))
+        if (asked := signal_of(code)) is not None:
+            raise Interrupted(asked, f"{asked.name}: step '{step}' has left; the same command goes on from there")
         if code != 0:
             left = steps[place:]
             after = f"; {', '.join(left)} not started" if left else ""

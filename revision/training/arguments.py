@@ -12,16 +12,29 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from revision.training.order import STRATEGIES
+
 # What a stage decides itself: its collator needs every field, its own bar and log replace the Trainer's, a loss that is
-# no number is shown as it is, and the finished model is saved whole by the command.
+# no number is shown as it is, checkpoints and resuming are our own (`states`), so is the order of samples (`order`),
+# and the finished model is saved whole by the command.
 _OURS: dict[str, Any] = {
     "remove_unused_columns": False,
     "disable_tqdm": True,
     "logging_nan_inf_filter": False,
     "include_num_input_tokens_seen": "non_padding",
+    "ignore_data_skip": False,
+    "data_seed": None,
+    "save_only_model": False,
+    "save_on_each_node": False,
+    "enable_jit_checkpoint": False,
+    "resume_from_checkpoint": None,
+    "load_best_model_at_end": False,
+    "auto_find_batch_size": False,
+    "push_to_hub": False,
 }
 _DEFAULTS: dict[str, Any] = {
-    "save_strategy": "no",
+    "save_strategy": "no",  # none of the Trainer's: StageConfig says how many minutes apart they are
+    "save_total_limit": 2,
     "logging_steps": 10,
     "ddp_find_unused_parameters": False,  # there are none: the projector takes part in every step
 }
@@ -52,8 +65,16 @@ def build_arguments(
             near = difflib.get_close_matches(name, known - fixed, 1)
             hint = f"; did you mean trainer.{near[0]}?" if near else ""
             raise ValueError(f"trainer.{name} is no argument of transformers.TrainingArguments{hint}")
+    strategy = mapping.get("train_sampling_strategy", STRATEGIES[0])
+    if strategy not in STRATEGIES:
+        raise ValueError(f"trainer.train_sampling_strategy={strategy!r}: must be one of {', '.join(STRATEGIES)}")
+    limit = mapping.get("save_total_limit", 1)
+    if not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"trainer.save_total_limit={limit!r}: must be at least 1, the checkpoints that are kept")
+    in_steps = {"save_strategy": "steps"} if "save_steps" in mapping else {}
     has_device = torch.accelerator.is_available()
-    values = {"use_cpu": not has_device, "dataloader_pin_memory": has_device, **_DEFAULTS, **mapping, **_OURS}
+    values = {"use_cpu": not has_device, "dataloader_pin_memory": has_device, **_DEFAULTS, **in_steps}
+    values = {**values, **mapping, **_OURS}
     try:
         arguments = TrainingArguments(
             output_dir=str(output / "checkpoints"),

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from transformers import PrinterCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from revision.curve import CurveCallback
 from revision.dataset import Collator, ConversationDataset
+from revision.interrupts import Interrupted, SignalWatch
 from revision.model import RevisionForConditionalGeneration, RevisionProcessor
 from revision.progress import say
+from revision.training import ranks
+from revision.training.checkpoints import Checkpoints, step_in
+from revision.training.guard import Guard
 from revision.training.parts import checksums, require_moved, select_parts
 from revision.training.trainer import StageTrainer, StartCheck
-
-_IDENTITY = "identity.json"
 
 
 def train(
@@ -31,7 +34,9 @@ def train(
     arguments: TrainingArguments,
     output: Path,
     processes: int = 1,
-    identity: str = "",
+    identity: Mapping[str, Any] | None = None,
+    minutes: float | None = None,
+    guard: Guard = Guard(),  # noqa: B008  (frozen)
 ) -> dict[str, float]:
     """Trains the named parts in place, from the last checkpoint where there is one.
 
@@ -43,14 +48,19 @@ def train(
         arguments: from `build_arguments`.
         output: folder of the stage, the one that the arguments were built for; `log.jsonl` goes there.
         processes: how many the caller expects.
-        identity: stands for all settings that the result depends on; a checkpoint of another one is refused.
+        identity: what the result depends on, by name: settings, and fingerprints of what is read. Checkpoints of
+            another one are refused. The weights at the start are added here.
+        minutes: between checkpoints, where `trainer.save_strategy` does not say when; None: at signals only.
+        guard: what becomes of a step whose loss is no number.
 
     Returns:
         `steps`, the last logged `loss`, mean `samples_per_second` and `tokens_per_second`.
 
     Raises:
         ValueError: an unknown part, another number of processes than expected, several GPUs for one process,
-            checkpoints of other settings, a loss that is no number, or a part that should have moved and did not.
+            checkpoints of other settings, a loss that is no number, a full disk, or a part that should have moved and
+            did not.
+        Interrupted: a signal asked to leave, and a checkpoint has been saved.
     """
     if arguments.world_size != processes:
         raise ValueError(
@@ -62,42 +72,77 @@ def train(
             f"engine.processes={processes}, but {arguments.n_gpu} GPUs are visible, which one process would share by "
             "copying the model at every step; set engine.processes to as many, or show it one by CUDA_VISIBLE_DEVICES"
         )
-    checkpoints = Path(str(arguments.output_dir))
-    resume = _checkpoint(checkpoints, identity, main=arguments.process_index == 0)
+    guard.require_possible(arguments)
     select_parts(model, parts, bf16=arguments.bf16)
     _tune(model, parts, arguments)
     before = checksums(model)
+    checkpoints = _checkpoints(arguments)
+    resume = checkpoints.open({**(identity or {}), "weights at the start": _digest(before)})
+    if resume is not None and arguments.process_index == 0:
+        say(f"resuming from {resume}")
     curve = CurveCallback(output / "log.jsonl", visible=arguments.process_index == 0)
-    trainer = StageTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=Collator(processor.tokenizer.pad_token_id),
-        callbacks=[curve],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StartCheck(trainer, parts))
-    try:
-        trainer.train(resume_from_checkpoint=resume)
-    finally:
-        curve.close()
-    if resume is None or trainer.state.global_step > _step_of(resume):
+    timed = minutes if arguments.save_strategy == "no" else None
+    with SignalWatch() as watch:
+        trainer = StageTrainer(
+            checkpoints=checkpoints,
+            watch=watch,
+            guard=guard,
+            minutes=timed,
+            log=output,
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            data_collator=Collator(processor.tokenizer.pad_token_id),
+            callbacks=[curve],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(StartCheck(trainer, parts))
+        try:
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        finally:
+            curve.close()
+    _leave_if_asked(trainer)
+    if resume is None or trainer.state.global_step > step_in(resume):
         require_moved(before, checksums(model), parts, steps=trainer.state.global_step)
     return curve.summary()
 
 
 def conclude(arguments: TrainingArguments) -> None:
-    """To be called when the model is saved: removes the checkpoints and ends the process group.
-
-    Checkpoints hold optimizer states, which the Trainer pickles and nobody needs after the last step. Without an
-    orderly end of the group, gloo aborts at random when one process ends before another.
-    """
+    """To be called when the model is saved: removes the checkpoints and ends the process group."""
     if arguments.process_index == 0:
-        shutil.rmtree(str(arguments.output_dir), ignore_errors=True)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        folder = Path(str(arguments.output_dir))
+        gone = folder.with_name(f".{folder.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, gone)  # a kill must not leave half of them under their own name
+        shutil.rmtree(gone, ignore_errors=True)
+    ranks.part()
     gc.collect()
+
+
+def _leave_if_asked(trainer: StageTrainer) -> None:
+    """Raises Interrupted where training was left at a signal; one process speaks for all."""
+    if trainer.sync.left is None:
+        return
+    at, of = trainer.state.global_step, trainer.state.max_steps
+    newest = trainer.checkpoints.all()[0]
+    ranks.part()
+    left = trainer.sync.left
+    sentence = f"{left.name}: saved after step {at:,} of {of:,} in {newest}; the same command goes on from there"
+    raise Interrupted(left, sentence if trainer.args.process_index == 0 else "")
+
+
+def _checkpoints(arguments: TrainingArguments) -> Checkpoints:
+    in_steps = arguments.save_strategy == "steps" and arguments.save_steps >= 1
+    return Checkpoints(
+        Path(str(arguments.output_dir)),
+        keep=arguments.save_total_limit or 1,
+        every=int(arguments.save_steps) if in_steps else None,
+    )
+
+
+def _digest(sums: Mapping[str, Sequence[int]]) -> str:
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def _tune(model: RevisionForConditionalGeneration, parts: Sequence[str], arguments: TrainingArguments) -> None:
@@ -107,26 +152,3 @@ def _tune(model: RevisionForConditionalGeneration, parts: Sequence[str], argumen
         model.set_attn_implementation("eager")
     if arguments.bf16 and "llm" not in parts and not arguments.deepspeed and not arguments.fsdp:
         arguments.mixed_precision = "no"  # both parts compute in their own types: autocast would only look for casts
-
-
-def _checkpoint(folder: Path, identity: str, *, main: bool) -> str | None:
-    """The last checkpoint in a folder, made by the same settings."""
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    mark = folder / _IDENTITY
-    if last is None:
-        if main:
-            folder.mkdir(parents=True, exist_ok=True)
-            mark.write_text(json.dumps(identity))
-        return None
-    if not mark.is_file() or json.loads(mark.read_text()) != identity:
-        raise ValueError(
-            f"{folder} holds checkpoints of a run with other settings; restore those to resume it, or delete the "
-            "folder to start anew"
-        )
-    if main:
-        say(f"resuming from {last}")
-    return last
-
-
-def _step_of(checkpoint: str) -> int:
-    return int(checkpoint.rsplit("-", 1)[1])

@@ -1,55 +1,181 @@
-"""What this project adds to the Trainer of transformers: an order of samples, a stop, and a check at the start."""
+"""What this project adds to the Trainer of transformers: an order of samples, checkpoints, and a check at the start."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich import get_console
-from torch.utils.data import Sampler
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from revision.dataset import ConversationDataset
+from revision.interrupts import SignalWatch
 from revision.progress import say
+from revision.training import states
+from revision.training.checkpoints import Checkpoints
+from revision.training.guard import Guard
+from revision.training.order import Batches, GlobalBatches, make_order
 from revision.training.parts import parts_table
-
-
-class LengthGroups(LengthGroupedSampler):
-    """Samples of like length together, in an order that depends on (seed, epoch) alone.
-
-    So every process draws the same one, and a resumed run goes on in it.
-    """
-
-    def __init__(self, batch_size: int, lengths: list[int], *, seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self._seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before each epoch."""
-        self.generator.manual_seed(1_000_003 * self._seed + epoch)
+from revision.training.sync import StepSync
 
 
 class StageTrainer(Trainer):
-    """The Trainer, with samples grouped by length at no cost, and a stop at the first loss that is no number."""
+    """The Trainer, with an order of samples that any number of processes share, and checkpoints of our own.
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroups(batch, dataset.lengths(), seed=self.args.seed)
+    Args:
+        checkpoints: where they go.
+        watch, guard, minutes, log: as `StepSync` takes them.
+        **kwargs: of the Trainer.
+    """
+
+    model: nn.Module
+    model_wrapped: Any
+    optimizer: Any
+    lr_scheduler: Any
+
+    def __init__(
+        self,
+        *,
+        checkpoints: Checkpoints,
+        watch: SignalWatch,
+        guard: Guard,
+        minutes: float | None,
+        log: Path,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.checkpoints = checkpoints
+        self.losses: list[torch.Tensor] = []  # of the micro-batches of this step
+        self.bad_norm = torch.zeros((), device=self.args.device)
+        self.resumed_log: tuple[int, float] | None = None
+        self.sync = StepSync(self, watch=watch, guard=guard, minutes=minutes, log=log)
+        self.add_callback(self.sync)
+        self._last_saved: int | None = None
+        self._logged_before = torch.zeros(())
+        self.batches = self._make_batches()
+
+    def _make_batches(self) -> GlobalBatches:
+        args = self.args
+        dataset: Any = self.train_dataset
+        assert isinstance(dataset, ConversationDataset)
+        batch = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
+        order = make_order(
+            args.train_sampling_strategy, len(dataset), batch=batch, seed=args.seed, lengths=dataset.lengths
+        )
+        return GlobalBatches(
+            order,
+            len(dataset),
+            micro=self._train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            processes=args.world_size,
+            rank=args.process_index,
+            drop_last=args.dataloader_drop_last,
+            announce=dataset.set_epoch,
+        )
+
+    def get_train_dataloader(self) -> Batches:
+        """Batches of this process alone: nothing is drawn, read or sent for the others."""
+        args = self.args
+        return Batches(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+
+    def resume_log(self) -> None:
+        """Goes on in the mean of the losses since the last logged step."""
+        if self.resumed_log is not None:
+            self._globalstep_last_logged, so_far = self.resumed_log
+            self._tr_loss.fill_(so_far)
+
+    def begin_step(self) -> None:
+        """Before the first micro-batch of a step."""
+        self.losses = []
+        self._logged_before = self._tr_loss.clone()
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Keeps the loss, on the device, for the exchange before the update."""
         loss = super().training_step(*args, **kwargs)
-        if not math.isfinite(loss.item()):
-            raise ValueError(
-                f"the loss is {loss.item()} after step {self.state.global_step}; lower trainer.learning_rate, train in "
-                "float32, or look at the records"
-            )
+        self.losses.append(loss)
         return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.accelerator.scaler is None and norm is not None:  # a scaler meets them often, and skips by itself
+            self.bad_norm = (~torch.isfinite(torch.as_tensor(norm, device=self.args.device))).float()
+        return norm
+
+    def suspects(self) -> tuple[list[str], list[str]]:
+        """Ids of this process's samples in the step: those of micro-batches whose loss is no number, and all."""
+        dataset: Any = self.train_dataset
+        batches = self.batches.of_step(self.state.global_step)
+        bad, every = [], []
+        for batch, loss in zip(batches, self.losses, strict=True):
+            names = [str(dataset.sample(index).name) for index in batch]
+            every += names
+            bad += [] if math.isfinite(float(loss)) else names
+        return bad, every
+
+    def skip_update(self) -> None:
+        """Called just before an update that is to be left out; the loss that is logged leaves the step out too."""
+        if self.accelerator.scaler is None:  # a scaler finds the gradients by itself
+            self.accelerator.gradient_state._set_sync_gradients(False)
+        steps = self.state.global_step - self._globalstep_last_logged
+        logged = [row["loss"] for row in self.state.log_history if "loss" in row]
+        before = float(self._logged_before)
+        self._tr_loss.fill_(before + (before / steps if steps else logged[-1] if logged else 0.0))
+
+    def roll_back(self) -> str:
+        """Weights and optimizer as in the last regular checkpoint, whose name is returned; the schedule stays."""
+        folder = self.checkpoints.regular()
+        assert folder is not None, "a run that may roll back keeps a regular checkpoint from its beginning on"
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        states.load_weights(self.model, folder)
+        states.load_optimizer(self, folder)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.skip_update()
+        return folder.name
+
+    def save_checkpoint(self) -> None:
+        """Saves the state after this step, unless it is on the disk already."""
+        step = self.state.global_step
+        if step != self._last_saved:
+            sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+            self.checkpoints.write(step, lambda folder: states.save(self, folder), alone=sharded)
+            self._last_saved = step
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.save_checkpoint()
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+        else:  # resumed from the checkpoint of the last step: the Trainer would take one more
+            self.control.should_training_stop = True
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        states.load_weights(self.model, Path(resume_from_checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """There is none: `StepSync` seeds each step."""
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            states.load(self, Path(resume_from_checkpoint))
+            self.state.compute_steps(self.args, max_steps)  # intervals may be others than before
+            self._last_saved = self.state.global_step
+        return prepared
 
 
 class StartCheck(TrainerCallback):

@@ -1,0 +1,201 @@
+"""The checkpoints of a stage on disk: whole or not there, checked before they are used, the newest few kept.
+
+A checkpoint is written to `.checkpoint-<step>.part`, forced to the disk, listed with the checksum of each file in
+`manifest.json`, and renamed to `checkpoint-<step>`. So a half-written one is never taken for one, and is cleared away
+by the next start. One that is damaged later was damaged from outside: it is named, set aside as
+`damaged-checkpoint-<step>`, and the one before it is taken. That costs time alone, since every checkpoint of a run
+leads to the same weights; refusing would leave an unattended run standing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from revision import folders
+from revision.embeddings.layout import write_whole
+from revision.progress import say
+from revision.training import ranks
+
+IDENTITY = "identity.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class Checkpoints:
+    """The checkpoints below one folder. All processes call each method together.
+
+    Args:
+        folder: where they lie; on storage that all processes share.
+        keep: how many of the newest stay.
+        every: steps between regular ones, of which the newest always stays; None: there are no regular ones.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2, every: int | None = None) -> None:
+        self.folder, self.keep, self.every = folder, keep, every
+
+    def all(self) -> list[Path]:
+        """Those that are there, the newest first."""
+        found = [one for one in self.folder.glob("checkpoint-*") if one.is_dir() and _NAME.fullmatch(one.name)]
+        return sorted(found, key=step_in, reverse=True)
+
+    def regular(self) -> Path | None:
+        """The newest regular one."""
+        return next((one for one in self.all() if self._is_regular(one)), None)
+
+    def open(self, identity: Mapping[str, Any]) -> Path | None:
+        """Clears away what was left half-written, and gives the newest checkpoint that is whole; None: there is none.
+
+        Args:
+            identity: everything that the run's result depends on, as plain values; kept beside the checkpoints.
+
+        Raises:
+            ValueError: checkpoints of another identity, with the fields that differ; or none that is whole.
+        """
+        if ranks.rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob(".*"):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        ranks.agree(None)
+        found = self.all()
+        now = json.loads(json.dumps(identity))
+        failure = None
+        if found:
+            failure = self._difference(now)
+        elif ranks.rank() == 0:
+            text = json.dumps(now, indent=1, sort_keys=True) + "\n"
+            write_whole(self.folder / IDENTITY, lambda file: file.write(text.encode()))
+        ranks.agree(failure)
+        return self._newest_whole(found)
+
+    def write(self, step: int, save: Callable[[Path], None], *, alone: bool) -> Path:
+        """Writes one checkpoint.
+
+        Args:
+            step: that it is made after.
+            save: puts the state into a folder.
+            alone: whether a process that fails in `save` leaves the others waiting there, as sharded engines do.
+
+        Raises:
+            ValueError: the disk is full or cannot be written; the checkpoints before stay as they are.
+        """
+        folder = self.folder / f"checkpoint-{step}"
+        aside = self.folder / f".{folder.name}.part"
+        main = ranks.rank() == 0
+        self._try(step, lambda: _renew(aside) if main else None)
+        try:
+            self._try(step, lambda: save(aside), alone=alone)
+            names = folders.names_of(aside)
+            entries: dict[str, folders.Entry] = {}
+            self._try(step, lambda: entries.update(folders.record(aside, names[ranks.rank() :: ranks.world()])))
+            merged = {name: entry for share in ranks.gather(entries) for name, entry in share.items()}
+            self._try(step, lambda: self._publish(aside, folder, merged, step) if main else None)
+        finally:
+            if main:
+                shutil.rmtree(aside, ignore_errors=True)
+        return folder
+
+    def _publish(self, aside: Path, folder: Path, entries: Mapping[str, folders.Entry], step: int) -> None:
+        folders.write_manifest(aside, entries, kind="checkpoint", step=step)
+        folders.publish(aside, folder)
+        newest = self.all()
+        kept = {*newest[: self.keep], self.regular()}
+        for one in newest:
+            if one not in kept:
+                gone = one.with_name(f".{one.name}.gone")
+                os.replace(one, gone)  # one that is half-deleted must not look like a damaged one
+                shutil.rmtree(gone, ignore_errors=True)
+
+    def _try(self, step: int, act: Callable[[], object], *, alone: bool = False) -> None:
+        failure = None
+        expected = (OSError, SafetensorError, RuntimeError) if alone else (OSError, SafetensorError)
+        try:
+            act()
+        except expected as error:
+            newest = next(iter(self.all()), None)
+            after = "there is none before it" if newest is None else f"{newest.name} is whole"
+            reason = "the disk is full" if _is_full(error) else str(error).strip().split("\n")[0]
+            failure = (
+                f"the checkpoint after step {step} cannot be written to {self.folder}: {reason}; {after}: mend the "
+                "cause, and the same command goes on from there"
+            )
+            if alone and ranks.together():
+                raise ValueError(failure) from error
+        ranks.agree(failure)
+
+    def _is_regular(self, folder: Path) -> bool:
+        return self.every is not None and step_in(folder) % self.every == 0
+
+    def _difference(self, now: Mapping[str, Any]) -> str | None:
+        mark = self.folder / IDENTITY
+        remedy = "restore it to resume the run, or delete the folder to start anew"
+        if not mark.is_file():
+            return f"{self.folder} holds checkpoints, but no {IDENTITY} that says of what; delete the folder"
+        then = json.loads(mark.read_text(encoding="utf-8"))
+        if not isinstance(then, dict):
+            return f"{self.folder} holds checkpoints of an older version of this program; delete the folder"
+        fields = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+        if not fields:
+            return None
+        shown = "; ".join(f"{name}: {_shown(then.get(name))} -> {_shown(now.get(name))}" for name in fields)
+        return f"{self.folder} holds checkpoints of a run that differs in {shown}; {remedy}"
+
+    def _newest_whole(self, found: list[Path]) -> Path | None:
+        for place, folder in enumerate(found):
+            broken = [fault for share in ranks.gather(_faults(folder)) for fault in share]
+            if not broken:
+                return folder
+            damaged = folder.with_name(f"damaged-{folder.name}")
+            if ranks.rank() == 0:
+                shutil.rmtree(damaged, ignore_errors=True)
+                os.replace(folder, damaged)
+                after = found[place + 1].name if place + 1 < len(found) else "none"
+                say(
+                    f"{folder} is damaged ({broken[0]}) and set aside as {damaged.name}; the one before it is {after}, "
+                    "from where the run comes to the same weights"
+                )
+            ranks.agree(None)
+        if found:
+            raise ValueError(
+                f"no checkpoint in {self.folder} is whole ({len(found)} are damaged); restore one, or delete the "
+                "folder to start anew"
+            )
+        return None
+
+
+def step_in(folder: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
+    return int(folder.name.rsplit("-", 1)[1])
+
+
+def _faults(folder: Path) -> list[str]:
+    """What is wrong with this process's share of the files."""
+    try:
+        entries = folders.read_manifest(folder)
+    except ValueError as error:
+        return [str(error)]
+    mine = sorted(entries)[ranks.rank() :: ranks.world()]
+    return folders.faults(folder, {name: entries[name] for name in mine})
+
+
+def _renew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _is_full(error: Exception) -> bool:
+    """Libraries hide the system's error number in their text."""
+    known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return known or "No space left" in str(error)
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

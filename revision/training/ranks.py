@@ -1,0 +1,57 @@
+"""What the processes of one training run tell each other; with one process, nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import distributed
+
+
+def together() -> bool:
+    """Whether there are several processes."""
+    return bool(distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
+
+
+def world() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if together() else 1
+
+
+def rank() -> int:
+    """Which of them this is."""
+    return distributed.get_rank() if together() else 0
+
+
+def gather(value: Any) -> list[Any]:
+    """The value that each process gives, by rank, on every process."""
+    if not together():
+        return [value]
+    values: list[Any] = [None] * world()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes, in place."""
+    if together():
+        distributed.all_reduce(values)
+    return values
+
+
+def agree(failure: str | None) -> None:
+    """Waits for all processes; where one has failed, all stop with its sentence.
+
+    Raises:
+        ValueError: the first sentence, by rank.
+    """
+    sentences = [sentence for sentence in gather(failure) if sentence is not None]
+    if sentences:
+        raise ValueError(sentences[0])
+
+
+def part() -> None:
+    """Ends the process group once all have come; without it gloo aborts at random when one ends before another."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()

@@ -1,0 +1,141 @@
+"""What all processes decide together at each step: whether it is bad, whether to save, and whether to leave.
+
+One all-reduce of a few numbers just before the update carries everything that only one process may know: a loss that is
+no number, a signal, the clock. So nobody waits for one that has stopped, and all do the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+
+from revision.interrupts import WATCHED, SignalWatch
+from revision.progress import say
+from revision.training import ranks
+from revision.training.guard import Guard, LossWindow
+
+if TYPE_CHECKING:
+    from revision.training.trainer import StageTrainer
+
+FAULTS = "faults.jsonl"
+_SHOWN = 8  # ids in a sentence; all of them are in the file
+
+
+class StepSync(TrainerCallback):
+    """Seeds each step, watches its loss, and saves and leaves when it is time to.
+
+    Args:
+        trainer: that this is a callback of.
+        watch: signals that ask to leave.
+        guard: what becomes of a bad step.
+        minutes: between checkpoints, where TrainingArguments.save_strategy does not say when; None: at signals only.
+        log: folder of `faults.jsonl`.
+    """
+
+    def __init__(
+        self, trainer: StageTrainer, *, watch: SignalWatch, guard: Guard, minutes: float | None, log: Path
+    ) -> None:
+        self._trainer, self._watch, self._guard, self._minutes = trainer, watch, guard, minutes
+        self._log = log / FAULTS
+        self._window = LossWindow(guard.window, guard.spike)
+        self._faults = 0
+        self._save = False
+        self._signal: signal.Signals | None = None
+        self._saved_at = time.monotonic()
+        self.left: signal.Signals | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"faults": self._faults, "losses": list(self._window.losses)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes over `state` of an earlier process."""
+        self._faults = state["faults"]
+        self._window.losses.extend(state["losses"])
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the clock; a run that may have to return to its beginning keeps it."""
+        self._saved_at = time.monotonic()
+        self._trainer.resume_log()
+        if self._guard.policy == "roll_back" and state.global_step == 0:
+            self._trainer.save_checkpoint()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Random numbers of a step (dropout) depend on (seed, step, rank) alone, so that none have to be kept."""
+        entropy = np.random.SeedSequence([args.seed, state.global_step, args.process_index])
+        set_seed(int(entropy.generate_state(1)[0]))
+        self._trainer.begin_step()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Exchanges what each process knows, and deals with a bad step before it reaches the weights."""
+        losses = self._trainer.losses
+        due = self._minutes is not None and time.monotonic() - self._saved_at >= 60 * self._minutes
+        known = [float(due and args.process_index == 0), *(float(one in self._watch.received) for one in WATCHED)]
+        mine = torch.stack([torch.stack(losses).sum().float(), self._trainer.bad_norm])
+        values = ranks.total(torch.cat([mine, torch.tensor(known, device=mine.device)])).tolist()
+        loss, bad_norm, save, *signals = values
+        self._save = save > 0
+        self._signal = next((one for one, count in zip(WATCHED, signals, strict=True) if count > 0), None)
+        loss /= ranks.world()
+        ceiling = self._window.ceiling()
+        if not math.isfinite(loss):
+            self._fault(state.global_step, loss, f"the loss is {loss}")
+        elif bad_norm > 0:
+            self._fault(state.global_step, loss, "the gradient is no number")
+        elif loss > ceiling:
+            self._fault(state.global_step, loss, f"the loss is {loss:.4g}, above {ceiling:.4g}, which makes it a spike")
+        else:
+            self._window.add(loss)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Saves when it is time, and leaves when a signal asks for it; a run that is at its end goes on to finish."""
+        if self._save:
+            control.should_save = True
+        if self._signal is not None and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+            self.left = self._signal
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Starts the clock anew."""
+        self._saved_at = time.monotonic()
+
+    def _fault(self, step: int, loss: float, what: str) -> None:
+        """Called by all processes alike."""
+        shares = ranks.gather(self._trainer.suspects())
+        ids = [name for bad, _ in shares for name in bad] or [name for _, every in shares for name in every]
+        self._faults += 1
+        over = self._faults > self._guard.limit
+        policy = "stop" if over else self._guard.policy
+        if ranks.rank() == 0:
+            row = {"step": step, "loss": loss, "reason": what, "policy": policy, "ids": ids}
+            with self._log.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+        where = f"{what} after step {step}, at samples {shown}"
+        if policy == "stop":
+            why = f" and more than guard.limit={self._guard.limit} steps were bad" if over and self._guard.limit else ""
+            raise ValueError(
+                f"{where}{why}; lower trainer.learning_rate, train in float32, or look at the records (all are in "
+                f"{self._log})"
+            )
+        if policy == "skip":
+            self._trainer.skip_update()
+            done = "its update is left out"
+        else:
+            done = f"back to {self._trainer.roll_back()}, and on with the samples that follow"
+        if ranks.rank() == 0:
+            say(f"{where}: {done}")

@@ -55,6 +55,8 @@ NEUTRAL_EVALUATE_FIELDS = {"batch_size", "device"}
 # Fields of `contrast` that leave the weights alone.
 NEUTRAL_CONTRAST_FIELDS = {"device", "frame_energy", "frame_step", "probe_interval"}
 
+# Fields of a stage that leave its weights alone; `trainer` is looked into.
+NEUTRAL_STAGE_FIELDS = {"reject_budget", "trainer"}
 
 # Alignments whose noise the seed decides.
 _SEEDED_ALIGNMENTS = (AlignmentMethod.c3, AlignmentMethod.diagonal, AlignmentMethod.residual_noise)
@@ -205,7 +207,9 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
 def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[str, Any]]:
     # The number of processes is part of the global batch.
     yield from _fields(config, "seed", "model", "engine.processes")
-    yield from _fields(config, *(f"{command}.{name}" for name in vars(StageConfig()) if name != "trainer"))
+    yield from _fields(
+        config, *(f"{command}.{name}" for name in vars(StageConfig()) if name not in NEUTRAL_STAGE_FIELDS)
+    )
     for key, value in {**config.trainer, **stage.trainer}.items():
         if key not in NEUTRAL_TRAINER_KEYS:
             yield f"{command}.trainer.{key}", value

@@ -25,6 +25,7 @@ LAYERS = [
     ["assembly", "processes", "rules", "rundir", "training", "evaluation"],
     ["building", "curve", "fields"],
     ["schema"],
+    ["collators", "lengths", "packing"],
     ["dataset", "geometry"],
     ["contrastive", "conversation"],
     ["alignment", "encoders", "records"],

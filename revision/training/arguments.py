@@ -19,6 +19,7 @@ _OURS: dict[str, Any] = {
     "disable_tqdm": True,
     "logging_nan_inf_filter": False,
     "include_num_input_tokens_seen": "non_padding",
+    "average_tokens_across_devices": True,  # the loss is over all labels of a step, whichever process has them
 }
 _DEFAULTS: dict[str, Any] = {
     "save_strategy": "no",

@@ -12,12 +12,16 @@ import torch
 from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from revision.collators import Collator, PackedCollator
 from revision.curve import CurveCallback
-from revision.dataset import Collator, ConversationDataset
+from revision.dataset import ConversationDataset
 from revision.model import RevisionForConditionalGeneration, RevisionProcessor
+from revision.packing import PackedDataset
 from revision.progress import say
+from revision.training.kernels import use_fused_loss
+from revision.training.packed import SeparationCheck, prepare_packing
 from revision.training.parts import checksums, require_moved, select_parts
-from revision.training.trainer import StageTrainer, StartCheck
+from revision.training.trainer import Epochs, StageTrainer, StartCheck
 
 _IDENTITY = "identity.json"
 
@@ -26,7 +30,7 @@ def train(
     *,
     model: RevisionForConditionalGeneration,
     processor: RevisionProcessor,
-    dataset: ConversationDataset,
+    dataset: ConversationDataset | PackedDataset,
     parts: Sequence[str],
     arguments: TrainingArguments,
     output: Path,
@@ -38,7 +42,7 @@ def train(
     Args:
         model: the multimodal LLM.
         processor: its processor; its tokenizer names the padding token.
-        dataset: of the stage.
+        dataset: of the stage; packed, its items are whole batches, whatever the arguments say of their size.
         parts: "projector", "llm" or both.
         arguments: from `build_arguments`.
         output: folder of the stage, the one that the arguments were built for; `log.jsonl` goes there.
@@ -67,16 +71,28 @@ def train(
     select_parts(model, parts, bf16=arguments.bf16)
     _tune(model, parts, arguments)
     before = checksums(model)
-    curve = CurveCallback(output / "log.jsonl", visible=arguments.process_index == 0)
+    if isinstance(dataset, PackedDataset):
+        collator: Collator | PackedCollator = prepare_packing(model, arguments)
+    else:
+        collator = Collator(processor.tokenizer.pad_token_id)
+    use_fused_loss(model, arguments.device)
+    curve = CurveCallback(
+        output / "log.jsonl",
+        visible=arguments.process_index == 0,
+        samples_per_item=dataset.samples_per_pack if isinstance(dataset, PackedDataset) else 1.0,
+    )
     trainer = StageTrainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(processor.tokenizer.pad_token_id),
+        data_collator=collator,
         callbacks=[curve],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StartCheck(trainer, parts))
+    trainer.add_callback(Epochs(dataset))
+    if isinstance(collator, PackedCollator):
+        trainer.add_callback(SeparationCheck(trainer, collator))
     try:
         trainer.train(resume_from_checkpoint=resume)
     finally:

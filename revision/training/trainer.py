@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from rich import get_console
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from revision.packing import PackedDataset
 from revision.progress import say
 from revision.training.parts import parts_table
 
@@ -37,6 +38,8 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, PackedDataset):
+            return SequentialSampler(dataset)  # its own order is a new one in each epoch
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -50,6 +53,30 @@ class StageTrainer(Trainer):
                 "float32, or look at the records"
             )
         return loss
+
+
+class Epochs(TrainerCallback):
+    """Tells data set and sampler which epoch begins.
+
+    accelerate's loader tells only one of them when there are several processes or when batches are skipped to resume:
+    packs and noise would stay those of the first epoch.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Sets the epoch, before the loader makes its first batch."""
+        epoch = int(state.epoch or 0)
+        train_dataloader.set_epoch(epoch)
+        self._dataset.set_epoch(epoch)
 
 
 class StartCheck(TrainerCallback):
@@ -72,14 +99,18 @@ class StartCheck(TrainerCallback):
             assert engine == "DeepSpeedEngine", f"DeepSpeed was asked for, but the engine is {engine}"
         elif args.world_size > 1 and not args.fsdp:
             assert engine == "DistributedDataParallel", f"{args.world_size} processes, but the engine is {engine}"
-        samples = len(self._trainer.train_dataset)
+        dataset = self._trainer.train_dataset
+        samples = len(dataset)
         share = math.ceil(samples / (args.train_batch_size * args.world_size))
         assert args.dataloader_drop_last or len(train_dataloader) == share, "the data is not shared among processes"
         if args.process_index != 0:
             return
         get_console().print(parts_table(self._trainer.model, self._parts))
+        if isinstance(dataset, PackedDataset):
+            say(dataset.describe())
+        what = "packed rows" if isinstance(dataset, PackedDataset) else "samples"
         say(
-            f"{samples:,} samples on {args.world_size} process(es) ({args.device}, {engine}): an epoch is "
+            f"{samples:,} {what} on {args.world_size} process(es) ({args.device}, {engine}): an epoch is "
             f"{len(train_dataloader):,} batches of {args.train_batch_size} each, training {state.max_steps:,} steps of "
-            f"{args.train_batch_size * args.gradient_accumulation_steps * args.world_size} samples"
+            f"{args.train_batch_size * args.gradient_accumulation_steps * args.world_size} {what}"
         )

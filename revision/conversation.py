@@ -53,6 +53,10 @@ class Encoded:
     labels: np.ndarray
 
 
+class UnfitError(ValueError):
+    """A conversation that cannot be learned from as it is: too long, or without a label."""
+
+
 def build_processor(tokenizer: Any, *, num_visual_tokens: int, chat_template: str | None = None) -> RevisionProcessor:
     """A processor whose template marks the answers and whose tokenizer can pad.
 
@@ -138,7 +142,8 @@ def encode(
         max_length: tokens a sample may have; nothing is ever cut.
 
     Raises:
-        ValueError: an `<image>` outside the user's turns, no label, or too many tokens.
+        UnfitError: no label, or too many tokens.
+        ValueError: an `<image>` outside the user's turns.
     """
     encoded = processor.tokenizer.apply_chat_template(
         _turns_of(processor, messages, name),
@@ -150,11 +155,11 @@ def encode(
     input_ids = np.asarray(encoded["input_ids"], dtype=np.int64)
     learned = np.asarray(encoded["assistant_masks"], dtype=bool)
     if not learned.any():
-        raise ValueError(f"sample {name} has no label: it holds no answer that the chat template marks; {_REMEDY}")
+        raise UnfitError(f"sample {name} has no label: it holds no answer that the chat template marks; {_REMEDY}")
     end = int(np.flatnonzero(learned)[-1]) + 1
     input_ids, learned = input_ids[:end], learned[:end]
     if len(input_ids) > max_length:
-        raise ValueError(
+        raise UnfitError(
             f"sample {name} has {len(input_ids)} tokens, above max_length={max_length}; raise max_length or take the "
             "sample out: an answer is never cut"
         )

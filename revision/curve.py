@@ -19,10 +19,11 @@ class CurveCallback(TrainerCallback):
     Args:
         path: of the log. A resumed run goes on in it, from the step of its checkpoint.
         visible: whether this process shows the bar and writes the log.
+        samples_per_item: samples in an item of the data set: their mean number where items are packs.
     """
 
-    def __init__(self, path: Path, *, visible: bool) -> None:
-        self.path, self.visible = path, visible
+    def __init__(self, path: Path, *, visible: bool, samples_per_item: float = 1.0) -> None:
+        self.path, self.visible, self.samples_per_item = path, visible, samples_per_item
         self.rows: list[dict[str, float]] = []
         self._progress = Progress(
             TextColumn("training"),
@@ -100,14 +101,14 @@ class CurveCallback(TrainerCallback):
         lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    @staticmethod
-    def _mark(args: TrainingArguments, state: TrainerState) -> tuple[float, int, int, int]:
+    def _mark(self, args: TrainingArguments, state: TrainerState) -> tuple[float, int, float, int]:
         """Seconds, steps, samples and tokens so far, of all processes."""
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return time.monotonic(), state.global_step, state.global_step * batch, int(state.num_input_tokens_seen)
+        items = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        samples = state.global_step * items * self.samples_per_item
+        return time.monotonic(), state.global_step, samples, int(state.num_input_tokens_seen)
 
     @staticmethod
-    def _rates(start: tuple[float, int, int, int], end: tuple[float, int, int, int]) -> tuple[float, float]:
+    def _rates(start: tuple[float, int, float, int], end: tuple[float, int, float, int]) -> tuple[float, float]:
         """Samples and tokens a second."""
         seconds = max(end[0] - start[0], 1e-9)
         return (end[2] - start[2]) / seconds, (end[3] - start[3]) / seconds

@@ -7,6 +7,8 @@ memory-mapped stores one row at a time, and the alignment is applied on the fly.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from revision.alignment import Alignment
-from revision.conversation import IGNORED, encode
+from revision.conversation import Encoded, UnfitError, encode
 from revision.embeddings import EmbeddingStore
 from revision.model import RevisionProcessor
 from revision.records import IMAGE_MARK, Conversation, Message, Pair
@@ -140,10 +142,13 @@ class ConversationDataset(Dataset[Example]):
         samples: what to learn.
         rows: where the embeddings are.
         processor: made by `revision.conversation.build_processor`.
-        max_length: tokens a sample may have, visual ones included; a longer one is an error, never cut.
+        max_length: tokens a sample may have, visual ones included; a longer one is an error.
         limit: use only the first so many of a seeded shuffle.
         seed: of that shuffle.
+        cut_turns: a longer one loses whole turns at its end instead, as few as will do; an answer is never cut.
     """
+
+    tokens: np.ndarray | None = None  # int32 [len(self)], tokens of each sample, once `keep` has been told
 
     def __init__(
         self,
@@ -154,14 +159,16 @@ class ConversationDataset(Dataset[Example]):
         max_length: int,
         limit: int | None = None,
         seed: int = 0,
+        cut_turns: bool = False,
     ) -> None:
         if len(samples) == 0:
             raise ValueError("there is no record to train on; look at data, and at the rejected records of its stores")
         self.samples, self.rows, self.processor, self.max_length = samples, rows, processor, max_length
-        self._chosen = None if limit is None else np.random.default_rng(seed).permutation(len(samples))[:limit]
+        self.cut_turns = cut_turns
+        self.chosen = None if limit is None else np.random.default_rng(seed).permutation(len(samples))[:limit]
 
     def __len__(self) -> int:
-        return len(self.samples) if self._chosen is None else len(self._chosen)
+        return len(self.samples) if self.chosen is None else len(self.chosen)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader before each epoch."""
@@ -169,10 +176,19 @@ class ConversationDataset(Dataset[Example]):
 
     def sample(self, index: int) -> Sample:
         """The record behind an example."""
-        return self.samples[index if self._chosen is None else int(self._chosen[index])]
+        return self.samples[index if self.chosen is None else int(self.chosen[index])]
+
+    def names(self, index: int) -> list[str]:
+        """Ids of the records behind an item: one."""
+        return [str(self.sample(index).name)]
 
     def lengths(self) -> list[int]:
-        """Characters of each sample: what grouping by length goes by, at a hundredth of the cost of tokenizing."""
+        """Tokens of each sample where they have been counted, else its characters: what grouping by length goes by.
+
+        Characters cost a hundredth of what tokenizing does.
+        """
+        if self.tokens is not None:
+            return [int(length) for length in self.tokens]
         return [sum(len(message.content) for message in self.sample(index).messages) for index in range(len(self))]
 
     def __getitem__(self, index: int) -> Example:
@@ -182,9 +198,49 @@ class ConversationDataset(Dataset[Example]):
             ValueError: the record has no label, is too long, or has a mark where none may be; names its id.
         """
         sample = self.sample(index)
-        encoded = encode(self.processor, sample.messages, name=sample.name, max_length=self.max_length)
+        encoded, _ = self.fit(sample)
         embed = None if sample.row is None else self.rows[sample.row]
         return {"input_ids": encoded.input_ids, "labels": encoded.labels, "image_embed": embed}
+
+    def fit(self, sample: Sample) -> tuple[Encoded, int]:
+        """Token ids and labels of a sample, and how many of its turns they hold: all, but for `cut_turns`.
+
+        Raises:
+            UnfitError: the record is too long or has no label, and no whole turns that fit; names its id.
+            ValueError: it has a mark where none may be.
+        """
+        limits: dict[str, Any] = {"name": sample.name, "max_length": self.max_length}
+        try:
+            return encode(self.processor, sample.messages, **limits), len(sample.messages)
+        except UnfitError:
+            pictured = 0 if sample.row is None else 1
+            answers = [end for end, turn in enumerate(sample.messages, 1) if turn.role == "assistant"][:-1]
+            for end in reversed(answers if self.cut_turns else []):
+                kept = sample.messages[:end]
+                if sum(turn.content.count(IMAGE_MARK) for turn in kept) < pictured:
+                    break  # without its picture it would be another sample
+                try:
+                    return encode(self.processor, kept, **limits), end
+                except UnfitError:
+                    continue
+            raise
+
+    def keep(self, tokens: np.ndarray) -> None:
+        """Leaves samples out.
+
+        Args:
+            tokens: int32 [len(self)], tokens of each sample; 0 for one to leave out.
+
+        Raises:
+            ValueError: none is left.
+        """
+        kept = np.flatnonzero(tokens)
+        if len(kept) == 0:
+            raise ValueError("no record is left to train on; raise max_length, or look at the records")
+        if len(kept) < len(tokens):
+            self.chosen = kept if self.chosen is None else self.chosen[kept]
+            tokens = tokens[kept]
+        self.tokens = tokens
 
 
 class TextSamples:
@@ -204,6 +260,11 @@ class TextSamples:
             raise ValueError(f"stage 1 learns texts, but {store.path} holds images; set data.texts to a text source")
         self.store, self.seed, self.prompts = store, seed, _checked(prompts)
         self._texts = store.payload(slice(None)) if len(store) <= _TEXTS_IN_MEMORY else None
+
+    def fingerprint(self) -> str:
+        """sha256 that stands for all messages, without reading them."""
+        content = [self.store.fingerprint(), self.prompts, self.seed if len(self.prompts) > 1 else None]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.store)
@@ -260,35 +321,3 @@ def _checked(prompts: Sequence[str]) -> list[str]:
 
 def _drawn(prompts: Sequence[str], seed: int, place: int) -> str:
     return prompts[int(np.random.default_rng([seed, place]).integers(len(prompts)))] if len(prompts) > 1 else prompts[0]
-
-
-class Collator:
-    """Examples to one batch, padded on the right to the longest of them."""
-
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """input_ids, attention_mask and labels, int64 [B, L]; with pictures also image_embeds, float32 [N, d].
-
-        Pictures are in the order of their tokens. No example at all, the share of a process for which none was left
-        at the end of an epoch, becomes one position without a label: it takes part in the step and teaches nothing.
-        """
-        if not examples:
-            nothing = torch.full((1, 1), self.pad_token_id)
-            return {"input_ids": nothing, "attention_mask": torch.ones_like(nothing), "labels": nothing * 0 + IGNORED}
-        shape = (len(examples), max(len(example["input_ids"]) for example in examples))
-        batch = {
-            "input_ids": torch.full(shape, self.pad_token_id),
-            "attention_mask": torch.zeros(shape, dtype=torch.int64),
-            "labels": torch.full(shape, IGNORED),
-        }
-        for row, example in enumerate(examples):
-            length = len(example["input_ids"])
-            batch["input_ids"][row, :length] = torch.from_numpy(example["input_ids"])
-            batch["attention_mask"][row, :length] = 1
-            batch["labels"][row, :length] = torch.from_numpy(example["labels"])
-        embeds = [example["image_embed"] for example in examples if example["image_embed"] is not None]
-        if embeds:
-            batch["image_embeds"] = torch.stack(embeds)
-        return batch

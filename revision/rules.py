@@ -15,8 +15,11 @@ from revision.schema import (
     Config,
     ContrastPart,
     Modality,
+    Packing,
     SourceConfig,
+    StageConfig,
     StageInput,
+    Unfit,
 )
 
 PARTS = ("projector", "llm")
@@ -55,6 +58,8 @@ _AT_LEAST: Mapping[str, float] = {
     "pretrain.noise_std": 0,
     "pretrain.limit": 1,
     "instruct.limit": 1,
+    "pretrain.reject_budget": 0,
+    "instruct.reject_budget": 0,
     "engine.processes": 1,
     "guard.window": 10,
     "guard.limit": 0,
@@ -79,6 +84,8 @@ _ABOVE: Mapping[str, float] = {
 }
 _AT_MOST: Mapping[str, float] = {
     "embed.reject_budget": 1,
+    "pretrain.reject_budget": 1,
+    "instruct.reject_budget": 1,
     "contrast.warmup": 1,
     "contrast.frame_energy": 1,
     "alignment.energy": 1,
@@ -215,9 +222,12 @@ def _check_stages(config: Config) -> None:
                 f"{command}.max_length", stage.max_length,
                 f"more than model.num_visual_tokens = {config.model.num_visual_tokens}, so that text fits beside them",
             )  # fmt: skip
+        _check_packing(config, command, stage)
         for prompt in stage.prompts:
             if prompt.count(IMAGE) != 1:
                 raise _broken(f"{command}.prompts", prompt, f"{IMAGE} exactly once, where the picture goes")
+    if config.pretrain.unfit is Unfit.cut_turns:
+        raise _broken("pretrain.unfit", "cut_turns", "error or drop: a caption is one turn, and is never cut")
     if not config.pretrain.prompts:
         raise _broken("pretrain.prompts", "[]", f"at least one user turn, such as {IMAGE}")
     if config.pretrain.init in MODEL_STEPS:
@@ -230,6 +240,24 @@ def _check_stages(config: Config) -> None:
         raise _broken(
             "pretrain.input", "pairs",
             "backed by data.pairs and data.conversation_sources, which this corpus leaves empty",
+        )  # fmt: skip
+
+
+def _check_packing(config: Config, command: str, stage: StageConfig) -> None:
+    tokens, order = stage.pack_tokens, {**config.trainer, **stage.trainer}.get("train_sampling_strategy", "random")
+    if stage.packing is Packing.none:
+        if tokens is not None:
+            raise _broken(f"{command}.pack_tokens", tokens, f"null where {command}.packing is none: rows are padded")
+        return
+    if tokens is not None and tokens < stage.max_length:
+        raise _broken(
+            f"{command}.pack_tokens", tokens,
+            f"at least {command}.max_length = {stage.max_length}, so that the longest sample fits into one row",
+        )  # fmt: skip
+    if order != "random":
+        raise _broken(
+            f"{command}.trainer.train_sampling_strategy", order,
+            f"random where {command}.packing is packed: packs have an order of their own, without padding to save",
         )  # fmt: skip
 
 

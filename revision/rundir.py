@@ -53,6 +53,9 @@ NEUTRAL_EVALUATE_FIELDS = {"batch_size", "device"}
 # Fields of `contrast` that leave the weights alone.
 NEUTRAL_CONTRAST_FIELDS = {"device", "frame_energy", "frame_step", "probe_interval"}
 
+# Fields of a stage that leave its weights alone; `trainer` is looked into.
+NEUTRAL_STAGE_FIELDS = {"reject_budget", "trainer"}
+
 # Alignments whose noise the seed decides.
 _SEEDED_ALIGNMENTS = (AlignmentMethod.c3, AlignmentMethod.diagonal, AlignmentMethod.residual_noise)
 
@@ -206,7 +209,8 @@ def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[s
     # Where weights may return to a checkpoint, it matters when there is one.
     weighty = {"save_steps"} if config.guard.policy is GuardPolicy.roll_back else set()
     neutral = NEUTRAL_TRAINER_KEYS.union(_BATCH) - weighty
-    yield from _fields(config, *(f"{command}.{name}" for name in vars(StageConfig()) if name != "trainer"))
+    weighing = [name for name in vars(StageConfig()) if name not in NEUTRAL_STAGE_FIELDS]
+    yield from _fields(config, *(f"{command}.{name}" for name in weighing))
     for key, value in trainer.items():
         if key not in neutral:
             yield f"{command}.trainer.{key}", value

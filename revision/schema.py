@@ -77,6 +77,21 @@ class StageInput(Enum):
     pairs = "pairs"
 
 
+class Packing(Enum):
+    """How samples become a batch: padded to the longest of them, or packed into one row without padding."""
+
+    none = "none"
+    packed = "packed"
+
+
+class Unfit(Enum):
+    """What becomes of a sample that is longer than `max_length` or has no label."""
+
+    error = "error"
+    drop = "drop"
+    cut_turns = "cut_turns"
+
+
 class Tracker(Enum):
     """Where training curves go besides the run folder."""
 
@@ -147,8 +162,7 @@ class ContrastConfig:
 
     train: ContrastPart = ContrastPart.heads
     init: str | None = None  # open_clip folder (open_clip_config.json + weights) to start from
-    architecture: dict[str, Any] = field(default_factory=dict)  # or, with train=all, the content of such a json file:
-    # `model_cfg` and `preprocess_cfg` of a model that starts from random weights
+    architecture: dict[str, Any] = field(default_factory=dict)  # or, with train=all, what such a json file says
     output: str | None = None  # where the trained open_clip folder goes; None: runs/<name>/contrast/encoder
     heads: str | None = None  # also write the trained heads alone to this safetensors file
     epochs: int = 30
@@ -240,6 +254,10 @@ class StageConfig:
     prompts: list[str] = field(default_factory=list)  # pretrain only: user turns to draw from; `<image>` marks it
     train: list[str] = field(default_factory=list)  # parts that train: projector, llm
     max_length: int = 2048  # tokens a sample, visual ones included
+    unfit: Unfit = Unfit.error  # a longer sample: stop, drop it and list it, or cut whole turns at its end (or drop)
+    reject_budget: float = 0.01  # share of samples that may be dropped before the stage stops
+    packing: Packing = Packing.none
+    pack_tokens: int | None = None  # tokens a row, a device's batch; null: of per_device_train_batch_size samples
     limit: int | None = None  # use only the first N records (after the seeded shuffle), for data-size sweeps
     trainer: dict[str, Any] = field(default_factory=dict)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revision.schema import Config, StageConfig
+from revision.schema import Config, Packing, StageConfig, Unfit
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from revision.dataset import Rows, Samples
+    from revision.dataset import ConversationDataset, Rows, Samples
     from revision.model import RevisionForConditionalGeneration, RevisionProcessor
+    from revision.packing import PackedDataset
 
 
 def arguments_of(config: Config, command: str) -> TrainingArguments:
@@ -54,18 +56,14 @@ def train_and_save(
 
     from revision import building, rundir, training
     from revision.contents import contents
-    from revision.dataset import ConversationDataset
     from revision.training.guard import Guard
 
     stage = _stage(config, command)
-    dataset = ConversationDataset(
-        samples, rows, processor, max_length=stage.max_length, limit=stage.limit, seed=config.seed
-    )
     output = rundir.start(config, command)
     summary = training.train(
         model=model,
         processor=processor,
-        dataset=dataset,
+        dataset=_dataset(config, command, arguments, processor, rows, samples),
         parts=stage.train,
         arguments=arguments,
         output=output,
@@ -79,6 +77,44 @@ def train_and_save(
         building.save_model(model, processor, output / "model", alignment=alignment, dtype=dtype)
     rundir.finish(config, command, **summary)
     training.conclude(arguments)
+
+
+def _dataset(
+    config: Config,
+    command: str,
+    arguments: TrainingArguments,
+    processor: RevisionProcessor,
+    rows: Rows,
+    samples: Samples,
+) -> ConversationDataset | PackedDataset:
+    """What the stage learns, packed or not. Samples are counted only where something depends on their lengths."""
+    from revision import rundir
+    from revision.dataset import ConversationDataset
+    from revision.lengths import settle_lengths
+    from revision.packing import PackedDataset
+
+    stage = _stage(config, command)
+    dataset = ConversationDataset(
+        samples, rows, processor,
+        max_length=stage.max_length, limit=stage.limit, seed=config.seed, cut_turns=stage.unfit is Unfit.cut_turns,
+    )  # fmt: skip
+    packed = stage.packing is Packing.packed
+    if packed or stage.unfit is not Unfit.error:
+        with arguments.main_process_first(local=False, desc="counting tokens"):  # the others read its file
+            settle_lengths(
+                dataset,
+                Path(config.runs) / ".lengths",
+                drop=stage.unfit is not Unfit.error,
+                reject_budget=stage.reject_budget,
+                listing=rundir.folder(config, command) / "unfit.jsonl",
+                main=rundir.is_main_process(),
+            )
+    if not packed:
+        return dataset
+    return PackedDataset(
+        dataset, tokens=stage.pack_tokens,
+        batch=arguments.per_device_train_batch_size, seed=config.seed, processes=arguments.world_size,
+    )  # fmt: skip
 
 
 def _stage(config: Config, command: str) -> StageConfig:

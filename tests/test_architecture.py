@@ -26,6 +26,7 @@ LAYERS = [
     ["building", "contents", "curve", "fields"],
     ["schema"],
     ["safety"],
+    ["collators", "lengths", "packing"],
     ["dataset", "geometry"],
     ["contrastive", "conversation"],
     ["alignment", "encoders", "folders", "records"],

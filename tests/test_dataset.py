@@ -12,9 +12,9 @@ import torch
 from conftest import TINY_EMBED_DIM, TINY_VISUAL_TOKENS
 
 from revision.alignment import C3, ReAlign
+from revision.collators import Collator
 from revision.conversation import IGNORED
 from revision.dataset import (
-    Collator,
     ConversationDataset,
     Rows,
     Sample,

@@ -9,14 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import tiny_training
 import torch
 
+from revision.packing import PackedDataset
 from revision.training.trainer import StageTrainer
 
 BOTH = ["projector", "llm"]
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def losses(output: Path) -> list[float]:
@@ -55,6 +58,43 @@ def test_batch_times_accumulation(
     assert largest_difference(got, expected) < 2e-5
 
 
+@pytest.fixture(scope="module")
+def whole_epochs(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four steps of all 32 samples, padded."""
+    output = tmp_path_factory.mktemp("epochs")
+    tiny_training.run(
+        tiny_llm, output, parts=BOTH, per_device_train_batch_size=8, gradient_accumulation_steps=4
+    )  # fmt: skip
+    return output
+
+
+def rows_of(llm: Path, tokens: int) -> int:
+    dataset = tiny_training.make_dataset(llm)
+    dataset.keep(np.array([len(dataset[place]["input_ids"]) for place in range(len(dataset))], dtype=np.int32))
+    return len(PackedDataset(dataset, tokens=tokens))
+
+
+@pytest.mark.parametrize("tokens", [100, 400, 2000])
+def test_packed_rows_train_what_padded_ones_do(tiny_llm: Path, tmp_path: Path, whole_epochs: Path, tokens: int) -> None:
+    """Whatever the rows hold, a step over all of them is a step over all samples."""
+    rows = rows_of(tiny_llm, tokens)
+    tiny_training.run(tiny_llm, tmp_path, parts=BOTH, pack_tokens=tokens, gradient_accumulation_steps=rows)
+    assert losses(tmp_path) == pytest.approx(losses(whole_epochs), abs=2e-6)
+    got, expected = (safetensors.torch.load_file(one / "weights.safetensors") for one in (tmp_path, whole_epochs))
+    assert largest_difference(got, expected) < 2e-5
+
+
+def test_two_processes_train_packed_rows_as_one_does(tiny_llm: Path, tmp_path: Path, whole_epochs: Path) -> None:
+    """With an odd number of rows, so that one process has one too few."""
+    rows = rows_of(tiny_llm, 400)
+    assert rows % 2 == 1
+    done = launch(tiny_llm, tmp_path, "400", str((rows + 1) // 2))
+    assert f"32 samples in {rows} rows of up to 400 tokens" in done.stdout
+    assert losses(tmp_path) == pytest.approx(losses(whole_epochs), abs=1e-5)
+    got, expected = (safetensors.torch.load_file(one / "weights.safetensors") for one in (tmp_path, whole_epochs))
+    assert largest_difference(got, expected) < 5e-5
+
+
 def test_the_loss_is_the_mean_over_all_labels_of_a_step(tiny_llm: Path, tmp_path: Path) -> None:
     """By hand, on the untrained model: a mean of means would weigh short answers more."""
     tiny_training.run(
@@ -80,15 +120,21 @@ def test_the_loss_is_the_mean_over_all_labels_of_a_step(tiny_llm: Path, tmp_path
     assert abs(total / count - sum(means) / len(means)) > 1e-3
 
 
-def test_two_processes_train_what_one_does(tiny_llm: Path, tmp_path: Path, reference: Path) -> None:
+def launch(llm: Path, output: Path, *words: str) -> Any:
+    """`tiny_training` on two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*launcher, str(Path(tiny_training.__file__)), str(tiny_llm), str(tmp_path)],
+        [*launcher, str(Path(tiny_training.__file__)), str(llm), str(output), *words],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_two_processes_train_what_one_does(tiny_llm: Path, tmp_path: Path, reference: Path) -> None:
+    done = launch(tiny_llm, tmp_path)
     assert "on 2 process(es)" in done.stdout
     assert "DistributedDataParallel" in done.stdout
     assert done.stdout.count("What trains") == 1
@@ -97,15 +143,16 @@ def test_two_processes_train_what_one_does(tiny_llm: Path, tmp_path: Path, refer
     assert largest_difference(got, expected) < 5e-5
 
 
-@pytest.mark.parametrize("sampling", ["random", "group_by_length"])
+@pytest.mark.parametrize("sampling", ["random", "group_by_length", "packed"])
 def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(
     tiny_llm: Path, tmp_path: Path, sampling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The interruption is in the second epoch, after a checkpoint; the same call goes on from there."""
     options: dict[str, Any] = {
         "parts": BOTH, "per_device_train_batch_size": 8, "max_steps": 7, "save_strategy": "steps", "save_steps": 2,
-        "train_sampling_strategy": sampling, "lr_scheduler_type": "cosine",
+        "lr_scheduler_type": "cosine",
     }  # fmt: skip
+    options |= {"pack_tokens": 400} if sampling == "packed" else {"train_sampling_strategy": sampling}
     tiny_training.run(tiny_llm, tmp_path / "whole", **options)
     whole = StageTrainer.training_step
 

@@ -25,10 +25,12 @@ from revision.schema import (
     GapConfig,
     Modality,
     ModelConfig,
+    Packing,
     SourceConfig,
     StageConfig,
     StageInput,
     Tracker,
+    Unfit,
 )
 
 Change = Callable[[Config], Any]
@@ -116,6 +118,10 @@ EFFECTS = [
     (put("pretrain.trainer.max_steps", 3), ("pretrain", "instruct", "evaluate")),
     (put("pretrain.limit", 3), ("pretrain", "instruct", "evaluate")),
     (put("instruct.limit", 3), ("instruct", "evaluate")),
+    (put("instruct.packing", Packing.packed), ("instruct", "evaluate")),
+    (put("pretrain.pack_tokens", 4096), ("pretrain", "instruct", "evaluate")),
+    (put("instruct.unfit", Unfit.cut_turns), ("instruct", "evaluate")),
+    (put("instruct.reject_budget", 0.5), ()),
     (put("instruct.init", None), ("instruct", "evaluate")),
     (put("data.conversations", "x"), ("instruct", "evaluate")),
     (put("evaluate.candidates", 3), ("evaluate",)),
@@ -205,6 +211,7 @@ def test_every_field_has_been_decided_on() -> None:
         "name", "runs", "tracker", "data.name", "encoder.batch_size", "embed.sources", "embed.shard_size",
         "embed.reject_budget", "embed.workers", "embed.device", "evaluate.batch_size", "evaluate.device",
         "run.steps", "pretrain.trainer", "instruct.trainer", "align.export", "align.shard_size",
+        "pretrain.reject_budget", "instruct.reject_budget",
         "contrast.architecture", "contrast.device", "contrast.frame_energy", "contrast.frame_step",
         "contrast.probe_interval", "checkpoint.minutes", "verify.path",
         "engine.processes",  # counts in the global batch

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from revision import building, rundir
+from revision import building, rules, rundir
 from revision.commands import align, instruct, pretrain
 from revision.conversation import encode
 from revision.records import Message
@@ -23,10 +23,12 @@ from revision.schema import (
     EncoderConfig,
     Modality,
     ModelConfig,
+    Packing,
     ProjectorConfig,
     SourceConfig,
     StageConfig,
     StageInput,
+    Unfit,
 )
 
 Store = Callable[..., Any]
@@ -121,6 +123,37 @@ def test_both_stages_in_order(config: Config, tiny_llm: Path) -> None:
     assert ours.labels.tolist() == theirs.labels.tolist()
     left = {file.name for command in ("pretrain", "instruct") for file in rundir.folder(config, command).iterdir()}
     assert left == {"model", "log.jsonl", "config.yaml", "provenance.json", "finished.json"}
+
+
+def test_both_stages_on_packed_rows(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    config.pretrain = replace(config.pretrain, packing=Packing.packed)
+    config.instruct = replace(config.instruct, packing=Packing.packed, pack_tokens=120, unfit=Unfit.cut_turns)
+    pretrain.run(config)
+    assert "24 samples in" in capsys.readouterr().out
+    instruct.run(config)
+    shown = capsys.readouterr().out
+    assert "7 samples in" in shown
+    assert "rows of up to 120 tokens" in shown
+    assert len(list(Path("runs/.lengths").glob("*.npy"))) == 2
+    for command in ("pretrain", "instruct"):
+        marks = json.loads((rundir.folder(config, command) / "finished.json").read_text())
+        assert marks["facts"]["steps"] == 2
+        assert not (rundir.folder(config, command) / "unfit.jsonl").exists()
+
+
+def test_samples_that_do_not_fit_are_dropped_without_packing_too(config: Config) -> None:
+    long = {"id": "long", "messages": turns("1?", "2 " * 99)}
+    with Path("talks.jsonl").open("a") as file:
+        file.write(json.dumps(long) + "\n")
+    config.instruct = replace(config.instruct, init=None)
+    whole = {**TRAINER, "per_device_train_batch_size": 8, "max_steps": 1}
+    config.instruct.trainer = whole
+    with pytest.raises(ValueError, match="sample long has .* above max_length=99"):
+        instruct.run(config)
+    config.instruct = replace(config.instruct, unfit=Unfit.drop, reject_budget=0.2)
+    instruct.run(config)
+    (row,) = (rundir.folder(config, "instruct") / "unfit.jsonl").read_text().splitlines()
+    assert json.loads(row)["id"] == "long"
 
 
 def test_the_alignment_reaches_the_projector(config: Config) -> None:
@@ -219,3 +252,19 @@ def test_an_unreadable_llm_and_bad_arguments_are_refused(config: Config) -> None
 def test_a_corpus_without_conversations_is_refused(config: Config) -> None:
     with pytest.raises(ValueError, match=r"corpus tiny has no data\.conversations"):
         instruct.run(replace(config, data=replace(config.data, conversations=None)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"pack_tokens": 98}, r"instruct\.pack_tokens = 98: must be at least instruct\.max_length = 99"),
+        (
+            {"trainer": {"train_sampling_strategy": "group_by_length"}},
+            r"instruct\.trainer\.train_sampling_strategy = group_by_length: must be random where instruct\.packing",
+        ),
+    ],
+)
+def test_packing_has_rules(config: Config, changes: dict[str, Any], why: str) -> None:
+    rules.check(replace(config, instruct=replace(config.instruct, packing=Packing.packed)))
+    with pytest.raises(ValueError, match=why):
+        rules.check(replace(config, instruct=replace(config.instruct, packing=Packing.packed, **changes)))

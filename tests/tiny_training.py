@@ -16,6 +16,7 @@ from revision.conversation import build_processor
 from revision.dataset import ConversationDataset, Sample
 from revision.dataset import Rows as StoredRows
 from revision.model import RevisionForConditionalGeneration
+from revision.packing import PackedDataset
 from revision.records import Message
 from revision.training.guard import Guard
 
@@ -71,18 +72,23 @@ def run(
     guard: Guard = Guard(),  # noqa: B008
     model: Any = None,
     dataset: ConversationDataset | None = None,
+    pack_tokens: int | None = None,
     **trainer: Any,
 ) -> tuple[RevisionForConditionalGeneration, dict[str, float]]:
-    """Trains and returns the model and the summary."""
+    """Trains and returns the model and the summary; packed into rows where their tokens are given."""
     settings = {"learning_rate": 1e-2, "max_steps": 4, "logging_steps": 1, "lr_scheduler_type": "constant", **trainer}
     arguments = training.build_arguments(settings, output=output, seed=0)
     output.mkdir(parents=True, exist_ok=True)
     dataset = make_dataset(llm) if dataset is None else dataset
+    learned: ConversationDataset | PackedDataset = dataset
+    if pack_tokens is not None:
+        dataset.keep(np.array([len(dataset[place]["input_ids"]) for place in range(SAMPLES)], dtype=np.int32))
+        learned = PackedDataset(dataset, tokens=pack_tokens, processes=arguments.world_size)
     model = make_model(llm) if model is None else model
     summary = training.train(
         model=model,
         processor=dataset.processor,
-        dataset=dataset,
+        dataset=learned,
         parts=parts,
         arguments=arguments,
         output=output,
@@ -103,11 +109,7 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    run(
-        Path(sys.argv[1]),
-        Path(sys.argv[2]),
-        parts=["projector", "llm"],
-        processes=2,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-    )
+    rows: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    if len(sys.argv) > 3:
+        rows = {"pack_tokens": int(sys.argv[3]), "gradient_accumulation_steps": int(sys.argv[4])}
+    run(Path(sys.argv[1]), Path(sys.argv[2]), parts=["projector", "llm"], processes=2, **rows)

@@ -1,6 +1,6 @@
 """The multimodal LLM: configuration, model and processor, registered with the Auto classes of transformers.
 
-The three files import torch and transformers only, since they are copied into every checkpoint.
+The files import torch and transformers only, since they are copied into every checkpoint.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_revision.RevisionForConditionalGeneration",
     "AutoProcessor": "processing_revision.RevisionProcessor",
 }
-_CODE = ("configuration_revision.py", "modeling_revision.py", "processing_revision.py")
+_CODE = ("configuration_revision.py", "loss_revision.py", "modeling_revision.py", "processing_revision.py")
 
 
 def copy_code(folder: Path) -> None:

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_revision import RevisionConfig, copy_code
+from .loss_revision import is_whole_linear, output_loss
 from .processing_revision import IMAGE_TOKEN
 
 IGNORED = -100  # label of a position that nothing is learned from
@@ -73,6 +74,7 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # First, since transformers takes a model's dtype from its first parameter: it must be the LLM's.
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.projector = RevisionProjector(config)
+        self.fused_loss: Any = None  # (output layer, hidden [n, H], targets [n]) -> sum; set by training on a GPU
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -224,14 +226,16 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: int64 [B, L]; each picture takes K image tokens.
             image_embeds: [N, d] unit vectors in the order of their tokens.
+            position_ids: int64 [B, L]. Where they start again at 0 within a row, other samples begin: each sees only
+                itself, provided that there is no attention_mask.
             labels: int64 [B, L], -100 where nothing is learned; position i is predicted from i - 1.
             logits_to_keep: without labels, the last so many positions (0: all), or their indices.
             num_items_in_batch: labels in the whole accumulated batch of all ranks; the loss is the sum over labels
                 divided by it. None: by the labels of this batch.
 
         Returns:
-            `loss` where there are labels; then logits are those of the labelled positions only, [labels, V]. Without
-            labels, logits [B, L', V].
+            `loss` where there are labels; then logits are those of the labelled positions only, [labels, V], or None
+            where they were computed in chunks or never (`loss_revision`). Without labels, logits [B, L', V].
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -256,8 +260,12 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ).last_hidden_state
         targets = labels[:, 1:]
         learned = targets != IGNORED
-        logits = self.get_output_embeddings()(hidden[:, :-1][learned]).float()
-        total = nn.functional.cross_entropy(logits, targets[learned].to(logits.device), reduction="sum")
+        head, inputs, wanted = self.get_output_embeddings(), hidden[:, :-1][learned], targets[learned]
+        logits = None
+        if self.fused_loss is not None and is_whole_linear(head) and len(wanted) > 0:
+            total = self.fused_loss(head, inputs, wanted)
+        else:
+            total, logits = output_loss(head, inputs, wanted.to(inputs.device))
         items = learned.sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=total / items, logits=logits)
 

@@ -31,6 +31,7 @@ _OURS: dict[str, Any] = {
     "load_best_model_at_end": False,
     "auto_find_batch_size": False,
     "push_to_hub": False,
+    "average_tokens_across_devices": True,  # the loss is over all labels of a step, whichever process has them
 }
 _DEFAULTS: dict[str, Any] = {
     "save_strategy": "no",  # none of the Trainer's: StageConfig says how many minutes apart they are

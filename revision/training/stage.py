@@ -13,14 +13,18 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainingArguments
 
+from revision.collators import Collator, PackedCollator
 from revision.curve import CurveCallback
-from revision.dataset import Collator, ConversationDataset
+from revision.dataset import ConversationDataset
 from revision.interrupts import Interrupted, SignalWatch
 from revision.model import RevisionForConditionalGeneration, RevisionProcessor
+from revision.packing import PackedDataset
 from revision.progress import say
 from revision.training import ranks
 from revision.training.checkpoints import Checkpoints, step_in
 from revision.training.guard import Guard
+from revision.training.kernels import use_fused_loss
+from revision.training.packed import SeparationCheck, prepare_packing
 from revision.training.parts import checksums, require_moved, select_parts
 from revision.training.trainer import StageTrainer, StartCheck
 
@@ -29,7 +33,7 @@ def train(
     *,
     model: RevisionForConditionalGeneration,
     processor: RevisionProcessor,
-    dataset: ConversationDataset,
+    dataset: ConversationDataset | PackedDataset,
     parts: Sequence[str],
     arguments: TrainingArguments,
     output: Path,
@@ -43,7 +47,7 @@ def train(
     Args:
         model: the multimodal LLM.
         processor: its processor; its tokenizer names the padding token.
-        dataset: of the stage.
+        dataset: of the stage; packed, its items are whole batches, whatever the arguments say of their size.
         parts: "projector", "llm" or both.
         arguments: from `build_arguments`.
         output: folder of the stage, the one that the arguments were built for; `log.jsonl` goes there.
@@ -80,7 +84,14 @@ def train(
     resume = checkpoints.open({**(identity or {}), "weights at the start": _digest(before)})
     if resume is not None and arguments.process_index == 0:
         say(f"resuming from {resume}")
-    curve = CurveCallback(output / "log.jsonl", visible=arguments.process_index == 0)
+    packed = isinstance(dataset, PackedDataset)
+    collator = prepare_packing(model, arguments) if packed else Collator(processor.tokenizer.pad_token_id)
+    use_fused_loss(model, arguments.device)
+    curve = CurveCallback(
+        output / "log.jsonl",
+        visible=arguments.process_index == 0,
+        samples_per_item=dataset.samples_per_pack if isinstance(dataset, PackedDataset) else 1.0,
+    )
     timed = minutes if arguments.save_strategy == "no" else None
     with SignalWatch() as watch:
         trainer = StageTrainer(
@@ -92,11 +103,13 @@ def train(
             model=model,
             args=arguments,
             train_dataset=dataset,
-            data_collator=Collator(processor.tokenizer.pad_token_id),
+            data_collator=collator,
             callbacks=[curve],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(StartCheck(trainer, parts))
+        if isinstance(collator, PackedCollator):
+            trainer.add_callback(SeparationCheck(trainer, collator))
         try:
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         finally:

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from revision.dataset import ConversationDataset
 from revision.interrupts import SignalWatch
+from revision.packing import PackedDataset
 from revision.progress import say
 from revision.training import states
 from revision.training.checkpoints import Checkpoints
@@ -61,11 +62,11 @@ class StageTrainer(Trainer):
     def _make_batches(self) -> GlobalBatches:
         args = self.args
         dataset: Any = self.train_dataset
-        assert isinstance(dataset, ConversationDataset)
+        assert isinstance(dataset, ConversationDataset | PackedDataset)
         batch = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
-        order = make_order(
-            args.train_sampling_strategy, len(dataset), batch=batch, seed=args.seed, lengths=dataset.lengths
-        )
+        # Packs come in an order of their own, a new one in each epoch.
+        strategy = "sequential" if isinstance(dataset, PackedDataset) else args.train_sampling_strategy
+        order = make_order(strategy, len(dataset), batch=batch, seed=args.seed, lengths=dataset.lengths)
         return GlobalBatches(
             order,
             len(dataset),
@@ -120,7 +121,7 @@ class StageTrainer(Trainer):
         batches = self.batches.of_step(self.state.global_step)
         bad, every = [], []
         for batch, loss in zip(batches, self.losses, strict=True):
-            names = [str(dataset.sample(index).name) for index in batch]
+            names = [name for index in batch for name in dataset.names(index)]
             every += names
             bad += [] if math.isfinite(float(loss)) else names
         return bad, every
@@ -198,14 +199,18 @@ class StartCheck(TrainerCallback):
             assert engine == "DeepSpeedEngine", f"DeepSpeed was asked for, but the engine is {engine}"
         elif args.world_size > 1 and not args.fsdp:
             assert engine == "DistributedDataParallel", f"{args.world_size} processes, but the engine is {engine}"
-        samples = len(self._trainer.train_dataset)
+        dataset = self._trainer.train_dataset
+        samples = len(dataset)
         share = math.ceil(samples / (args.train_batch_size * args.world_size))
         assert args.dataloader_drop_last or len(train_dataloader) == share, "the data is not shared among processes"
         if args.process_index != 0:
             return
         get_console().print(parts_table(self._trainer.model, self._parts))
+        if isinstance(dataset, PackedDataset):
+            say(dataset.describe())
+        what = "packed rows" if isinstance(dataset, PackedDataset) else "samples"
         say(
-            f"{samples:,} samples on {args.world_size} process(es) ({args.device}, {engine}): an epoch is "
+            f"{samples:,} {what} on {args.world_size} process(es) ({args.device}, {engine}): an epoch is "
             f"{len(train_dataloader):,} batches of {args.train_batch_size} each, training {state.max_steps:,} steps of "
-            f"{args.train_batch_size * args.gradient_accumulation_steps * args.world_size} samples"
+            f"{args.train_batch_size * args.gradient_accumulation_steps * args.world_size} {what}"
         )

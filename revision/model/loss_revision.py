@@ -1,0 +1,124 @@
+"""The loss of an output layer without its logits: summed cross-entropy, a chunk of positions at a time.
+
+Logits in float32 are what training a small LLM runs out of memory for: 8,192 labels of a vocabulary of 128k take 4 GiB,
+and as much again for their gradient. Here one chunk of them exists at a time, and becomes its own gradient in place.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+from torch import nn
+
+MOST_LOGITS = 2**27  # float32 numbers that may exist at a time: half a GiB
+
+
+def output_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """Summed cross-entropy of an output layer, and its logits where there are few.
+
+    Args:
+        head: hidden states to logits of V words. A plain linear layer is computed in chunks where there would be more
+            than `MOST_LOGITS` logits; any other (sharded by an engine, wrapped by an adapter) is called once.
+        hidden: [n, H].
+        targets: int64 [n].
+
+    Returns:
+        The sum in float32, and logits float32 [n, V], or None where they were computed in chunks.
+    """
+    if is_whole_linear(head) and len(targets) * head.out_features > MOST_LOGITS:
+        chunk = max(1, MOST_LOGITS // head.out_features)
+        return linear_cross_entropy(hidden, head.weight, targets, bias=head.bias, chunk=chunk), None
+    logits = head(hidden).float()
+    return nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="sum"), logits
+
+
+def is_whole_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a layer is a plain linear one with all of its weights here, and not a shard that an engine gathers."""
+    whole = (head.out_features, head.in_features) if type(head) is nn.Linear else None
+    return whole is not None and type(head.weight) is nn.Parameter and head.weight.shape == whole
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    chunk: int = 1024,
+) -> torch.Tensor:
+    """Cross-entropy of `hidden @ weight.T + bias`, summed over positions, as torch computes it from float32 logits.
+
+    Gradients are computed along with the sum, for the inputs that need them: a frozen table costs none. Products are in
+    the type of the weights, or in that of autocast; everything else is float32.
+
+    Args:
+        hidden: [n, H].
+        weight: [V, H].
+        targets: int64 [n].
+        bias: [V] or None.
+        chunk: positions at a time.
+    """
+    total: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk, torch.is_grad_enabled())
+    return total
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        chunk: int,
+        differentiate: bool,
+    ) -> torch.Tensor:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        needed = [differentiate and need for need in ctx.needs_input_grad[:3]]
+        like = (hidden, weight, bias)
+        gradients = [
+            torch.zeros_like(one, dtype=torch.float32) if need and one is not None else None
+            for one, need in zip(like, needed, strict=True)
+        ]
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        with torch.autocast(device, enabled=False):
+            table, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
+            for start in range(0, len(targets), chunk):
+                part, wanted = hidden[start : start + chunk].to(dtype), targets[start : start + chunk, None]
+                logits = nn.functional.linear(part, table, shift).float()
+                logits -= logits.amax(dim=-1, keepdim=True)
+                chosen = logits.gather(1, wanted)
+                sums = logits.exp_().sum(dim=-1, keepdim=True)
+                total += (sums.log() - chosen).sum()
+                if any(needed):
+                    # From here on what was the logits is the gradient of the sum in them: softmax minus one-hot.
+                    logits.div_(sums).scatter_add_(1, wanted, torch.full_like(chosen, -1))
+                    _add(gradients, start, part, table, logits)
+        ctx.dtypes = [None if one is None else one.dtype for one in like]
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        scaled = (
+            None if one is None else (one * outer).to(dtype)
+            for one, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return (*scaled, None, None, None)
+
+
+def _add(
+    gradients: list[torch.Tensor | None], start: int, part: torch.Tensor, table: torch.Tensor, slopes: torch.Tensor
+) -> None:
+    """One chunk's share of the gradients of hidden states, table and bias."""
+    of_hidden, of_weight, of_bias = gradients
+    if of_bias is not None:
+        of_bias += slopes.sum(dim=0)
+    narrow = slopes.to(table.dtype)
+    if of_hidden is not None:
+        of_hidden[start : start + len(part)] = narrow @ table
+    if of_weight is not None:
+        of_weight += narrow.T @ part

@@ -203,8 +203,8 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
 
 
 def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[str, Any]]:
-    # The number of processes is part of the global batch.
-    yield from _fields(config, "seed", "model", "engine.processes")
+    # The number of processes is part of the global batch; engines differ in rounding, and in what a checkpoint is.
+    yield from _fields(config, "seed", "model", "engine")
     yield from _fields(config, *(f"{command}.{name}" for name in vars(StageConfig()) if name != "trainer"))
     for key, value in {**config.trainer, **stage.trainer}.items():
         if key not in NEUTRAL_TRAINER_KEYS:

@@ -28,6 +28,8 @@ def arguments_of(config: Config, command: str) -> TrainingArguments:
         seed=config.seed,
         tracker=config.tracker.value,
         run_name=f"{config.name}/{command}",
+        engine=config.engine.kind.value,
+        engine_options=config.engine.options,
     )
 
 
@@ -59,6 +61,11 @@ def train_and_save(
         samples, rows, processor, max_length=stage.max_length, limit=stage.limit, seed=config.seed
     )
     output = rundir.start(config, command)
+
+    def save(weights: dict[str, torch.Tensor] | None) -> None:
+        dtype = torch.bfloat16 if arguments.bf16 else None
+        building.save_model(model, processor, output / "model", alignment=alignment, dtype=dtype, weights=weights)
+
     summary = training.train(
         model=model,
         processor=processor,
@@ -66,12 +73,11 @@ def train_and_save(
         parts=stage.train,
         arguments=arguments,
         output=output,
+        engine=config.engine.kind.value,
         processes=config.engine.processes,
         identity=rundir.fingerprint(config, command),
+        save=save,
     )
-    if rundir.is_main_process():
-        dtype = torch.bfloat16 if arguments.bf16 else None
-        building.save_model(model, processor, output / "model", alignment=alignment, dtype=dtype)
     rundir.finish(config, command, **summary)
     training.conclude(arguments)
 

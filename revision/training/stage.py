@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,10 +16,14 @@ from revision.curve import CurveCallback
 from revision.dataset import Collator, ConversationDataset
 from revision.model import RevisionForConditionalGeneration, RevisionProcessor
 from revision.progress import say
+from revision.training.engines import DDP, require_processes
 from revision.training.parts import checksums, require_moved, select_parts
+from revision.training.sharding import whole_weights
 from revision.training.trainer import StageTrainer, StartCheck
 
 _IDENTITY = "identity.json"
+
+Save = Callable[[dict[str, torch.Tensor] | None], None]
 
 
 def train(
@@ -30,8 +34,10 @@ def train(
     parts: Sequence[str],
     arguments: TrainingArguments,
     output: Path,
+    engine: str = DDP,
     processes: int = 1,
     identity: str = "",
+    save: Save | None = None,
 ) -> dict[str, float]:
     """Trains the named parts in place, from the last checkpoint where there is one.
 
@@ -42,31 +48,24 @@ def train(
         parts: "projector", "llm" or both.
         arguments: from `build_arguments`.
         output: folder of the stage, the one that the arguments were built for; `log.jsonl` goes there.
+        engine: the one that the arguments were built for, of `engines.ENGINES`.
         processes: how many the caller expects.
         identity: stands for all settings that the result depends on; a checkpoint of another one is refused.
+        save: called by the main process once training has ended well, with the whole weights by name, or with None
+            where `model` holds them: an engine that keeps pieces on each process is gone after this function.
 
     Returns:
         `steps`, the last logged `loss`, mean `samples_per_second` and `tokens_per_second`.
 
     Raises:
-        ValueError: an unknown part, another number of processes than expected, several GPUs for one process,
+        ValueError: an unknown part, another engine or number of processes than expected, several GPUs for one process,
             checkpoints of other settings, a loss that is no number, or a part that should have moved and did not.
     """
-    if arguments.world_size != processes:
-        raise ValueError(
-            f"engine.processes={processes}, but {arguments.world_size} are running; start as many with torchrun or "
-            "accelerate launch (on a CPU: torchrun), or set engine.processes"
-        )
-    if arguments.n_gpu > 1:
-        raise ValueError(
-            f"engine.processes={processes}, but {arguments.n_gpu} GPUs are visible, which one process would share by "
-            "copying the model at every step; set engine.processes to as many, or show it one by CUDA_VISIBLE_DEVICES"
-        )
+    require_processes(arguments, engine, processes)
     checkpoints = Path(str(arguments.output_dir))
     resume = _checkpoint(checkpoints, identity, main=arguments.process_index == 0)
-    select_parts(model, parts, bf16=arguments.bf16)
+    select_parts(model, parts, bf16=arguments.bf16, masters=bool(arguments.deepspeed))
     _tune(model, parts, arguments)
-    before = checksums(model)
     curve = CurveCallback(output / "log.jsonl", visible=arguments.process_index == 0)
     trainer = StageTrainer(
         model=model,
@@ -76,13 +75,17 @@ def train(
         callbacks=[curve],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StartCheck(trainer, parts))
+    check = StartCheck(trainer, parts, engine)
+    trainer.add_callback(check)
     try:
         trainer.train(resume_from_checkpoint=resume)
     finally:
         curve.close()
     if resume is None or trainer.state.global_step > _step_of(resume):
-        require_moved(before, checksums(model), parts, steps=trainer.state.global_step)
+        require_moved(check.before, checksums(model), parts, steps=trainer.state.global_step)
+    weights = whole_weights(model, keep=arguments.process_index == 0)
+    if save is not None and arguments.process_index == 0:
+        save(weights)
     return curve.summary()
 
 

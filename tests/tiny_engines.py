@@ -106,5 +106,6 @@ if __name__ == "__main__":
             take_the_cpu_for_an_accelerator()
             settings["use_cpu"] = False
         done = run(Path(sys.argv[1]).parent / name, processes=int(os.environ["WORLD_SIZE"]), **settings)
-        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # accelerate sets it for itself and leaves it
+        for variable in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+            os.environ.pop(variable, None)  # accelerate sets them for itself as well, and leaves them
     training.conclude(done)

@@ -89,8 +89,11 @@ def do_without_a_compiler() -> None:
 
 
 def take_the_cpu_for_an_accelerator() -> None:
-    """accelerate knows FSDP2 on accelerators only."""
+    """accelerate knows FSDP2 on accelerators only, and transformers bfloat16."""
+    import transformers.training_args
     from accelerate.state import DistributedType, PartialState
+
+    vars(transformers.training_args)["is_torch_bf16_gpu_available"] = lambda: True
 
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 

@@ -32,6 +32,7 @@ def size(parameter: Any) -> int:
     return int(parameter.ds_numel) if is_partitioned(parameter) else int(parameter.numel())
 
 
+@torch.no_grad()
 def bit_sums(parameters: Sequence[nn.Parameter]) -> list[int]:
     """For each parameter the sum of its bit patterns, which no change of a weight leaves alone but by chance.
 
@@ -47,6 +48,7 @@ def bit_sums(parameters: Sequence[nn.Parameter]) -> list[int]:
     return [sum(one) if is_sharded(parameter) else one[0] for one, parameter in zip(sums, parameters, strict=True)]
 
 
+@torch.no_grad()
 def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor] | None:
     """The weights of a model by name, whole, on the CPU; None where the model holds all of them itself.
 
@@ -74,7 +76,7 @@ def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor] | 
 def _piece(parameter: Any) -> torch.Tensor:
     """What this process holds of a parameter, flat, without the padding at the end of the last piece."""
     if isinstance(parameter, DTensor):
-        return parameter.detach().to_local().flatten()
+        return parameter.to_local().detach().flatten()
     if not is_partitioned(parameter):
         return parameter.detach().flatten()
     held = parameter.ds_tensor.detach().flatten()
@@ -93,7 +95,7 @@ def _has_master(tensor: Any) -> bool:
 
 def _whole(tensor: Any) -> torch.Tensor:
     if isinstance(tensor, DTensor):
-        return tensor.detach().full_tensor()
+        return tensor.full_tensor().detach()
     if _has_master(tensor):
         whole = import_module("deepspeed.utils").safe_get_full_fp32_param(tensor)
         assert isinstance(whole, torch.Tensor), "DeepSpeed trains a parameter of which it holds no master weights"

@@ -16,7 +16,7 @@ from revision.curve import CurveCallback
 from revision.dataset import Collator, ConversationDataset
 from revision.model import RevisionForConditionalGeneration, RevisionProcessor
 from revision.progress import say
-from revision.training.engines import DDP, require_processes
+from revision.training.engines import DDP, refine_precision, require_processes
 from revision.training.parts import checksums, require_moved, select_parts
 from revision.training.sharding import whole_weights
 from revision.training.trainer import StageTrainer, StartCheck
@@ -74,6 +74,7 @@ def train(
         data_collator=Collator(processor.tokenizer.pad_token_id),
         callbacks=[curve],
     )
+    refine_precision(trainer, engine)
     trainer.remove_callback(PrinterCallback)
     check = StartCheck(trainer, parts, engine)
     trainer.add_callback(check)

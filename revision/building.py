@@ -109,6 +109,7 @@ def save_model(
     *,
     alignment: Mapping[str, Any] | None,
     dtype: torch.dtype | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Writes one Hugging Face folder: weights, config, code, processor, template, and `manifest.json` with checksums.
 
@@ -117,13 +118,17 @@ def save_model(
     Args:
         alignment: lineage of the embeddings that the projector learned from; goes into the config.
         dtype: the LLM is turned into this type first; None leaves it.
+        weights: by name, where the model itself holds pieces of them only.
     """
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     if dtype is not None:
         model.language_model.to(dtype)
+    if weights is not None:
+        of_llm = model.dtype  # that of its first parameter, which is the LLM's; what trained was in float32 meanwhile
+        weights = {name: one.to(of_llm) if name.startswith("language_model.") else one for name, one in weights.items()}
     model.config.alignment = None if alignment is None else dict(alignment)
-    model.save_pretrained(aside)
+    model.save_pretrained(aside, state_dict=weights)
     processor.save_pretrained(aside)
     folders.write_manifest(aside, folders.record(aside, folders.names_of(aside)), kind="model")
     folders.publish(aside, folder)

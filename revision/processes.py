@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from revision.interrupts import WATCHED
-from revision.schema import MODEL_STEPS, Config
+from revision.schema import MODEL_STEPS, Config, EngineKind
 
 # Hydra's own settings that decide where and how often a job is started: a job does not pass them on.
 _STAY_BEHIND = ("hydra.mode=", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
@@ -78,8 +78,10 @@ def job_overrides() -> tuple[list[str], list[str]]:
 
 
 def needs_launcher(config: Config, command: str) -> bool:
-    """Whether `command` is to run on several processes and no launcher has started them yet."""
-    return command in MODEL_STEPS and config.engine.processes > 1 and "RANK" not in os.environ
+    """Whether `command` runs on an engine or on several processes, and no launcher has started them yet."""
+    engine = config.engine
+    alone = engine.processes == 1 and engine.kind is EngineKind.ddp  # the others want a launcher for one process too
+    return command in MODEL_STEPS and not alone and "RANK" not in os.environ
 
 
 def refuse_ranks(what: str) -> None:

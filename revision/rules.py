@@ -14,6 +14,7 @@ from revision.schema import (
     AlignmentMethod,
     Config,
     ContrastPart,
+    EngineKind,
     Modality,
     Packing,
     SourceConfig,
@@ -106,6 +107,7 @@ def check(config: Config) -> None:
     _check_alignment(config)
     _check_gap(config)
     _check_stages(config)
+    _check_engine(config)
     _check_evaluation(config)
 
 
@@ -259,6 +261,24 @@ def _check_packing(config: Config, command: str, stage: StageConfig) -> None:
             f"{command}.trainer.train_sampling_strategy", order,
             f"random where {command}.packing is packed: packs have an order of their own, without padding to save",
         )  # fmt: skip
+
+
+def _check_engine(config: Config) -> None:
+    engine = config.engine
+    if engine.options and engine.kind is EngineKind.ddp:
+        raise _broken("engine.options", engine.options, "{} where engine.kind is ddp, whose settings are in trainer")
+    zero = engine.options.get("zero_optimization", {})
+    for name, decided in (
+        ("zero_optimization.stage", isinstance(zero, Mapping) and "stage" in zero),
+        ("version", "version" in engine.options),
+        ("fsdp_version", "fsdp_version" in engine.options),
+    ):
+        if decided:
+            raise _broken(f"engine.options.{name}", "set", "left out: engine.kind decides it")
+    for place in ("trainer", "pretrain.trainer", "instruct.trainer"):
+        for name in ("deepspeed", "fsdp", "fsdp_config"):
+            if name in _value(config, place):
+                raise _broken(f"{place}.{name}", "set", "left out: choose engine=zero2 or the like, and engine.options")
 
 
 def _check_evaluation(config: Config) -> None:

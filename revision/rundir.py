@@ -203,7 +203,8 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
 
 
 def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[str, Any]]:
-    yield from _fields(config, "seed", "model", "guard")
+    # Engines differ in rounding, and in what a checkpoint is.
+    yield from _fields(config, "seed", "model", "guard", "engine.kind", "engine.options")
     trainer = {**config.trainer, **stage.trainer}
     yield f"{command}.global_batch", _global_batch(config, trainer)
     # Where weights may return to a checkpoint, it matters when there is one.

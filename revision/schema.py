@@ -92,6 +92,17 @@ class Unfit(Enum):
     cut_turns = "cut_turns"
 
 
+class EngineKind(Enum):
+    """How several processes share a training step: what each holds whole, and what in pieces."""
+
+    ddp = "ddp"  # everything whole; with one process, no engine at all
+    zero1 = "zero1"  # DeepSpeed: optimizer states in pieces
+    zero2 = "zero2"  # and gradients
+    zero3 = "zero3"  # and weights
+    zero3_offload = "zero3_offload"  # and all of them in the memory of the host
+    fsdp2 = "fsdp2"  # PyTorch's own: weights, gradients and optimizer states in pieces
+
+
 class Tracker(Enum):
     """Where training curves go besides the run folder."""
 
@@ -264,9 +275,12 @@ class StageConfig:
 
 @dataclass
 class EngineConfig:
-    """How many processes a training command is expected to run on; checked at start."""
+    """What a training command runs on. It starts the processes itself, and checks that it runs on what is said here."""
 
-    processes: int = 1
+    kind: EngineKind = EngineKind.ddp
+    processes: int = 1  # on all machines together
+    options: dict[str, Any] = field(default_factory=dict)  # further settings: of DeepSpeed, as in its own JSON file; of
+    # fsdp2, as in fsdp_config of TrainingArguments; they go into those that `kind` stands for
 
 
 @dataclass

@@ -30,6 +30,8 @@ def arguments_of(config: Config, command: str) -> TrainingArguments:
         seed=config.seed,
         tracker=config.tracker.value,
         run_name=f"{config.name}/{command}",
+        engine=config.engine.kind.value,
+        engine_options=config.engine.options,
     )
 
 
@@ -60,6 +62,11 @@ def train_and_save(
 
     stage = _stage(config, command)
     output = rundir.start(config, command)
+
+    def save(weights: dict[str, torch.Tensor] | None) -> None:
+        dtype = torch.bfloat16 if arguments.bf16 else None
+        building.save_model(model, processor, output / "model", alignment=alignment, dtype=dtype, weights=weights)
+
     summary = training.train(
         model=model,
         processor=processor,
@@ -67,14 +74,13 @@ def train_and_save(
         parts=stage.train,
         arguments=arguments,
         output=output,
+        engine=config.engine.kind.value,
         processes=config.engine.processes,
         identity={**rundir.settings(config, command), **contents(rows, samples, processor)},
         minutes=config.checkpoint.minutes,
         guard=Guard(config.guard.policy.value, config.guard.spike, config.guard.window, config.guard.limit),
+        save=save,
     )
-    if rundir.is_main_process():
-        dtype = torch.bfloat16 if arguments.bf16 else None
-        building.save_model(model, processor, output / "model", alignment=alignment, dtype=dtype)
     rundir.finish(config, command, **summary)
     training.conclude(arguments)
 

@@ -1,11 +1,18 @@
 #!/usr/bin/env bash
-# scripts/launch.sh CONFIG COMMAND [overrides]: a command on the processes of scripts/accelerate/CONFIG.yaml, e.g.
-#   scripts/launch.sh ddp pretrain experiment=nano engine=ddp2
+# scripts/launch.sh ENGINE COMMAND [overrides]: a training command under `accelerate launch`, on the processes of
+# scripts/accelerate/ENGINE.yaml, or on PROCESSES of them, e.g.
+#   PROCESSES=8 scripts/launch.sh zero3 instruct experiment=revision_8b
 set -euo pipefail
-if [ $# -lt 2 ]; then
-    echo "usage: $0 CONFIG COMMAND [overrides]; CONFIG is one of: $(cd "$(dirname "$0")/accelerate" && ls | sed 's/\.yaml//' | xargs)" >&2
+files="$(cd "$(dirname "$0")" && pwd)/accelerate"
+if [ $# -lt 2 ] || [ ! -f "$files/$1.yaml" ]; then
+    echo "usage: [PROCESSES=n] $0 ENGINE COMMAND [overrides]; ENGINE is one of: $(ls "$files" | sed 's/\.yaml//' | xargs)" >&2
     exit 2
 fi
-config="$(dirname "$0")/accelerate/$1.yaml"
-shift
-exec accelerate launch --config_file "$config" -m revision "$@"
+launch=(accelerate launch --config_file "$files/$1.yaml")
+command=(-m revision "$2" "engine=$1")
+shift 2
+if [ -n "${PROCESSES:-}" ]; then
+    launch+=(--num_processes "$PROCESSES")
+    command+=("engine.processes=$PROCESSES")
+fi
+exec "${launch[@]}" "${command[@]}" "$@"

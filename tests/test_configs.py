@@ -26,7 +26,6 @@ ONE_STEP = [
     "model.llm=${data.folder}/assets/llm", "model.num_visual_tokens=2",
     *(f"{stage}.trainer.{setting}" for stage in ("pretrain", "instruct") for setting in (
         "max_steps=1", "warmup_steps=0", "per_device_train_batch_size=2", "gradient_accumulation_steps=1")),
-    "trainer.deepspeed=null",  # its kernels take a minute to compile
     "pretrain.max_length=64", "instruct.max_length=64", "pretrain.limit=null",
     "contrast.epochs=1", "contrast.batch_size=4", "contrast.probe_interval=1",
     "gap.sample=6", "gap.neighbours=[2]",

@@ -227,9 +227,10 @@ def test_launch_script_hands_over_to_accelerate(tmp_path: Path, monkeypatch: pyt
     done = subprocess.run([script, "ddp", "pretrain", "name=two words"], capture_output=True, text=True, check=True)
     first, option, file, *rest = done.stdout.splitlines()
     assert (first, option) == ("launch", "--config_file") and Path(file).is_file()
-    assert rest == ["-m", "revision", "pretrain", "name=two words"]
-    done = subprocess.run([script, "ddp"], capture_output=True, text=True)
-    assert done.returncode == 2 and "CONFIG is one of: ddp" in done.stderr
+    assert rest == ["-m", "revision", "pretrain", "engine=ddp", "name=two words"]
+    for wrong in (["ddp"], ["zero4", "pretrain"]):
+        done = subprocess.run([script, *wrong], capture_output=True, text=True)
+        assert done.returncode == 2 and "ENGINE is one of: cpu ddp fsdp2" in done.stderr
 
 
 def test_run_and_sweeps_refuse_a_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,9 @@ Shapes: B sequences, L positions, H hidden size of the LLM, N pictures, d dimens
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -14,7 +17,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import set_zero3_state
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_revision import RevisionConfig, copy_code
@@ -123,8 +128,8 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         language_model, tokenizer = _load_language_model(llm, dtype)
         table = language_model.get_input_embeddings()
-        with torch.no_grad():
-            output_std = float(table(torch.arange(table.num_embeddings)).float().std())
+        with torch.no_grad(), _whole([table.weight]):
+            output_std = float(table(torch.arange(table.num_embeddings, device=table.weight.device)).float().std())
         image_token_id = _add_image_token(language_model, tokenizer)
         hidden = language_model.config.hidden_size
         config = RevisionConfig(
@@ -140,7 +145,8 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_token_id=image_token_id,
             dtype=dtype,
         )
-        with torch.device("meta"):  # shapes only: neither an LLM's worth of memory nor of random numbers
+        # Shapes only: neither an LLM's worth of memory nor of random numbers, and nothing for ZeRO-3 to partition.
+        with set_zero3_state(), torch.device("meta"):
             model = cls(config)
         model.language_model = language_model
         model.generation_config = language_model.generation_config
@@ -319,7 +325,19 @@ def _add_image_token(language_model: Any, tokenizer: Any) -> int:
         language_model.resize_token_embeddings(
             image_token_id + 1, pad_to_multiple_of=_ROW_MULTIPLE, mean_resizing=False
         )
-        with torch.no_grad():
-            for table in {language_model.get_input_embeddings(), language_model.get_output_embeddings()}:
-                table.weight[rows:] = table.weight[:rows].float().mean(dim=0).to(table.weight.dtype)
+        weights = {language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight}
+        with torch.no_grad(), _whole(list(weights)):
+            for weight in weights:
+                weight[rows:] = weight[:rows].float().mean(dim=0).to(weight.dtype)
     return image_token_id
+
+
+@contextmanager
+def _whole(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Parameters put together while it lasts, where ZeRO-3 holds them in pieces; what rank 0 writes into them stays."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    # By name: transformers wants every module that these files import before it loads them from a checkpoint.
+    with import_module("deepspeed").zero.GatheredParameters(parameters, modifier_rank=0):
+        yield

@@ -7,11 +7,13 @@ import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from revision.training.engines import DDP, engine_arguments, join_group, prepare_environment
 from revision.training.order import STRATEGIES
 
 # What a stage decides itself: its collator needs every field, its own bar and log replace the Trainer's, a loss that is
@@ -42,7 +44,14 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def build_arguments(
-    mapping: Mapping[str, Any], *, output: Path, seed: int, tracker: str = "none", run_name: str | None = None
+    mapping: Mapping[str, Any],
+    *,
+    output: Path,
+    seed: int,
+    tracker: str = "none",
+    run_name: str | None = None,
+    engine: str = DDP,
+    engine_options: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrainingArguments:
     """`TrainingArguments` from a config mapping.
 
@@ -53,12 +62,15 @@ def build_arguments(
         seed: of data order, dropout and everything else.
         tracker: "none", "wandb" or "tensorboard".
         run_name: name of the run in the tracker.
+        engine: one of `engines.ENGINES`.
+        engine_options: further settings of that engine.
 
     Raises:
-        ValueError: a name that TrainingArguments does not have, one that the stage sets itself, or a refused value.
+        ValueError: a name that TrainingArguments does not have, one that the stage sets itself, a refused value, or an
+            engine that could not run here.
     """
     known = set(inspect.signature(TrainingArguments.__init__).parameters) - {"self"}
-    fixed = {"output_dir", "seed", "report_to", "run_name", *_OURS}
+    fixed = {"output_dir", "seed", "report_to", "run_name", "deepspeed", "fsdp", "fsdp_config", *_OURS}
     for name in mapping:
         if name in fixed:
             raise ValueError(f"trainer.{name}={mapping[name]!r} is set by the stage itself; leave it out")
@@ -76,6 +88,11 @@ def build_arguments(
     has_device = torch.accelerator.is_available()
     values = {"use_cpu": not has_device, "dataloader_pin_memory": has_device, **_DEFAULTS, **in_steps}
     values = {**values, **mapping, **_OURS}
+    on_cpu = bool(values["use_cpu"])
+    if not on_cpu and not has_device and "ACCELERATE_TORCH_DEVICE" not in os.environ:
+        raise ValueError("trainer.use_cpu=False, but torch sees no accelerator; leave it out, or look at its driver")
+    values |= engine_arguments(engine, engine_options, on_cpu=on_cpu)
+    prepare_environment(engine, bf16=bool(mapping.get("bf16")), on_cpu=on_cpu)
     try:
         arguments = TrainingArguments(
             output_dir=str(output / "checkpoints"),
@@ -87,6 +104,7 @@ def build_arguments(
     except (ValueError, TypeError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"trainer: transformers.TrainingArguments refuses its values: {reason}") from error
+    join_group(engine)
     # The trackers of transformers take these from the environment alone.
     os.environ.update(TENSORBOARD_LOGGING_DIR=str(output / "tensorboard"), WANDB_DIR=str(output))
     os.environ.setdefault("WANDB_PROJECT", "revision")

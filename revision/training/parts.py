@@ -9,12 +9,18 @@ from rich.table import Table
 from torch import nn
 
 from revision.model import RevisionForConditionalGeneration
+from revision.training import sharding
 
 PARTS = {"projector": "projector", "llm": "language_model"}  # names in configs -> modules of the model
 
 
-def select_parts(model: RevisionForConditionalGeneration, parts: Sequence[str], *, bf16: bool) -> None:
+def select_parts(
+    model: RevisionForConditionalGeneration, parts: Sequence[str], *, bf16: bool, masters: bool = False
+) -> None:
     """Freezes all but the named parts. What trains is float32; a frozen LLM is bfloat16 under mixed precision.
+
+    Args:
+        masters: the engine keeps float32 copies of what trains, so that under mixed precision all is bfloat16.
 
     Raises:
         ValueError: no part, or one that does not exist.
@@ -27,19 +33,18 @@ def select_parts(model: RevisionForConditionalGeneration, parts: Sequence[str], 
         module = model.get_submodule(name)
         module.requires_grad_(part in parts)
         frozen_llm = part == "llm" and part not in parts
-        module.to(torch.bfloat16 if frozen_llm and bf16 else torch.float32)
+        dtype = torch.bfloat16 if bf16 and (frozen_llm or masters) else torch.float32
+        for parameter in module.parameters():  # not module.to, which rounds the angles of rotary embeddings as well
+            if not sharding.is_partitioned(parameter):  # ZeRO-3 has made those in the type of its engine
+                parameter.data = parameter.data.to(dtype)
 
 
 def checksums(model: nn.Module) -> dict[str, list[int]]:
-    """For each part, one integer a parameter: the sum of its bit patterns. Tied parameters count once."""
-    integers = {2: torch.int16, 4: torch.int32}
-    return {
-        part: [
-            int(parameter.detach().view(integers[parameter.element_size()]).sum(dtype=torch.int64))
-            for parameter in model.get_submodule(name).parameters()
-        ]
-        for part, name in PARTS.items()
-    }
+    """For each part, one integer a parameter: the sum of its bit patterns. Tied parameters count once.
+
+    Where processes hold pieces of the parameters, every one must call this.
+    """
+    return {part: sharding.bit_sums(list(model.get_submodule(name).parameters())) for part, name in PARTS.items()}
 
 
 def require_moved(
@@ -66,6 +71,6 @@ def parts_table(model: nn.Module, parts: Sequence[str]) -> Table:
     table = Table("part", "", "parameters", "type", title="What trains")
     for part, name in PARTS.items():
         parameters = list(model.get_submodule(name).parameters())
-        count, dtype = sum(parameter.numel() for parameter in parameters), parameters[0].dtype
+        count, dtype = sum(map(sharding.size, parameters)), parameters[0].dtype
         table.add_row(part, "trains" if part in parts else "frozen", f"{count:,}", str(dtype).removeprefix("torch."))
     return table

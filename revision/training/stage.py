@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from revision.collators import Collator, PackedCollator
@@ -22,11 +23,15 @@ from revision.packing import PackedDataset
 from revision.progress import say
 from revision.training import ranks
 from revision.training.checkpoints import Checkpoints, step_in
+from revision.training.engines import DDP, refine_precision, require_processes
 from revision.training.guard import Guard
 from revision.training.kernels import use_fused_loss
 from revision.training.packed import SeparationCheck, prepare_packing
 from revision.training.parts import checksums, require_moved, select_parts
+from revision.training.sharding import whole_weights
 from revision.training.trainer import StageTrainer, StartCheck
+
+Save = Callable[[dict[str, torch.Tensor] | None], None]
 
 
 def train(
@@ -37,10 +42,12 @@ def train(
     parts: Sequence[str],
     arguments: TrainingArguments,
     output: Path,
+    engine: str = DDP,
     processes: int = 1,
     identity: Mapping[str, Any] | None = None,
     minutes: float | None = None,
     guard: Guard = Guard(),  # noqa: B008  (frozen)
+    save: Save | None = None,
 ) -> dict[str, float]:
     """Trains the named parts in place, from the last checkpoint where there is one.
 
@@ -51,37 +58,30 @@ def train(
         parts: "projector", "llm" or both.
         arguments: from `build_arguments`.
         output: folder of the stage, the one that the arguments were built for; `log.jsonl` goes there.
+        engine: the one that the arguments were built for, of `engines.ENGINES`.
         processes: how many the caller expects.
         identity: what the result depends on, by name: settings, and fingerprints of what is read. Checkpoints of
             another one are refused. The weights at the start are added here.
         minutes: between checkpoints, where `trainer.save_strategy` does not say when; None: at signals only.
         guard: what becomes of a step whose loss is no number.
+        save: called by the main process once training has ended well, with the whole weights by name, or with None
+            where `model` holds them: an engine that keeps pieces on each process is gone after this function.
 
     Returns:
         `steps`, the last logged `loss`, mean `samples_per_second` and `tokens_per_second`.
 
     Raises:
-        ValueError: an unknown part, another number of processes than expected, several GPUs for one process,
+        ValueError: an unknown part, another engine or number of processes than expected, several GPUs for one process,
             checkpoints of other settings, a loss that is no number, a full disk, or a part that should have moved and
             did not.
         Interrupted: a signal asked to leave, and a checkpoint has been saved.
     """
-    if arguments.world_size != processes:
-        raise ValueError(
-            f"engine.processes={processes}, but {arguments.world_size} are running; start as many with torchrun or "
-            "accelerate launch (on a CPU: torchrun), or set engine.processes"
-        )
-    if arguments.n_gpu > 1:
-        raise ValueError(
-            f"engine.processes={processes}, but {arguments.n_gpu} GPUs are visible, which one process would share by "
-            "copying the model at every step; set engine.processes to as many, or show it one by CUDA_VISIBLE_DEVICES"
-        )
+    require_processes(arguments, engine, processes)
     guard.require_possible(arguments)
-    select_parts(model, parts, bf16=arguments.bf16)
+    select_parts(model, parts, bf16=arguments.bf16, masters=bool(arguments.deepspeed))
     _tune(model, parts, arguments)
-    before = checksums(model)
     checkpoints = _checkpoints(arguments)
-    resume = checkpoints.open({**(identity or {}), "weights at the start": _digest(before)})
+    resume = checkpoints.open({**(identity or {}), "weights at the start": _digest(checksums(model))})
     if resume is not None and arguments.process_index == 0:
         say(f"resuming from {resume}")
     packed = isinstance(dataset, PackedDataset)
@@ -106,8 +106,10 @@ def train(
             data_collator=collator,
             callbacks=[curve],
         )
+        refine_precision(trainer, engine)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(StartCheck(trainer, parts))
+        check = StartCheck(trainer, parts, engine)
+        trainer.add_callback(check)
         if isinstance(collator, PackedCollator):
             trainer.add_callback(SeparationCheck(trainer, collator))
         try:
@@ -116,7 +118,10 @@ def train(
             curve.close()
     _leave_if_asked(trainer)
     if resume is None or trainer.state.global_step > step_in(resume):
-        require_moved(before, checksums(model), parts, steps=trainer.state.global_step)
+        require_moved(check.before, checksums(model), parts, steps=trainer.state.global_step)
+    weights = whole_weights(model, keep=arguments.process_index == 0)
+    if save is not None and arguments.process_index == 0:
+        save(weights)
     return curve.summary()
 
 

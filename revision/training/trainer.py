@@ -18,9 +18,10 @@ from revision.packing import PackedDataset
 from revision.progress import say
 from revision.training import states
 from revision.training.checkpoints import Checkpoints
+from revision.training.engines import require_engine
 from revision.training.guard import Guard
 from revision.training.order import Batches, GlobalBatches, make_order
-from revision.training.parts import parts_table
+from revision.training.parts import checksums, parts_table
 from revision.training.sync import StepSync
 
 
@@ -180,10 +181,14 @@ class StageTrainer(Trainer):
 
 
 class StartCheck(TrainerCallback):
-    """Says, once everything is wrapped and before the first step, what trains and on what; and checks it."""
+    """Says, once everything is wrapped and before the first step, what trains and on what; and checks it.
 
-    def __init__(self, trainer: Any, parts: Sequence[str]) -> None:
-        self._trainer, self._parts = trainer, parts
+    `before` then holds the checksums of the weights as the engine holds them.
+    """
+
+    def __init__(self, trainer: Any, parts: Sequence[str], engine: str) -> None:
+        self._trainer, self._parts, self._engine = trainer, parts, engine
+        self.before: dict[str, list[int]] = {}
 
     def on_train_begin(
         self,
@@ -193,18 +198,13 @@ class StartCheck(TrainerCallback):
         train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Raises AssertionError where the engine is another than asked for: losses could not tell."""
-        engine = type(self._trainer.model_wrapped).__name__
-        if args.deepspeed:
-            assert engine == "DeepSpeedEngine", f"DeepSpeed was asked for, but the engine is {engine}"
-        elif args.world_size > 1 and not args.fsdp:
-            assert engine == "DistributedDataParallel", f"{args.world_size} processes, but the engine is {engine}"
+        """Raises ValueError where engine or sharding are other than asked for: losses could not tell."""
+        require_engine(self._trainer, self._engine, len(train_dataloader))
+        self.before = checksums(self._trainer.model)
         dataset = self._trainer.train_dataset
-        samples = len(dataset)
-        share = math.ceil(samples / (args.train_batch_size * args.world_size))
-        assert args.dataloader_drop_last or len(train_dataloader) == share, "the data is not shared among processes"
         if args.process_index != 0:
             return
+        engine, samples = type(self._trainer.model_wrapped).__name__, len(self._trainer.train_dataset)
         get_console().print(parts_table(self._trainer.model, self._parts))
         if isinstance(dataset, PackedDataset):
             say(dataset.describe())

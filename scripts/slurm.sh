@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=revision
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --output=%x-%j.log
+# A training command on several nodes, one torchrun on each, which meet at the first node of the job:
+#   sbatch [--nodes=4 --gpus-per-node=8 ...] scripts/slurm.sh ENGINE COMMAND [overrides]
+#   scripts/slurm.sh --print ENGINE COMMAND [overrides]     shows what would be started
+# ENGINE is a file of configs/engine. The environment is that of sbatch: activate .venv first. `runs` and `data.stores`
+# must lie on a file system that all nodes share. PROCESSES_PER_NODE takes the place of the number of GPUs.
+set -euo pipefail
+show=
+if [ "${1:-}" = --print ]; then
+    show=yes
+    shift
+fi
+if [ $# -lt 2 ]; then
+    echo "usage: sbatch $0 ENGINE COMMAND [overrides], or $0 --print ENGINE COMMAND [overrides]" >&2
+    exit 2
+fi
+if [ -n "${SLURM_JOB_NODELIST:-}" ]; then
+    first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+elif [ -n "$show" ]; then
+    first=FIRST_NODE
+else
+    echo "$0: this is no job of Slurm; start it with sbatch, or use --print to see what it would do" >&2
+    exit 2
+fi
+engine="$1" command="$2"
+shift 2
+job="${SLURM_JOB_ID:-0}"
+nodes="${SLURM_JOB_NUM_NODES:-2}"
+here="${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}"
+line=(srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=1 \
+    python -m torch.distributed.run --nnodes="$nodes" --nproc_per_node="$here" \
+    --rdzv_id="revision-$job" --rdzv_backend=c10d --rdzv_endpoint="$first:$((20000 + job % 40000))" \
+    -m revision "$command" "engine=$engine" "engine.processes=$((nodes * here))" "$@")
+if [ -n "$show" ]; then
+    printf '%q ' "${line[@]}"
+    echo
+    exit
+fi
+exec "${line[@]}"

@@ -20,7 +20,8 @@ if [ $# -lt 2 ]; then
     exit 2
 fi
 if [ -n "${SLURM_JOB_NODELIST:-}" ]; then
-    first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+    hosts="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+    first="${hosts%%$'\n'*}"
 elif [ -n "$show" ]; then
     first=FIRST_NODE
 else

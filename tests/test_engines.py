@@ -264,6 +264,15 @@ def test_slurm_script_shows_what_it_would_start() -> None:
         assert refused.returncode == 2 and why in refused.stderr
 
 
+def test_slurm_script_meets_at_the_first_of_many_nodes(tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nseq -f node%g 100000\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = slurm("--print", "ddp", "pretrain", SLURM_JOB_NODELIST="node[1-99]", SLURM_JOB_NUM_NODES="99", PATH=path)
+    words = shlex.split(done.stdout)
+    assert {"--rdzv_endpoint=node1:20000", "--nnodes=99", "engine.processes=792"} < set(words), done.stderr
+
+
 def test_slurm_script_is_a_script_of_slurm() -> None:
     lines = (SCRIPTS / "slurm.sh").read_text().splitlines()
     assert lines[0].startswith("#!")

@@ -5,8 +5,7 @@ Shapes: B sequences, L positions, H hidden size of the LLM, N pictures, d dimens
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from itertools import pairwise
 from os import PathLike
@@ -332,12 +331,8 @@ def _add_image_token(language_model: Any, tokenizer: Any) -> int:
     return image_token_id
 
 
-@contextmanager
-def _whole(parameters: list[nn.Parameter]) -> Iterator[None]:
+def _whole(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
     """Parameters put together while it lasts, where ZeRO-3 holds them in pieces; what rank 0 writes into them stays."""
-    if not is_deepspeed_zero3_enabled():
-        yield
-        return
     # By name: transformers wants every module that these files import before it loads them from a checkpoint.
-    with import_module("deepspeed").zero.GatheredParameters(parameters, modifier_rank=0):
-        yield
+    zero = import_module("deepspeed").zero if is_deepspeed_zero3_enabled() else None
+    return nullcontext() if zero is None else zero.GatheredParameters(parameters, modifier_rank=0)

@@ -61,8 +61,8 @@ class Checkpoints:
         """
         if ranks.rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(".*"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            for leftover in [*self.folder.glob(".*"), self.folder.with_name(f".{self.folder.name}.gone")]:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         ranks.agree(None)
         found = self.all()
         now = json.loads(json.dumps(identity))

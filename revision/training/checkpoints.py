@@ -198,4 +198,6 @@ def _is_full(error: Exception) -> bool:
 
 def _shown(value: Any) -> str:
     text = "null" if value is None else str(value)
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return text[:12]  # of a fingerprint
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -75,7 +75,7 @@ class Checkpoints:
         ranks.agree(failure)
         return self._newest_whole(found)
 
-    def write(self, step: int, save: Callable[[Path], None], *, alone: bool) -> Path:
+    def write(self, step: int, save: Callable[[Path], object], *, alone: bool) -> Path:
         """Writes one checkpoint.
 
         Args:

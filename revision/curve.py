@@ -10,6 +10,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from revision.embeddings.layout import write_whole
+
 
 class CurveCallback(TrainerCallback):
     """Shows loss, samples/s and tokens/s on one line, and appends each logged step to a JSON-lines file.
@@ -41,7 +43,8 @@ class CurveCallback(TrainerCallback):
         """Starts bar, clock and log."""
         self.rows = [row for row in self._written() if row["step"] <= state.global_step]
         if self.visible:
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+            text = "".join(json.dumps(row) + "\n" for row in self.rows)
+            write_whole(self.path, lambda file: file.write(text.encode()))
         self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step, state="")
         self._progress.start()
         self._begun = self._mark(args, state)

@@ -18,6 +18,8 @@ from revision.schema import MODEL_STEPS, Config, EngineKind
 # Hydra's own settings that decide where and how often a job is started: a job does not pass them on.
 _STAY_BEHIND = ("hydra.mode=", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
 _SECONDS_TO_SAVE = 600  # that a launcher gives processes to save and leave
+# torchrun would die from SIGUSR1 in place of passing it on.
+_TORCHRUN = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
 
 
 def start(words: Sequence[str]) -> int:
@@ -26,7 +28,7 @@ def start(words: Sequence[str]) -> int:
     SIGTERM and SIGUSR1 are passed on to it. Where it ended in consequence, the code is 128 and the signal's number,
     whatever a launcher between made of it.
     """
-    child = subprocess.Popen(words)
+    child = subprocess.Popen(words, env={**os.environ, **_TORCHRUN})
     passed: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:

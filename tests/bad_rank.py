@@ -24,7 +24,7 @@ def main(llm: Path, output: Path) -> None:
         return loss * torch.nan if rank == 1 and calls == 4 else loss
 
     Trainer.training_step = training_step  # type: ignore[method-assign]
-    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    settings: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     try:
         tiny_training.run(llm, output, parts=["projector", "llm"], processes=2, **settings)
     except ValueError as error:

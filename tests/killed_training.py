@@ -38,11 +38,12 @@ class Plan:
 
     Attributes:
         llm, folder: of the tiny LLM, and where everything goes.
-        kills: lives that end in a kill; every third by the clock.
-        processes: of each life, one by one in turn; the last entry stays.
-        trainer: TrainingArguments; `per_process` is divided by the number of processes.
+        kills: lives that end in a kill; every third by the clock. A run that comes to its end before is followed by
+            another, in `killed-1` and so on.
+        processes, workers: of each life in turn, the last entry for all that follow.
+        batch: samples a micro-batch over all processes.
+        trainer: TrainingArguments.
         seed: of the kills.
-        signal: send this to all processes instead of a kill, by its number.
     """
 
     llm: str
@@ -53,7 +54,6 @@ class Plan:
     batch: int = 4
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
-    signal: int = signal.SIGKILL
 
 
 def at(values: list[int], life: int) -> int:
@@ -180,23 +180,24 @@ def main(plan: Plan) -> None:
     seconds = time.monotonic() - began
     count = int((folder / "whole" / "places-0.txt").read_text())
     lives: list[list[int]] = []
-    for life in range(plan.kills):
+    rounds = 0
+    while len([life for life in lives if set(life) != {0}]) < plan.kills or set(lives[-1]) != {0}:
+        life, output = len(lives), folder / f"killed-{rounds}"
         world = at(plan.processes, life)
-        by_clock = plan.signal != signal.SIGKILL or life % 3 == 2
-        victim = rng.randrange(world)
-        reach = max(2 * count // plan.kills, LEAST_REACH)
-        fatal = [None if by_clock or rank != victim else rng.randint(1, reach) for rank in range(world)]
-        children = start(plan, folder / "killed", life, fatal)
+        fatal: list[int | None] = [None] * world
+        enough = sum(set(life) != {0} for life in lives) >= plan.kills
+        by_clock = not enough and life % 3 == 2
+        if not enough and not by_clock:
+            fatal[rng.randrange(world)] = rng.randint(1, max(2 * count // plan.kills, LEAST_REACH))
+        children = start(plan, output, life, fatal)
         if by_clock:
-            time.sleep(rng.uniform(0.3, 0.9) * seconds)
+            time.sleep(rng.uniform(0.2, 0.7) * seconds)
             for child in children:
-                os.kill(child, plan.signal)
+                os.kill(child, signal.SIGKILL)
         lives.append(end(children))
-        if (folder / "killed" / "weights.safetensors").exists():
-            break
-    if not (folder / "killed" / "weights.safetensors").exists():
-        lives.append(end(start(plan, folder / "killed", len(lives), [None] * at(plan.processes, len(lives)))))
-    (folder / "report.json").write_text(json.dumps({"places": count, "lives": lives}))
+        assert not enough or set(lives[-1]) == {0}, f"a life that nobody ended did not come to its end: {lives}"
+        rounds += set(lives[-1]) == {0}
+    (folder / "report.json").write_text(json.dumps({"places": count, "lives": lives, "rounds": rounds}))
 
 
 if __name__ == "__main__":

@@ -113,6 +113,9 @@ ON_THE_COMMAND_LINE = [
     ("seed=-1", "seed = -1: must be at least 0"),
     ("alignment.until=nan", "alignment.until = nan: must be a finite number"),
     ("alignment.noise_std=inf", "alignment.noise_std = inf: must be a finite number"),
+    ("guard.policy=skipp", "guard.policy = skipp: must be one of stop, skip, roll_back (did you mean 'skip'?)"),
+    ("guard.window=2", "guard.window = 2: must be at least 10"),
+    ("checkpoint.minutes=0", "checkpoint.minutes = 0.0: must be greater than 0"),
     ("evaluate.naming_answer=this", "evaluate.naming_answer = this: must be {text} exactly once"),
 ]
 

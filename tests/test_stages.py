@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from revision import building, rules, rundir
 from revision.commands import align, instruct, pretrain
 from revision.conversation import encode
+from revision.interrupts import Interrupted
 from revision.records import Message
 from revision.schema import (
     AlignmentConfig,
@@ -30,6 +33,7 @@ from revision.schema import (
     StageInput,
     Unfit,
 )
+from revision.training.trainer import StageTrainer
 
 Store = Callable[..., Any]
 TRAINER = {"learning_rate": 1e-2, "max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 4}
@@ -240,6 +244,30 @@ def test_an_alignment_of_another_store_is_refused(config: Config, tiny_store: St
     tiny_store(name="tiny/texts", seed=7)
     with pytest.raises(ValueError, match="was fitted on another text store than .*run `revision align` again"):
         pretrain.run(config)
+
+
+def test_a_resumed_stage_notices_what_has_changed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = replace(config, instruct=replace(config.instruct, init=None))
+    original = StageTrainer.training_step
+
+    def training_step(self: StageTrainer, *args: Any) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="saved after step 1 of 2 in"):
+        patch.setattr(StageTrainer, "training_step", training_step)
+        instruct.run(alone)
+    faster = replace(alone, trainer={**TRAINER, "learning_rate": 2e-2})
+    with pytest.raises(ValueError, match=r"differs in instruct\.trainer\.learning_rate: 0\.01 -> 0\.02; restore it"):
+        instruct.run(faster)
+    talks = Path("talks.jsonl").read_text()
+    Path("talks.jsonl").write_text(talks.replace("a tree 3", "a bush 3"))
+    with pytest.raises(ValueError, match=r"differs in content of the records: \w+ -> \w+; restore it"):
+        instruct.run(alone)
+    Path("talks.jsonl").write_text(talks)
+    shared = {**TRAINER, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "save_steps": 1}
+    instruct.run(replace(alone, trainer=shared))
+    assert rundir.is_finished(alone, "instruct"), "the same global batch, shared out in another way"
 
 
 def test_an_unreadable_llm_and_bad_arguments_are_refused(config: Config) -> None:

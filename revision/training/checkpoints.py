@@ -61,8 +61,8 @@ class Checkpoints:
         """
         if ranks.rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(".*"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            for leftover in [*self.folder.glob(".*"), self.folder.with_name(f".{self.folder.name}.gone")]:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         ranks.agree(None)
         found = self.all()
         now = json.loads(json.dumps(identity))
@@ -75,7 +75,7 @@ class Checkpoints:
         ranks.agree(failure)
         return self._newest_whole(found)
 
-    def write(self, step: int, save: Callable[[Path], None], *, alone: bool) -> Path:
+    def write(self, step: int, save: Callable[[Path], object], *, alone: bool) -> Path:
         """Writes one checkpoint.
 
         Args:
@@ -198,4 +198,6 @@ def _is_full(error: Exception) -> bool:
 
 def _shown(value: Any) -> str:
     text = "null" if value is None else str(value)
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return text[:12]  # of a fingerprint
     return text if len(text) <= 60 else f"{text[:57]}..."

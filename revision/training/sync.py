@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from revision.embeddings.layout import write_whole
 from revision.interrupts import WATCHED, SignalWatch
 from revision.progress import say
 from revision.training import ranks
@@ -64,7 +65,12 @@ class StepSync(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Starts the clock; a run that may have to return to its beginning keeps it."""
+        """Starts the clock, and forgets bad steps that come again; a run that may have to return to its beginning keeps
+        it."""
+        if args.process_index == 0 and self._log.is_file():
+            lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < state.global_step]
+            write_whole(self._log, lambda file: file.write("".join(kept).encode()))
         self._saved_at = time.monotonic()
         self._trainer.resume_log()
         if self._guard.policy == "roll_back" and state.global_step == 0:

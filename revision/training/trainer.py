@@ -159,9 +159,9 @@ class StageTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.save_checkpoint()
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(**kwargs)
+            super()._run_epoch(*args, **kwargs)
         else:  # resumed from the checkpoint of the last step: the Trainer would take one more
             self.control.should_training_stop = True
 

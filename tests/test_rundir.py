@@ -218,6 +218,7 @@ def test_every_field_has_been_decided_on() -> None:
         "contrast.architecture", "contrast.device", "contrast.frame_energy", "contrast.frame_step",
         "contrast.probe_interval", "checkpoint.minutes", "verify.path",
         "engine.processes",  # counts in the global batch
+        "engine.options",  # empty here
     }  # fmt: skip
 
 

@@ -56,11 +56,12 @@ def train_and_save(
     from revision import building, rundir, training
 
     stage = _stage(config, command)
+    dataset = _dataset(config, command, arguments, processor, rows, samples)
     output = rundir.start(config, command)
     summary = training.train(
         model=model,
         processor=processor,
-        dataset=_dataset(config, command, arguments, processor, rows, samples),
+        dataset=dataset,
         parts=stage.train,
         arguments=arguments,
         output=output,

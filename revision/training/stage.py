@@ -70,11 +70,12 @@ def train(
     resume = _checkpoint(checkpoints, identity, main=arguments.process_index == 0)
     select_parts(model, parts, bf16=arguments.bf16)
     _tune(model, parts, arguments)
-    before = checksums(model)
     if isinstance(dataset, PackedDataset):
         collator: Collator | PackedCollator = prepare_packing(model, arguments)
     else:
         collator = Collator(processor.tokenizer.pad_token_id)
+        _attend_on_cpu(model, arguments)
+    before = checksums(model)
     use_fused_loss(model, arguments.device)
     curve = CurveCallback(
         output / "log.jsonl",
@@ -117,12 +118,15 @@ def conclude(arguments: TrainingArguments) -> None:
 
 
 def _tune(model: RevisionForConditionalGeneration, parts: Sequence[str], arguments: TrainingArguments) -> None:
-    """Two things that cost time and change nothing else."""
-    if arguments.device.type == "cpu":
-        # On short sequences torch's fused attention takes five times as long there, above all backwards in bfloat16.
-        model.set_attn_implementation("eager")
+    """Looking for casts costs time and changes nothing, where all parts compute in their own types."""
     if arguments.bf16 and "llm" not in parts and not arguments.deepspeed and not arguments.fsdp:
-        arguments.mixed_precision = "no"  # both parts compute in their own types: autocast would only look for casts
+        arguments.mixed_precision = "no"
+
+
+def _attend_on_cpu(model: RevisionForConditionalGeneration, arguments: TrainingArguments) -> None:
+    """On short padded sequences torch's fused attention takes five times as long there, above all backwards."""
+    if arguments.device.type == "cpu":
+        model.set_attn_implementation("eager")
 
 
 def _checkpoint(folder: Path, identity: str, *, main: bool) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -92,6 +92,7 @@ def _report(changed: Path, listing: Path, *, samples: int) -> None:
     if not rows:
         listing.unlink(missing_ok=True)
         return
+    listing.parent.mkdir(parents=True, exist_ok=True)
     write_whole(listing, lambda file: file.write(changed.read_bytes()))
     dropped = sum(row["action"] == "dropped" for row in rows)
     say(f"of {samples:,} samples {dropped:,} are left out and {len(rows) - dropped:,} cut: {listing}")
@@ -171,7 +172,7 @@ def _count(dataset: ConversationDataset, drop: bool, workers: int | None, *, vis
     return np.concatenate(parts), changes
 
 
-def _lines(changes: list[_Change]) -> Any:
+def _lines(changes: list[_Change]) -> Callable[[BinaryIO], None]:
     rows = ({"id": one.id, "action": one.action, "reason": one.reason} for one in changes)
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 

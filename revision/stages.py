@@ -61,6 +61,7 @@ def train_and_save(
     from revision.training.guard import Guard
 
     stage = _stage(config, command)
+    dataset = _dataset(config, command, arguments, processor, rows, samples)
     output = rundir.start(config, command)
 
     def save(weights: dict[str, torch.Tensor] | None) -> None:
@@ -70,7 +71,7 @@ def train_and_save(
     summary = training.train(
         model=model,
         processor=processor,
-        dataset=_dataset(config, command, arguments, processor, rows, samples),
+        dataset=dataset,
         parts=stage.train,
         arguments=arguments,
         output=output,

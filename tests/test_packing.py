@@ -321,7 +321,9 @@ class _Trainer:
 
 
 @pytest.mark.parametrize("llm", ["llama", "gemma3"])
-def test_an_llm_that_mixes_the_samples_of_a_row_is_refused(llm_of: Callable[[str], Path], llm: str) -> None:
+def test_an_llm_that_mixes_the_samples_of_a_row_is_refused(
+    llm_of: Callable[[str], Path], llm: str, tmp_path: Path
+) -> None:
     class Masked(PackedCollator):
         """With a mask, transformers takes the row for one sample."""
 
@@ -331,9 +333,10 @@ def test_an_llm_that_mixes_the_samples_of_a_row_is_refused(llm_of: Callable[[str
 
     model = tiny_training.make_model(llm_of(llm))
     state: Any = None
-    SeparationCheck(_Trainer(model), PackedCollator()).on_train_begin(state, state, state)
+    given = arguments(tmp_path)
+    SeparationCheck(_Trainer(model), PackedCollator()).on_train_begin(given, state, state)
     with pytest.raises(ValueError, match="lets the samples of a packed row see each other: the loss of one changed by"):
-        SeparationCheck(_Trainer(model), Masked()).on_train_begin(state, state, state)
+        SeparationCheck(_Trainer(model), Masked()).on_train_begin(given, state, state)
 
 
 def test_probe_tokens_are_no_pictures(tiny_model: Any) -> None:

@@ -24,17 +24,19 @@ DIM, K, SAMPLES = 16, 3, 32
 
 
 class Rows(StoredRows):
-    """Unit rows out of memory."""
+    """Unit rows out of memory, others in each epoch, as noise makes them."""
 
     def __init__(self) -> None:
         rows = np.random.default_rng(0).normal(size=(SAMPLES, DIM)).astype(np.float32)
         self._rows = torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        self._turn = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """There is no noise."""
+        """Each row takes the next one's place."""
+        self._turn = epoch
 
     def __getitem__(self, row: int) -> torch.Tensor:
-        return self._rows[row]
+        return self._rows[(row + self._turn) % SAMPLES]
 
 
 def make_dataset(llm: Path, *, text_only_every: int = 5) -> ConversationDataset:

@@ -7,21 +7,24 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import is_flash_attn_2_available
 
 from revision.collators import PackedCollator
 from revision.model import RevisionForConditionalGeneration
 from revision.progress import say
 from revision.training.segments import SEGMENTS
 
-_TOLERANCE = {torch.float32: 1e-5}  # relative, of a loss that must not change at all
+_TOLERANCE = 1e-5  # relative, of a loss that must not change at all
 _LOW_PRECISION_TOLERANCE = 1e-3  # experts of a mixture may be computed in other groups
 
 
 def prepare_packing(model: RevisionForConditionalGeneration, arguments: TrainingArguments) -> PackedCollator:
     """Sets model and arguments up for packed rows, and returns the collator that goes with their attention.
 
-    On a CPU, attention goes sample by sample where the LLM's attention is plain, else over a dense mask. On a GPU it
-    is the one that the model was loaded with; flash attention is told where samples begin.
+    On a CPU, attention goes sample by sample where the LLM's attention is plain, else over a dense mask. On a GPU,
+    flash attention takes the place of sdpa, whose mask is dense, in half precision and where it is installed; it is
+    told where samples begin.
 
     Raises:
         ValueError: flex attention on a CPU, which has no backward there.
@@ -35,12 +38,17 @@ def prepare_packing(model: RevisionForConditionalGeneration, arguments: Training
                 "flex attention has no backward pass on a CPU; load the LLM with eager or sdpa, or train on a GPU"
             )
         _attend_by_segments(model, main=arguments.process_index == 0)
-        implementation = str(model.config.text_config._attn_implementation)
+    elif implementation == "sdpa" and (arguments.bf16 or arguments.fp16) and is_flash_attn_2_available():
+        model.set_attn_implementation("flash_attention_2")
+    implementation = str(model.config.text_config._attn_implementation)
     return PackedCollator(boundaries=implementation == SEGMENTS or implementation.startswith("flash"))
 
 
 def _attend_by_segments(model: RevisionForConditionalGeneration, *, main: bool) -> None:
     """Attention sample by sample, if it gives what the LLM's own eager attention does; else that, on a dense mask."""
+    if is_deepspeed_zero3_enabled():  # shards cannot be asked before the engine has them
+        model.set_attn_implementation("eager")
+        return
     ids = torch.from_numpy(_words(model, 24, seed=0))[None]
     hidden = []
     training = model.training
@@ -82,7 +90,8 @@ class SeparationCheck(TrainerCallback):
             with torch.no_grad(), self._trainer.compute_loss_context_manager():
                 losses.append(float(self._trainer.model_wrapped(**batch).loss))
         apart = abs(losses[0] - losses[1])
-        if apart > _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE) * abs(losses[0]):
+        exact = model.dtype == torch.float32 and not (args.bf16 or args.fp16)
+        if apart > (_TOLERANCE if exact else _LOW_PRECISION_TOLERANCE) * abs(losses[0]):
             raise ValueError(
                 "this LLM lets the samples of a packed row see each other: the loss of one changed by "
                 f"{apart:.2g} with the one before it; set packing=none for it"

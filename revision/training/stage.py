@@ -84,8 +84,11 @@ def train(
     resume = checkpoints.open({**(identity or {}), "weights at the start": _digest(checksums(model))})
     if resume is not None and arguments.process_index == 0:
         say(f"resuming from {resume}")
-    packed = isinstance(dataset, PackedDataset)
-    collator = prepare_packing(model, arguments) if packed else Collator(processor.tokenizer.pad_token_id)
+    if isinstance(dataset, PackedDataset):
+        collator: Collator | PackedCollator = prepare_packing(model, arguments)
+    else:
+        collator = Collator(processor.tokenizer.pad_token_id)
+        _attend_on_cpu(model, arguments)
     use_fused_loss(model, arguments.device)
     curve = CurveCallback(
         output / "log.jsonl",
@@ -164,9 +167,12 @@ def _digest(sums: Mapping[str, Sequence[int]]) -> str:
 
 
 def _tune(model: RevisionForConditionalGeneration, parts: Sequence[str], arguments: TrainingArguments) -> None:
-    """Two things that cost time and change nothing else."""
-    if arguments.device.type == "cpu":
-        # On short sequences torch's fused attention takes five times as long there, above all backwards in bfloat16.
-        model.set_attn_implementation("eager")
+    """Looking for casts costs time and changes nothing, where all parts compute in their own types."""
     if arguments.bf16 and "llm" not in parts and not arguments.deepspeed and not arguments.fsdp:
-        arguments.mixed_precision = "no"  # both parts compute in their own types: autocast would only look for casts
+        arguments.mixed_precision = "no"
+
+
+def _attend_on_cpu(model: RevisionForConditionalGeneration, arguments: TrainingArguments) -> None:
+    """On short padded sequences torch's fused attention takes five times as long there, above all backwards."""
+    if arguments.device.type == "cpu":
+        model.set_attn_implementation("eager")

@@ -3,8 +3,9 @@
 python scripts/bench/packing.py [--samples 512] [--batch 16]     needs data/nano, as `make run` leaves it
 
 Forward and backward of a frozen LLM behind a training projector, as in stage 1, over the same samples in each way, in
-turns within one run. What packing can gain is bounded by the padding that it saves, and the limit is what `make bench`
-asks for: not slower than the padded batches of samples in random order.
+turns within one run. On a CPU, seconds are those of the process, so that others on a busy machine do not count. What
+packing can gain is bounded by the padding that it saves, and the limit is what `make bench` asks for: not slower than
+padded batches of samples in random order.
 """
 
 from __future__ import annotations
@@ -82,19 +83,24 @@ def speeds(model: Any, examples: Sequence[Example], batch: int, pad: int, rounds
     """Samples a second in each way: the fastest of some rounds, in turns."""
     made = ways(examples, batch, pad)
     best = dict.fromkeys(made, 0.0)
-    for attempt in range(rounds + 1):
+    for attempt in range(rounds + 1):  # the first warms up: kernels are made for each shape
         for name, (attention, batches) in made.items():
             model.set_attn_implementation(attention)
-            some = batches if attempt else batches[:1]  # the first round warms up
-            moved = [{key: _move(value, model.device) for key, value in one.items()} for one in some]
-            started = time.perf_counter()
+            moved = [{key: _move(value, model.device) for key, value in one.items()} for one in batches]
+            started = _seconds()
             for one in moved:
                 step(model, one)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
             if attempt:
-                best[name] = max(best[name], len(examples) / (time.perf_counter() - started))
+                best[name] = max(best[name], len(examples) / (_seconds() - started))
     return best
+
+
+def _seconds() -> float:
+    """The clock: of the wall once a GPU is done, else of this process."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _move(value: Any, device: torch.device) -> Any:

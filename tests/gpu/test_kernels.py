@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import tiny_training
+import torch
 
 from revision.collators import Collator, PackedCollator
 from revision.conversation import IGNORED

@@ -9,10 +9,26 @@ from enum import EnumType
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from revision.schema import Config
+from revision.schema import AlignmentMethod, Config
 
 # Mappings whose keys the schema does not list: transformers.TrainingArguments knows them.
 OPEN_MAPPINGS = ("trainer", "pretrain.trainer", "instruct.trainer")
+
+_CENTROID = ("centroid_steps", "until")
+# The fields that each alignment knows; `seed` is the run's. A field that it does not know changes nothing.
+ALIGNMENT_FIELDS: dict[AlignmentMethod, tuple[str, ...]] = {
+    AlignmentMethod.none: (),
+    AlignmentMethod.mean_shift: (),
+    AlignmentMethod.c3: ("noise_std", "seed"),
+    AlignmentMethod.realign: (*_CENTROID, "anchor", "trace"),
+    AlignmentMethod.unicorn: (),
+    AlignmentMethod.blockwise: ("rank", "energy", "ridge", *_CENTROID),
+    AlignmentMethod.diagonal: ("jitter", "seed"),
+    AlignmentMethod.quantile: ("rank", "energy", "ridge", *_CENTROID),
+    AlignmentMethod.gaussian_ot: ("ridge", *_CENTROID),
+    AlignmentMethod.shrunk_ot: ("shrinkage", "rank", "energy", "ridge", *_CENTROID),
+    AlignmentMethod.residual_noise: ("noise_scale", "seed", *_CENTROID),
+}
 
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", NoneType: "null"}
 

@@ -10,6 +10,7 @@ from revision.schema import Config, StageConfig
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from revision.alignment import Alignment
     from revision.dataset import Rows, Samples
     from revision.model import RevisionForConditionalGeneration, RevisionProcessor
 
@@ -21,7 +22,9 @@ def arguments_of(config: Config, command: str) -> TrainingArguments:
         ValueError: a name or a value that transformers does not know.
     """
     from revision import rundir, training
+    from revision.progress import hide_bars_of_transformers
 
+    hide_bars_of_transformers()
     return training.build_arguments(
         {**config.trainer, **_stage(config, command).trainer},
         output=rundir.folder(config, command),
@@ -41,10 +44,12 @@ def train_and_save(
     rows: Rows,
     samples: Samples,
     alignment: Mapping[str, Any] | None,
+    aligned_by: Alignment | None,
 ) -> None:
     """Trains the parts that the stage names and leaves one Hugging Face folder, `<run>/<command>/model`.
 
     alignment: lineage of the embeddings that the projector learned from.
+    aligned_by: what moved them; None: nothing did.
 
     Raises:
         ValueError: nothing to train on, or a record that cannot be learned from.
@@ -58,7 +63,7 @@ def train_and_save(
     dataset = ConversationDataset(
         samples, rows, processor, max_length=stage.max_length, limit=stage.limit, seed=config.seed
     )
-    output = rundir.start(config, command)
+    output = rundir.folder(config, command)
     summary = training.train(
         model=model,
         processor=processor,
@@ -68,10 +73,11 @@ def train_and_save(
         output=output,
         processes=config.engine.processes,
         identity=rundir.fingerprint(config, command),
+        begin=lambda: rundir.start(config, command),  # what is refused before costs no finished run
     )
     if rundir.is_main_process():
         dtype = torch.bfloat16 if arguments.bf16 else None
-        building.save_model(model, processor, output / "model", alignment=alignment, dtype=dtype)
+        building.save_model(model, processor, output / "model", alignment=alignment, aligned_by=aligned_by, dtype=dtype)
     rundir.finish(config, command, **summary)
     training.conclude(arguments)
 

@@ -30,7 +30,9 @@ def run(config: Config) -> None:
     from revision.encoders import resolve_device
     from revision.evaluation.reader import Reader
     from revision.pictures import open_picture
+    from revision.progress import hide_bars_of_transformers
 
+    hide_bars_of_transformers()
     folder = _model_folder(config)
     if config.chat.image is not None:
         open_picture(Path(config.chat.image))  # a file that is no picture should not cost the loading of a model

@@ -216,8 +216,7 @@ def _left(fitted: Alignment, text: np.ndarray, image: np.ndarray, unmoved: _Mome
 
 def moved_by(fitted: Alignment, image: np.ndarray) -> np.ndarray | None:
     """Unit image rows [n, d] as an alignment maps them at inference; None where it leaves them (all but Unicorn)."""
-    moved = fitted.apply_to_images(image)
-    return moved if float(np.abs(moved - image).max()) > 1e-6 else None
+    return fitted.apply_to_images(image) if fitted.moves_images else None
 
 
 def _apart(text: np.ndarray, image: _Moments) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ def train(
     output: Path,
     processes: int = 1,
     identity: str = "",
+    begin: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """Trains the named parts in place, from the last checkpoint where there is one.
 
@@ -44,6 +45,7 @@ def train(
         output: folder of the stage, the one that the arguments were built for; `log.jsonl` goes there.
         processes: how many the caller expects.
         identity: stands for all settings that the result depends on; a checkpoint of another one is refused.
+        begin: called when nothing stands in the way of training any more, before anything of an earlier one changes.
 
     Returns:
         `steps`, the last logged `loss`, mean `samples_per_second` and `tokens_per_second`.
@@ -77,6 +79,7 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StartCheck(trainer, parts))
+    begin()
     try:
         trainer.train(resume_from_checkpoint=resume)
     finally:

@@ -17,7 +17,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-from revision.embeddings.foreign.described import Array, Dtype, Encoding, Span
+from revision.embeddings.foreign.described import Array, DamagedError, Dtype, Encoding, Span
 
 
 class _Known(Enum):
@@ -78,7 +78,10 @@ class _Machine:
                     raise self.refusal(f"holds {what}; only {_READ} are read")
                 step(self)
             return self.stack.pop()
-        except (IndexError, KeyError, TypeError, AttributeError, UnicodeError, struct.error) as error:
+        except (
+            IndexError, KeyError, TypeError, AttributeError, UnicodeError, OverflowError, MemoryError, struct.error,
+            DamagedError,
+        ) as error:  # fmt: skip
             raise self.refusal(f"is damaged near byte {self.place:,}; write or copy it again") from error
 
     def refusal(self, what: str) -> ValueError:

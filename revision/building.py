@@ -143,7 +143,7 @@ def require_place(folder: Path) -> None:
         return
     if folder.exists():
         raise ValueError(f"{folder} is a file; give the folder that a training stage wrote")
-    if not re.fullmatch(r"[\w.-]*\w/\w[\w.-]*", str(folder)):
+    if not re.fullmatch(r"[\w.-]*\w/\w[\w.-]*", str(folder)) or folder.parent.is_dir():
         raise ValueError(f"there is no folder {folder}; give one that a training stage wrote, or owner/name of the hub")
     if is_offline_mode():
         raise ValueError(

@@ -260,6 +260,12 @@ def _fields(config: Config, *names: str) -> Iterator[tuple[str, Any]]:
         yield from _flat(name, value)
 
 
+def flat(config: Config) -> Iterator[tuple[str, Any]]:
+    """Every field of the configuration by its dotted name, as a plain value."""
+    for name, value in vars(config).items():
+        yield from _flat(name, value)
+
+
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)

@@ -18,7 +18,7 @@ RECIPES = sorted((ROOT / "data_recipes").rglob("*.py")) + sorted((ROOT / "script
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["multirun"],
+    ["helptext", "multirun"],
     ["composition"],
     ["commands"],
     ["stages"],
@@ -41,6 +41,7 @@ KNOW_THE_CONFIG = {
     "commands",
     "composition",
     "fields",
+    "helptext",
     "multirun",
     "processes",
     "rules",

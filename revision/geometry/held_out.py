@@ -68,43 +68,90 @@ def size_curve(
     """
     sizes = sorted(set(sizes))
     check_sizes(domain, sizes, held_out)
-    found: dict[str, Any] = {name: {measure: [[] for _ in sizes] for measure in MEASURES} for name in methods}
     raw: list[dict[str, float]] = []
     traces: list[float] = []
-    refused: dict[str, dict[int, str]] = {}
+    outcomes: list[list[dict[str, _Outcome]]] = []  # [trial][size][method]
     for trial in range(trials):
-        text, image = (
-            _draw(side, held_out + sizes[-1], [seed, trial, number])
-            for number, side in enumerate((domain.text, domain.image))
-        )
-        text_out, image_out = _unit(domain.text, text[:held_out]), _unit(domain.image, image[:held_out])
-        target = _Moments.of(image_out)
-        traces.append(float(np.trace(target.covariance)))
-        raw.append(_apart(text_out, target))
-        for number, size in enumerate(sizes):
+        drawn = _Trial.of(domain, held_out, sizes[-1], [seed, trial])
+        traces.append(float(np.trace(drawn.target.covariance)))
+        raw.append(_apart(drawn.text_out, drawn.target))
+        outcomes.append([])
+        for size in sizes:
             on_step(f"trial {trial + 1}: fit on {size:,} rows")
-            fit = [np.sort(rows[held_out : held_out + size]) for rows in (text, image)]
-            sides = _unit(domain.text, fit[0]), _unit(domain.image, fit[1])
-            for name in methods:
-                values: dict[str, float | None] = dict.fromkeys(MEASURES)
-                try:
-                    fitted = make(name).fit(*sides, measure_gap=False)
-                    values.update(_left(fitted, text_out, image_out, target))
-                except ValueError as error:  # some maps need more rows than dimensions: said in the report
-                    refused.setdefault(name, {})[size] = str(error)
-                for measure in MEASURES:
-                    found[name][measure][number].append(values[measure])
-    trace = float(np.mean(traces))
+            sides = drawn.first(size)
+            outcomes[-1].append({name: _Outcome.of(make(name), sides, drawn) for name in methods})
     return {
         "sizes": list(sizes),
         "trials": trials,
         "held_out": held_out,
         "seed": seed,
         "raw": _mean_of(raw),
-        "expected": [float(np.sqrt(2 * trace * (1 / size + 1 / held_out))) for size in sizes],
-        "methods": found,
-        "refused": refused,
+        "expected": [float(np.sqrt(2 * np.mean(traces) * (1 / size + 1 / held_out))) for size in sizes],
+        **_by_method(outcomes, methods, sizes),
     }
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Rows of one trial: those to measure on, unit, and the numbers of those that fits take the first of."""
+
+    domain: Domain
+    text: np.ndarray
+    image: np.ndarray
+    text_out: np.ndarray
+    image_out: np.ndarray
+    target: _Moments
+
+    @classmethod
+    def of(cls, domain: Domain, held_out: int, most: int, seed: list[int]) -> _Trial:
+        text, image = (
+            _draw(side, held_out + most, [*seed, number]) for number, side in enumerate((domain.text, domain.image))
+        )
+        image_out = _unit(domain.image, image[:held_out])
+        text_out = _unit(domain.text, text[:held_out])
+        return cls(domain, text[held_out:], image[held_out:], text_out, image_out, _Moments.of(image_out))
+
+    def first(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Unit rows of both sides to fit on."""
+        text, image = (np.sort(rows[:size]) for rows in (self.text, self.image))
+        return _unit(self.domain.text, text), _unit(self.domain.image, image)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The measures of one fit on held-out rows, or why there was none: some maps need more rows than dimensions."""
+
+    values: dict[str, float | None]
+    refusal: str | None
+
+    @classmethod
+    def of(cls, alignment: Alignment, sides: tuple[np.ndarray, np.ndarray], trial: _Trial) -> _Outcome:
+        try:
+            fitted = alignment.fit(*sides, measure_gap=False)
+            return cls({**_left(fitted, trial.text_out, trial.image_out, trial.target)}, None)
+        except ValueError as error:
+            return cls(dict.fromkeys(MEASURES), str(error))
+
+
+def _by_method(
+    outcomes: list[list[dict[str, _Outcome]]], methods: Sequence[str], sizes: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """`methods` and `refused` of `size_curve`."""
+    places = range(len(sizes))
+    found = {
+        name: {
+            measure: [[trial[place][name].values[measure] for trial in outcomes] for place in places]
+            for measure in MEASURES
+        }
+        for name in methods
+    }
+    refused: dict[str, dict[int, str]] = {}
+    for trial in outcomes:
+        for size, by_name in zip(sizes, trial, strict=True):
+            for name, outcome in by_name.items():
+                if outcome.refusal is not None:
+                    refused.setdefault(name, {}).setdefault(size, outcome.refusal)
+    return {"methods": found, "refused": refused}
 
 
 def domain_transfer(

@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
+    """Raises instead of ending the process, so that a mistake here is told as all others are."""
+
     def error(self, message: str) -> NoReturn:
         from revision.composition import ConfigError
 

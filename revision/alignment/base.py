@@ -260,7 +260,9 @@ class Alignment(ABC):
             stop = start + len(block)
             unit = to_sphere(block, what, first + start)
             target[start:stop] = mapping(unit, None if keys is None else keys[start:stop])
-        return result.astype(rows.dtype, copy=False) if isinstance(rows, np.ndarray) else result
+        if isinstance(rows, np.ndarray) and isinstance(result, np.ndarray):
+            return result.astype(rows.dtype, copy=False)  # in the byte order that the caller has
+        return result
 
     def facts(self) -> dict[str, Any]:
         """What a person wants to know of a fitted alignment, as JSON values."""

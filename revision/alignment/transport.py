@@ -162,6 +162,7 @@ def _estimate(fitting: Fitting, basis: torch.Tensor, sample: torch.Tensor, targe
     mean = fitting.image.mean
 
     def fourth_powers(block: torch.Tensor) -> torch.Tensor:
+        """||u||^4 of each row, as a column whose mean is their expectation."""
         inside = block.sub_(mean.to(block)) @ basis.to(block)
         return inside.square().sum(dim=1, keepdim=True).square()
 

@@ -224,6 +224,7 @@ def _progress(label: str) -> Track:
     from revision.progress import progress_bar
 
     def track(batches: Sequence[Any], title: str) -> Iterator[Any]:
+        """The batches, each counted when the next is asked for."""
         with progress_bar("batches") as progress:
             task = progress.add_task(f"{label}: {title}", total=len(batches))
             for batch in batches:

@@ -231,6 +231,8 @@ def domain_transfer(
 
 @dataclass(frozen=True)
 class _Moments:
+    """Mean [d] and covariance [d, d] of rows, float64."""
+
     mean: np.ndarray
     covariance: np.ndarray
 
@@ -241,6 +243,8 @@ class _Moments:
 
 @dataclass(frozen=True)
 class _Halves:
+    """Unit rows of one domain: one half of each side to fit on, the other to measure on."""
+
     text_fit: np.ndarray
     text_out: np.ndarray
     image_fit: np.ndarray

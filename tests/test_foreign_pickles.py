@@ -151,6 +151,7 @@ REFUSED = {
     "an ordered dict": (collections.OrderedDict(a=1), "forbidden global collections.OrderedDict"),
     "a path": (Path("a"), "forbidden global pathlib.PosixPath"),
     "a set": ({1, 2}, "holds a set; only numpy arrays"),
+    "a name for terminals": (b"\x80\x02cos\n\x1b[2Jsystem\n.", r"forbidden global os\.\?\[2Jsystem, which unpickling"),
     "an odd key": ({(1, 2): np.ones(2)}, "has a dict whose keys are neither texts nor numbers"),
     "text": ("hello", "holds a Span that is no list of records with a vector each"),
     "nothing": ([], "holds a list that is no list of records"),

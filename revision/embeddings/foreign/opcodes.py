@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from revision.embeddings.foreign.described import Array, DamagedError, Dtype, Encoding, Span
+from revision.embeddings.foreign.labels import plain
 
 
 class _Known(Enum):
@@ -85,7 +86,7 @@ class _Machine:
             raise self.refusal(f"is damaged near byte {self.place:,}; write or copy it again") from error
 
     def refusal(self, what: str) -> ValueError:
-        return ValueError(f"{self.where} {what}")
+        return ValueError(f"{self.where} {plain(what)}")
 
     def skip(self, count: int) -> int:
         """Moves on by so many bytes and returns where they start."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from revision.embeddings.foreign.described import Array, DamagedError, Encoding, Span
-from revision.embeddings.foreign.labels import LabelNames, vector_name
+from revision.embeddings.foreign.labels import LabelNames, plain, vector_name
 from revision.embeddings.foreign.opcodes import describe
 from revision.embeddings.foreign.parts import Column, Part, Rows, float_name
 
@@ -174,7 +174,7 @@ def _fields(found: Any, path: Path, kind: str, asked: str | None) -> tuple[dict[
             fields: dict[str, Any] = {key: [] for key in first if isinstance(key, str)}
             for row, record in enumerate(found):
                 if not isinstance(record, dict) or not record.keys() >= fields.keys():
-                    raise ValueError(f"{path} record {row} has other fields than record 0 ({', '.join(fields)})")
+                    raise ValueError(f"{path} record {row} has other fields than record 0 ({plain(', '.join(fields))})")
                 for key, values in fields.items():
                     values.append(record[key])
             key = vector_name([k for k, v in fields.items() if _is_vector(v[0])], asked, kind, str(path), "field")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import is_dataclass
+from dataclasses import asdict, is_dataclass
 from difflib import get_close_matches
-from enum import EnumType
+from enum import Enum, EnumType
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -76,6 +76,17 @@ def rule(hint: Any) -> str:
 def names_of(hint: Any) -> list[str]:
     """The names of an enum's members, also of an optional enum; empty for other types."""
     return [name for option in _alternatives(hint) if isinstance(option, EnumType) for name in option.__members__]
+
+
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of a configuration, or of a part of it that has a name, as a plain value by its dotted name."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from flat(part, f"{name}.{key}" if name else key)
+    else:
+        yield name, value.name if isinstance(value, Enum) else value
 
 
 def fields_of(class_name: str) -> list[str]:

@@ -6,10 +6,10 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
-from enum import Enum
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from revision import rundir
+from revision.fields import flat
 from revision.schema import MODEL_STEPS, STEPS, Config
 
 _FIELD = re.compile(r"    (\w+): .*?(?:  # (.*))?$")
@@ -23,7 +23,7 @@ def fields_help(config: Config, command: str) -> str:
         config: the composed configuration, whose values are shown.
         command: one of the commands.
     """
-    values = dict(rundir.flat(config))
+    values = dict(flat(config))
     values |= {f"{command}.{name}": "{}" for name, value in vars(vars(config)[command]).items() if value == {}}
     own = [name for name in values if name.split(".")[0] == command]
     read = _read(config, command)
@@ -33,7 +33,8 @@ def fields_help(config: Config, command: str) -> str:
     meanings = {name: meaning for name, meaning in _meanings(Config) if meaning}
     parts = []
     for title, names in titled.items():
-        lines = [_line(name, values[name], meanings.get(name)) for name in names]
+        keys = (re.sub(r"^data\.sources\.[^.]+", "data.sources.*", name) for name in names)
+        lines = [_line(name, values[name], meanings.get(key)) for name, key in zip(names, keys, strict=True)]
         parts.append("\n".join([f"== {title} (field=value) ==", *(lines or ["none"])]))
     rest = f"All fields with their values: `revision {command} --cfg job`; their meanings: revision/schema.py"
     return "\n\n".join([*parts, rest]) + "\n"
@@ -41,7 +42,7 @@ def fields_help(config: Config, command: str) -> str:
 
 def _read(config: Config, command: str) -> dict[str, Any]:
     """What a command's output depends on; of commands that leave none behind, what they use."""
-    values = dict(rundir.flat(config))
+    values = dict(flat(config))
     if command in STEPS:
         found = rundir.settings(config, command)
     elif command == "chat":
@@ -68,16 +69,18 @@ def _shown(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
         return f"[{','.join(map(_shown, value))}]"
-    return value.name if isinstance(value, Enum) else str(value)
+    return str(value)
 
 
 def _meanings(container: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The comment of each field of a dataclass of the schema and of those inside it, by dotted name."""
+    """The comment of each field of a dataclass and of those inside it, by dotted name; `*` stands for any key."""
     comments = _comments(container)
     for name, hint in get_type_hints(container).items():
         yield f"{prefix}{name}", comments.get(name, "")
         if is_dataclass(hint):
             yield from _meanings(hint, f"{prefix}{name}.")
+        elif get_origin(hint) is dict and is_dataclass(get_args(hint)[1]):
+            yield from _meanings(get_args(hint)[1], f"{prefix}{name}.*.")
 
 
 def _comments(container: Any) -> Mapping[str, str]:

@@ -78,7 +78,7 @@ def progress_bar(unit: str, *, visible: bool = True) -> Progress:
 
 
 def hide_bars_of_transformers() -> None:
-    """For commands, which have bars of their own: "Loading weights" between their lines helps nobody."""
+    """For commands that talk to a person: "Loading weights" between their lines helps nobody."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

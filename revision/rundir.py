@@ -17,15 +17,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from revision.fields import ALIGNMENT_FIELDS
+from revision.fields import ALIGNMENT_FIELDS, flat
 from revision.schema import (
     MODEL_STEPS,
     AlignmentMethod,
@@ -257,23 +255,7 @@ def _fields(config: Config, *names: str) -> Iterator[tuple[str, Any]]:
         value: Any = config
         for part in name.split("."):
             value = value[part] if isinstance(value, dict) else vars(value)[part]
-        yield from _flat(name, value)
-
-
-def flat(config: Config) -> Iterator[tuple[str, Any]]:
-    """Every field of the configuration by its dotted name, as a plain value."""
-    for name, value in vars(config).items():
-        yield from _flat(name, value)
-
-
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from _flat(f"{name}.{key}", part)
-    else:
-        yield name, value.name if isinstance(value, Enum) else value
+        yield from flat(value, name)
 
 
 def _difference(config: Config, command: str) -> str:

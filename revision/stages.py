@@ -22,9 +22,7 @@ def arguments_of(config: Config, command: str) -> TrainingArguments:
         ValueError: a name or a value that transformers does not know.
     """
     from revision import rundir, training
-    from revision.progress import hide_bars_of_transformers
 
-    hide_bars_of_transformers()
     return training.build_arguments(
         {**config.trainer, **_stage(config, command).trainer},
         output=rundir.folder(config, command),

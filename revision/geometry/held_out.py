@@ -187,12 +187,7 @@ def domain_transfer(
         ValueError: a domain with fewer than 8 rows on a side, or an alignment that cannot be fitted on a half.
     """
     names = list(domains)
-    for name, domain in domains.items():
-        if min(len(domain.text), len(domain.image)) < 8:
-            raise ValueError(
-                f"domain {name} has {len(domain.text)} texts and {len(domain.image)} images; half of each is fitted on "
-                f"and half measured on, so give at least 8 of both"
-            )
+    _check_domains(domains)
     shape = (trials, len(names), len(names))
     found = {method: {measure: np.empty(shape) for measure in MEASURES} for method in methods}
     raw: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -219,13 +214,24 @@ def domain_transfer(
         "seed": seed,
         "raw": {name: _mean_of(values) for name, values in raw.items()},
         "floor": {name: float(np.mean(values)) for name, values in floors.items()},
-        "methods": {
-            method: {
-                measure: {"mean": values.mean(axis=0).tolist(), "std": values.std(axis=0).tolist()}
-                for measure, values in by_measure.items()
-            }
-            for method, by_measure in found.items()
-        },
+        "methods": {method: _mean_and_std(by_measure) for method, by_measure in found.items()},
+    }
+
+
+def _check_domains(domains: Mapping[str, Domain]) -> None:
+    for name, domain in domains.items():
+        if min(len(domain.text), len(domain.image)) < 8:
+            raise ValueError(
+                f"domain {name} has {len(domain.text)} texts and {len(domain.image)} images; half of each is fitted on "
+                f"and half measured on, so give at least 8 of both"
+            )
+
+
+def _mean_and_std(by_measure: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Over trials, the first axis of each measure's array."""
+    return {
+        measure: {"mean": values.mean(axis=0).tolist(), "std": values.std(axis=0).tolist()}
+        for measure, values in by_measure.items()
     }
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import is_offline_mode
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
 from revision.alignment import METHODS, Alignment, load_alignment
 from revision.alignment.files import FACTS_FILE, TENSORS_FILE
 from revision.conversation import build_processor, end_of_turn, read_template
+from revision.hub import require_place
 from revision.model import RevisionConfig, RevisionForConditionalGeneration, RevisionProcessor
 
 # Fields of RevisionConfig that decide the shapes and the meaning of the projector, by the config field that sets them.
@@ -131,25 +130,6 @@ def read_image_alignment(folder: Path) -> Alignment | None:
             "train it again"
         )
     return alignment
-
-
-def require_place(folder: Path) -> None:
-    """Holds that a model is in a folder that exists, or may be on the hub, where a slip would cost a minute of waiting.
-
-    Raises:
-        ValueError: no folder, and no name that can be asked for.
-    """
-    if folder.is_dir():
-        return
-    if folder.exists():
-        raise ValueError(f"{folder} is a file; give the folder that a training stage wrote")
-    if not re.fullmatch(r"[\w.-]*\w/\w[\w.-]*", str(folder)) or folder.parent.is_dir():
-        raise ValueError(f"there is no folder {folder}; give one that a training stage wrote, or owner/name of the hub")
-    if is_offline_mode():
-        raise ValueError(
-            f"there is no folder {folder}, and HF_HUB_OFFLINE forbids to look for it on the hub; give a folder that a "
-            "training stage wrote"
-        )
 
 
 def require_shape(model: RevisionForConditionalGeneration, folder: Path, wanted: Mapping[str, Any]) -> None:

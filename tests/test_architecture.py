@@ -30,7 +30,7 @@ LAYERS = [
     ["alignment", "encoders", "records"],
     ["embeddings", "openclip_folder", "pictures"],
     ["model"],
-    ["progress", "shipped"],
+    ["hub", "progress", "shipped"],
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 

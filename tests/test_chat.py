@@ -183,7 +183,7 @@ def test_a_misspelt_model_is_not_looked_for_on_the_hub(
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    monkeypatch.setattr("revision.building.is_offline_mode", lambda: offline)
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: offline)
     monkeypatch.setattr("revision.building.RevisionConfig.from_pretrained", ask)
     monkeypatch.setattr("revision.building.RevisionForConditionalGeneration.from_pretrained", ask)
     with pytest.raises(ValueError, match=sentence):

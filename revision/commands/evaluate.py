@@ -90,6 +90,7 @@ def run(config: Config) -> None:
 def _models(config: Config) -> dict[str, Path]:
     """Folder of each model to score, by the name its results go under."""
     from revision import rundir
+    from revision.hub import require_place
     from revision.progress import say
 
     found: dict[str, Path] = {}
@@ -111,6 +112,8 @@ def _models(config: Config) -> dict[str, Path]:
             f"evaluate.models is {config.evaluate.models} and run.steps is {config.run.steps}, which leaves no model "
             "to score; name a stage that the run has, or a model's folder"
         )
+    for path in found.values():
+        require_place(path)
     return found
 
 

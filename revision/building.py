@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers.utils import cached_file
 
 from revision import folders
+from revision.alignment import METHODS, Alignment, load_alignment
+from revision.alignment.files import FACTS_FILE, TENSORS_FILE
 from revision.conversation import build_processor, end_of_turn, read_template
-from revision.model import RevisionForConditionalGeneration, RevisionProcessor
+from revision.hub import require_place
+from revision.model import RevisionConfig, RevisionForConditionalGeneration, RevisionProcessor
 
 # Fields of RevisionConfig that decide the shapes and the meaning of the projector, by the config field that sets them.
 _SHAPE = {
@@ -24,6 +28,12 @@ _SHAPE = {
     "input_scale": "model.projector.input_scale",
     "output_norm": "model.projector.output_norm",
 }
+
+
+IMAGE_ALIGNMENT = "image_alignment"  # folder beside the weights: below it, no loader takes its tensors for weights
+
+# What transformers raises when a folder lets it down.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
 
 def build_model(
@@ -59,25 +69,67 @@ def read_model(
     """A saved model and its processor.
 
     Args:
-        folder: what `save_model` wrote.
+        folder: what `save_model` wrote, or the name of such a model on the hub, as `owner/name`.
         dtype: of the LLM; None: as it was saved.
 
     Raises:
-        ValueError: the folder is no model of this package, or a weight is missing from it.
+        ValueError: there is no such folder, it is no model of this package, or a weight is missing from it.
     """
+    require_place(folder)
     try:
         loaded: Any = RevisionForConditionalGeneration.from_pretrained(
             folder, dtype="auto" if dtype is None else dtype, output_loading_info=True
         )
         processor = RevisionProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{folder} cannot be read as a trained model ({reason}); train it again") from error
+    except _UNREADABLE as error:
+        raise _unreadable(folder, error) from error
     model, info = loaded
     if info["missing_keys"] or info["unexpected_keys"]:
         wrong = sorted({*info["missing_keys"], *info["unexpected_keys"]})
         raise ValueError(f"{folder} lacks or has too many of the weights {', '.join(wrong[:3])}; train it again")
     return model, processor
+
+
+def read_config(folder: Path) -> RevisionConfig:
+    """The configuration of a saved model alone, without its weights.
+
+    Raises:
+        ValueError: there is no such folder, or it is no model of this package.
+    """
+    require_place(folder)
+    try:
+        return RevisionConfig.from_pretrained(folder)
+    except _UNREADABLE as error:
+        raise _unreadable(folder, error) from error
+
+
+def read_image_alignment(folder: Path) -> Alignment | None:
+    """The alignment that pictures have to be moved by before a saved model reads them; None: they stay as they are.
+
+    Args:
+        folder: as in `read_model`.
+
+    Raises:
+        ValueError: the model learned from texts of such an alignment, and the folder lacks it.
+    """
+    config = read_config(folder)
+    method = METHODS.get((config.alignment or {}).get("method", ""))
+    if method is None or not method.moves_images:
+        return None
+    try:
+        facts, _ = (cached_file(str(folder), f"{IMAGE_ALIGNMENT}/{name}") for name in (FACTS_FILE, TENSORS_FILE))
+    except OSError as error:
+        raise ValueError(
+            f"{folder} learned from texts that {method.method} moved, and lacks {IMAGE_ALIGNMENT}/, by which pictures "
+            "are moved for it; train it again"
+        ) from error
+    alignment = load_alignment(Path(str(facts)).parent)
+    if alignment.dim != config.embed_dim:
+        raise ValueError(
+            f"{folder}/{IMAGE_ALIGNMENT} is of dimension {alignment.dim}, but the model reads {config.embed_dim}; "
+            "train it again"
+        )
+    return alignment
 
 
 def require_shape(model: RevisionForConditionalGeneration, folder: Path, wanted: Mapping[str, Any]) -> None:
@@ -108,6 +160,7 @@ def save_model(
     folder: Path,
     *,
     alignment: Mapping[str, Any] | None,
+    aligned_by: Alignment | None = None,
     dtype: torch.dtype | None = None,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
@@ -117,6 +170,7 @@ def save_model(
 
     Args:
         alignment: lineage of the embeddings that the projector learned from; goes into the config.
+        aligned_by: what moved them; where it moves images too, it goes along, since the model has to be shown such.
         dtype: the LLM is turned into this type first; None leaves it.
         weights: by name, where the model itself holds pieces of them only.
     """
@@ -130,5 +184,12 @@ def save_model(
     model.config.alignment = None if alignment is None else dict(alignment)
     model.save_pretrained(aside, state_dict=weights)
     processor.save_pretrained(aside)
+    if aligned_by is not None and aligned_by.moves_images:
+        aligned_by.save(aside / IMAGE_ALIGNMENT)
     folders.write_manifest(aside, folders.record(aside, folders.names_of(aside)), kind="model")
     folders.publish(aside, folder)
+
+
+def _unreadable(folder: Path, error: BaseException) -> ValueError:
+    reason = str(error).strip().split("\n")[0]
+    return ValueError(f"{folder} cannot be read as a trained model ({reason}); train it again")

@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
+    """Raises instead of ending the process, so that a mistake here is told as all others are."""
+
     def error(self, message: str) -> NoReturn:
         from revision.composition import ConfigError
 
@@ -138,11 +140,16 @@ class _Task:
 
 
 def _show(hydra: Hydra, command: str, overrides: list[str], options: argparse.Namespace) -> None:
-    from revision.composition import ROOT
+    from revision.composition import ROOT, ConfigError, compose, typed
+    from revision.helptext import fields_help
 
     options.overrides = overrides
     if options.help:
         sys.stdout.write(f"usage: revision {command} [field=value ...] [options]\n\n{_docstring(command)}\n\n")
+        try:
+            sys.stdout.write(fields_help(typed(compose(hydra, overrides)), command) + "\n")
+        except ConfigError as error:  # help is for those who have not got everything right yet
+            sys.stdout.write(f"Its fields cannot be shown: {error}\n\n")
         hydra.app_help(ROOT, _parser(command), options)
     elif options.hydra_help:
         hydra.hydra_help(None, _parser(command), options)

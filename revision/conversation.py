@@ -263,6 +263,7 @@ def _write(
     content = f"message['content']{strip}"
 
     def wrapped(before: str, after: str) -> str:
+        """Jinja that puts out the content of a turn between two texts."""
         return f"{{{{- {_quoted(before)} + ({content}) + {_quoted(after)} -}}}}"
 
     start = f"{{{{- {_quoted(opening)} -}}}}"

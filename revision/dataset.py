@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from revision.alignment import Alignment
+from revision.alignment import Alignment, ImageSide
 from revision.conversation import Encoded, UnfitError, encode
 from revision.embeddings import EmbeddingStore
 from revision.model import RevisionProcessor
@@ -35,7 +35,7 @@ class Rows:
     Args:
         stores: at least one.
         embed_dim: dimension that the model reads.
-        alignment: applied to every row; None leaves images as they are.
+        alignment: applied to every row; `ImageSide` for images that have to be moved, None leaves them as they are.
         noise_std: standard deviation of Gaussian noise that is added to each coordinate of the unit vector, which is
             then normalised again; drawn anew for each row and epoch. A picture lies off the point of its caption, and
             noise teaches the projector to read a neighbourhood instead of a point.
@@ -50,7 +50,7 @@ class Rows:
         stores: Sequence[EmbeddingStore],
         *,
         embed_dim: int,
-        alignment: Alignment | None = None,
+        alignment: Alignment | ImageSide | None = None,
         noise_std: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -84,7 +84,7 @@ class Rows:
         """Row numbers of ids, int64 [n], each in the first store that has it.
 
         Raises:
-            ValueError: an id without an embedding; names the first.
+            ValueError: an id without an embedding, or one that two rows of a store have; names the first.
         """
         if len(self.stores) == 1:
             return self.stores[0].index_of(ids)
@@ -92,8 +92,11 @@ class Rows:
         rows: dict[str, int] = {}
         for store, start in zip(self.stores, self._starts.tolist(), strict=False):
             for row, one in enumerate(store.ids(), start):
-                if one in wanted:
-                    rows.setdefault(one, row)
+                if one in wanted and rows.setdefault(one, row) != row and rows[one] >= start:
+                    raise ValueError(
+                        f"id {one!r} occurs twice in {store.path}: rows {rows[one] - start} and {row - start}; give "
+                        "each row an id of its own"
+                    )
         missing = [one for one in ids if one not in rows]
         if missing:
             names = ", ".join(str(store.path) for store in self.stores)

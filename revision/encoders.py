@@ -21,7 +21,7 @@ from PIL.Image import Image
 
 from revision.embeddings.layout import file_sha256
 from revision.openclip_folder import WEIGHTS, read_config, state_sha256
-from revision.pictures import Preprocess, open_picture
+from revision.pictures import Preprocess, open_picture, preprocessed
 
 __all__ = ["DualEncoder", "OpenClipEncoder", "load_encoder", "open_picture", "resolve_device"]
 
@@ -61,7 +61,7 @@ class DualEncoder(Protocol):
         """
 
     def encode_images(self, images: Sequence[Image], batch_size: int = 64) -> np.ndarray:
-        """Unit rows, float32 [n, d], of RGB pictures."""
+        """Unit rows, float32 [n, d], of RGB pictures; ValueError for one that is too narrow to be scaled."""
 
     def encode_pixels(self, pixels: torch.Tensor) -> np.ndarray:
         """Unit rows, float32 [n, d], of one batch of preprocessed pictures [n, 3, height, width]."""
@@ -141,7 +141,8 @@ class OpenClipEncoder:
         rows = np.empty((len(images), self.dim), dtype=np.float32)
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
-            rows[start : start + len(batch)] = self.encode_pixels(torch.stack([self.preprocess(one) for one in batch]))
+            pixels = torch.stack([preprocessed(one, self.preprocess) for one in batch])
+            rows[start : start + len(batch)] = self.encode_pixels(pixels)
         return rows
 
 

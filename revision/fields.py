@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import is_dataclass
+from dataclasses import asdict, is_dataclass
 from difflib import get_close_matches
-from enum import EnumType
+from enum import Enum, EnumType
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from revision.schema import Config
+from revision.schema import AlignmentMethod, Config
 
 # Mappings whose keys the schema does not list: transformers.TrainingArguments knows them, or the engine.
 OPEN_MAPPINGS = ("trainer", "pretrain.trainer", "instruct.trainer", "engine.options")
+
+_CENTROID = ("centroid_steps", "until")
+# The fields that each alignment knows; `seed` is the run's. A field that it does not know changes nothing.
+ALIGNMENT_FIELDS: dict[AlignmentMethod, tuple[str, ...]] = {
+    AlignmentMethod.none: (),
+    AlignmentMethod.mean_shift: (),
+    AlignmentMethod.c3: ("noise_std", "seed"),
+    AlignmentMethod.realign: (*_CENTROID, "anchor", "trace"),
+    AlignmentMethod.unicorn: (),
+    AlignmentMethod.blockwise: ("rank", "energy", "ridge", *_CENTROID),
+    AlignmentMethod.diagonal: ("jitter", "seed"),
+    AlignmentMethod.quantile: ("rank", "energy", "ridge", *_CENTROID),
+    AlignmentMethod.gaussian_ot: ("ridge", *_CENTROID),
+    AlignmentMethod.shrunk_ot: ("shrinkage", "rank", "energy", "ridge", *_CENTROID),
+    AlignmentMethod.residual_noise: ("noise_scale", "seed", *_CENTROID),
+}
 
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", NoneType: "null"}
 
@@ -60,6 +76,17 @@ def rule(hint: Any) -> str:
 def names_of(hint: Any) -> list[str]:
     """The names of an enum's members, also of an optional enum; empty for other types."""
     return [name for option in _alternatives(hint) if isinstance(option, EnumType) for name in option.__members__]
+
+
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of a configuration, or of a part of it that has a name, as a plain value by its dotted name."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from flat(part, f"{name}.{key}" if name else key)
+    else:
+        yield name, value.name if isinstance(value, Enum) else value
 
 
 def fields_of(class_name: str) -> list[str]:

@@ -19,6 +19,9 @@ from PIL import Image, ImageOps
 
 Preprocess = Callable[[Image.Image], torch.Tensor]
 
+# How many times as long as wide a picture may be. Scaled by the shorter side, one of 100,000 x 1 would fill the memory.
+MOST_ELONGATED = 200
+
 # What Pillow's decoders are known to raise on damaged files; every one of them says "this file", none "this program".
 _DECODING_ERRORS = (
     OSError,
@@ -46,8 +49,10 @@ def open_picture(path: Path) -> Image.Image:
         An RGB image without alpha, fully decoded.
 
     Raises:
-        ValueError: the file does not exist, is not a picture, or is damaged.
+        ValueError: the file does not exist, is a folder, is not a picture, or is damaged.
     """
+    if path.is_dir():
+        raise ValueError(f"picture {path} is a folder; name a file in it")
     if not path.is_file():
         raise ValueError(f"picture {path} does not exist")
     try:
@@ -69,6 +74,22 @@ def _on_white(picture: Image.Image) -> Image.Image:
     layer = picture.convert("RGBA")
     white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def preprocessed(picture: Image.Image, preprocess: Preprocess) -> torch.Tensor:
+    """A picture as an encoder reads it: float32 [3, height, width].
+
+    Raises:
+        ValueError: the picture is so narrow that one side would scale to nothing, or the other to millions of pixels.
+    """
+    width, height = picture.size
+    problem = f"a picture of {width} x {height} pixels is too narrow for an encoder; crop it, or leave it out"
+    if max(picture.size) > MOST_ELONGATED * min(picture.size):
+        raise ValueError(problem)
+    try:
+        return preprocess(picture)
+    except ValueError as error:  # torchvision's, of a side that scales to zero pixels
+        raise ValueError(problem) from error
 
 
 @dataclass(frozen=True)
@@ -94,8 +115,8 @@ def read_pixels(paths: Sequence[Path], preprocess: Preprocess) -> Pixels:
     for path in paths:
         try:
             picture = open_picture(path)
-            tensors.append(preprocess(picture))
-        except ValueError as error:  # preprocess raises it for a picture so narrow that a side scales to zero pixels
+            tensors.append(preprocessed(picture, preprocess))
+        except ValueError as error:
             sizes.append(0)
             problems.append(str(error))
         else:

@@ -77,6 +77,13 @@ def progress_bar(unit: str, *, visible: bool = True) -> Progress:
     )
 
 
+def hide_bars_of_transformers() -> None:
+    """For commands that talk to a person: "Loading weights" between their lines helps nobody."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def say(line: str) -> None:
     """Prints one line for the user as it is: neither wrapped nor read as markup."""
     get_console().print(line, soft_wrap=True, markup=False, highlight=False)

@@ -193,7 +193,7 @@ def _check_alignment(config: Config) -> None:
 
 def _check_gap(config: Config) -> None:
     gap, known = config.gap, config.data.sources
-    if not gap.neighbours or min(gap.neighbours) < 1:
+    if gap.neighbours is not None and (not gap.neighbours or min(gap.neighbours) < 1):
         raise _broken("gap.neighbours", gap.neighbours, "a list of numbers of neighbours, each at least 1")
     if gap.sizes and min(gap.sizes) < 2:
         raise _broken("gap.sizes", gap.sizes, "a list of numbers of rows, each at least 2")

@@ -12,14 +12,13 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from revision.fields import ALIGNMENT_FIELDS, flat
 from revision.provenance import provenance
 from revision.safety import GuardPolicy
 from revision.schema import (
@@ -55,10 +54,6 @@ NEUTRAL_CONTRAST_FIELDS = {"device", "frame_energy", "frame_step", "probe_interv
 
 # Fields of a stage that leave its weights alone; `trainer` is looked into.
 NEUTRAL_STAGE_FIELDS = {"reject_budget", "trainer"}
-
-# Alignments whose noise the seed decides.
-_SEEDED_ALIGNMENTS = (AlignmentMethod.c3, AlignmentMethod.diagonal, AlignmentMethod.residual_noise)
-
 
 def folder(config: Config, command: str) -> Path:
     """Where everything that `command` writes for this run lies."""
@@ -164,13 +159,14 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
         case "embed":
             yield from _stores(config, config.embed.sources or list(data.sources))
         case "align":
-            yield from _fields(config, "alignment", "data.texts", "data.statistics")
-            if config.alignment.method in _SEEDED_ALIGNMENTS:
-                yield from _fields(config, "seed")
+            yield from _fields(config, "alignment.method", "data.texts", "data.statistics")
+            yield from _alignment(config, config.alignment.method)
             yield from _stores(config, [data.texts, data.statistics])
         case "gap":
             yield from _fields(config, "seed", "gap", "data.pairs")
             yield from _settings_of(config, "align")
+            for method in config.gap.compare:
+                yield from _alignment(config, AlignmentMethod[method])
             others = [name for domain in config.gap.domains for name in domain.split("/")]
             others += [config.gap.captions] if config.gap.captions else []
             yield from _stores(config, [name for name in others if name in data.sources])  # others are bare stores
@@ -200,6 +196,11 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
                 yield from _model(config, model)
         case _:
             raise AssertionError(f"{command} leaves no output that others read")
+
+
+def _alignment(config: Config, method: AlignmentMethod) -> Iterator[tuple[str, Any]]:
+    names = ALIGNMENT_FIELDS[method]
+    yield from _fields(config, *("seed" if name == "seed" else f"alignment.{name}" for name in names))
 
 
 def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[str, Any]]:
@@ -266,23 +267,17 @@ def _fields(config: Config, *names: str) -> Iterator[tuple[str, Any]]:
         value: Any = config
         for part in name.split("."):
             value = value[part] if isinstance(value, dict) else vars(value)[part]
-        yield from _flat(name, value)
-
-
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from _flat(f"{name}.{key}", part)
-    else:
-        yield name, value.name if isinstance(value, Enum) else value
+        yield from flat(value, name)
 
 
 def _difference(config: Config, command: str) -> str:
-    """The first fields in which the finished command and the settings asked for now differ."""
+    """The first fields in which the finished command and the settings asked for now differ.
+
+    A field that only one of them has, such as one of another alignment's, is named where there is no other.
+    """
     then = json.loads((folder(config, command) / FINISHED).read_text())["settings"]
     now = settings(config, command)
     fields = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    fields = [name for name in fields if name in then and name in now] or fields
     shown = [f"{name} was {then.get(name)}, is now {now.get(name)}" for name in fields[:3]]
     return "; ".join(shown) + (f"; and {len(fields) - 3} more" if len(fields) > 3 else "")

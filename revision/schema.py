@@ -224,7 +224,7 @@ class GapConfig:
     """`gap`: geometry before and after alignment."""
 
     sample: int = 20000  # rows a side that are measured, drawn with `seed`; the cost of cosines grows with its square
-    neighbours: list[int] = field(default_factory=lambda: [10, 20])
+    neighbours: list[int] | None = None  # numbers of nearest neighbours; null: 10 and 20, fewer where rows are few
     compare: list[str] = field(default_factory=list)  # further alignments to fit here and put beside the run's own
     captions: str | None = None  # text source of the captions of data.pairs, under their ids; None: data.texts
     energy: float = 0.9  # share of the trace in the subspace U that pairs are split along; the paper states none

@@ -11,6 +11,7 @@ from revision.schema import Config, Packing, StageConfig, Unfit
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from revision.alignment import Alignment
     from revision.dataset import ConversationDataset, Rows, Samples
     from revision.model import RevisionForConditionalGeneration, RevisionProcessor
     from revision.packing import PackedDataset
@@ -45,10 +46,12 @@ def train_and_save(
     rows: Rows,
     samples: Samples,
     alignment: Mapping[str, Any] | None,
+    aligned_by: Alignment | None,
 ) -> None:
     """Trains the parts that the stage names and leaves one Hugging Face folder, `<run>/<command>/model`.
 
     alignment: lineage of the embeddings that the projector learned from.
+    aligned_by: what moved them; None: nothing did.
 
     Raises:
         ValueError: nothing to train on, a record that cannot be learned from, or checkpoints of other settings or data.
@@ -62,11 +65,14 @@ def train_and_save(
 
     stage = _stage(config, command)
     dataset = _dataset(config, command, arguments, processor, rows, samples)
-    output = rundir.start(config, command)
+    output = rundir.folder(config, command)
 
     def save(weights: dict[str, torch.Tensor] | None) -> None:
         dtype = torch.bfloat16 if arguments.bf16 else None
-        building.save_model(model, processor, output / "model", alignment=alignment, dtype=dtype, weights=weights)
+        building.save_model(
+            model, processor, output / "model",
+            alignment=alignment, aligned_by=aligned_by, dtype=dtype, weights=weights,
+        )  # fmt: skip
 
     summary = training.train(
         model=model,
@@ -80,6 +86,7 @@ def train_and_save(
         identity={**rundir.settings(config, command), **contents(rows, samples, processor)},
         minutes=config.checkpoint.minutes,
         guard=Guard(config.guard.policy.value, config.guard.spike, config.guard.window, config.guard.limit),
+        begin=lambda: rundir.start(config, command),  # what is refused before costs no finished run
         save=save,
     )
     rundir.finish(config, command, **summary)

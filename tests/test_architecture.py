@@ -18,7 +18,7 @@ RECIPES = sorted((ROOT / "data_recipes").rglob("*.py")) + sorted((ROOT / "script
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["multirun"],
+    ["helptext", "multirun"],
     ["composition"],
     ["commands"],
     ["stages"],
@@ -32,7 +32,7 @@ LAYERS = [
     ["alignment", "encoders", "folders", "records"],
     ["embeddings", "openclip_folder", "pictures"],
     ["model"],
-    ["interrupts", "progress", "provenance", "shipped"],
+    ["hub", "interrupts", "progress", "provenance", "shipped"],
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
@@ -43,6 +43,7 @@ KNOW_THE_CONFIG = {
     "commands",
     "composition",
     "fields",
+    "helptext",
     "multirun",
     "processes",
     "rules",

@@ -1,6 +1,7 @@
 """`revision chat`: one question or a dialogue about picture files, from pixels to an answer in the terminal."""
 
 import builtins
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import build_tiny_llm
+from PIL import Image
 from tiny_encoder import DIM, make_encoder_folder, make_picture
 
+from revision import building
+from revision.alignment import Unicorn
 from revision.commands import chat
 from revision.encoders import load_encoder
 from revision.evaluation.reader import Reader
@@ -155,7 +159,84 @@ def test_two_marks_are_one_too_many(
     assert [turns for turns, _ in asked] == [["<image>\nwhat is it?"]]
 
 
+@pytest.mark.parametrize(
+    ("model", "offline", "sentence"),
+    [
+        (
+            "instrct",
+            False,
+            "^there is no folder instrct; give one that a training stage wrote, or owner/name of the hub",
+        ),
+        ("runs/nano/instruct/modl", False, "^there is no folder runs/nano/instruct/modl; give one"),
+        ("mine/modl", False, "^there is no folder mine/modl; give one"),
+        ("owner/name", True, "^there is no folder owner/name, and HF_HUB_OFFLINE forbids to look for it on the hub"),
+        ("owner/name", False, "^owner/name cannot be read as a trained model .asked for config.json"),
+    ],
+)
+def test_a_misspelt_model_is_not_looked_for_on_the_hub(
+    config: Config, model: str, offline: bool, sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where it was, a user would wait for a minute of attempts."""
+
+    def ask(*_: object, **__: object) -> None:
+        raise OSError("asked for config.json")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: offline)
+    monkeypatch.setattr("revision.building.RevisionConfig.from_pretrained", ask)
+    monkeypatch.setattr("revision.building.RevisionForConditionalGeneration.from_pretrained", ask)
+    with pytest.raises(ValueError, match=sentence):
+        chat.run(changed(config, model=model))
+
+
+def test_transformers_shows_no_bars(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    chat.run(config)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("size", [(1, 20000), (20000, 1), (300, 2)])
+def test_a_picture_that_is_too_narrow(config: Config, size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", size).save(tmp_path / "narrow.png")
+    with pytest.raises(ValueError, match=rf"^a picture of {size[0]} x {size[1]} pixels is too narrow for an encoder"):
+        chat.run(changed(config, image=str(tmp_path / "narrow.png")))
+
+
+def test_pictures_are_moved_where_the_model_learned_from_moved_ones(
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Unicorn's alignment travels with the model's folder, whatever that is called later."""
+    seen: list[np.ndarray] = []
+    stream = Reader.stream
+
+    def spy(self: Reader, prompt: Any, *arguments: Any, **options: Any) -> str:
+        seen.append(prompt.picture)
+        return stream(self, prompt, *arguments, **options)
+
+    monkeypatch.setattr(Reader, "stream", spy)
+    chat.run(config)
+    rng = np.random.default_rng(0)
+    unicorn = Unicorn().fit(rng.normal(size=(20, DIM)) + 1, rng.normal(size=(20, DIM)) - 1)
+    model, processor = building.read_model(Path(config.chat.model))
+    building.save_model(model, processor, tmp_path / "moved", alignment={"method": "unicorn"}, aligned_by=unicorn)
+    (tmp_path / "moved").rename(tmp_path / "elsewhere")
+    chat.run(changed(config, model=str(tmp_path / "elsewhere")))
+    raw, moved = seen
+    np.testing.assert_allclose(moved, unicorn.apply_to_images(raw[None])[0], atol=1e-6)
+    assert np.abs(moved - raw).max() > 0.1
+    shutil.rmtree(tmp_path / "elsewhere" / building.IMAGE_ALIGNMENT)
+    with pytest.raises(
+        ValueError, match=r"learned from texts that unicorn moved, and lacks image_alignment/, by which"
+    ):
+        chat.run(changed(config, model=str(tmp_path / "elsewhere")))
+
+
 def test_what_is_no_picture_is_a_sentence(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^picture {tmp_path} is a folder; name a file in it"):
+        chat.run(changed(config, image=str(tmp_path)))
     (tmp_path / "notes.png").write_text("no pixels")
     with pytest.raises(ValueError, match=r"notes\.png is not a picture that Pillow can read"):
         chat.run(changed(config, image=str(tmp_path / "notes.png")))
@@ -166,7 +247,7 @@ def test_what_is_no_picture_is_a_sentence(config: Config, tmp_path: Path) -> Non
 def test_a_model_that_is_not_there_or_of_another_encoder(
     config: Config, make_tiny_model: Callable[..., Any], tiny_processor: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="nowhere cannot be read as a "):
+    with pytest.raises(ValueError, match=f"^there is no folder {tmp_path}/nowhere; give one that a training stage"):
         chat.run(changed(config, model=str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match=r"`chat` reads .*, but `instruct` never ran there"):
         chat.run(changed(config, model="instruct"))

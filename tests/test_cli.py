@@ -58,6 +58,31 @@ def test_each_command_shows_help_and_configuration(command: str, capsys: pytest.
     assert "hydra" not in shown
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_what_a_command_reads_its_own_fields_first(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help", "seed=7"]) == 0
+    own, others = capsys.readouterr().out.split("== Configuration groups")[0].split("== What else it depends on")
+    own = own.split(f"== Fields of `{command}` (field=value) ==\n")[1]
+    section = vars(Config())[command]
+    assert {line.split(".")[1].split("=")[0] for line in own.splitlines() if line} == {*vars(section)}
+    assert {line.split(".")[0] for line in own.splitlines() if line} == {command}
+    assert "name=default" in others and f"`revision {command} --cfg job`" in others
+    assert ("alignment.method=realign" in others) == (
+        command in ("align", "gap", "pretrain", "instruct", "evaluate", "chat")
+    )
+    assert ("data.naming" in others) == (command == "evaluate")
+    assert ("seed=7" in others) == (command not in ("embed", "align"))
+    if command == "gap":
+        assert "gap.trials=5                                      # repetitions of curve and transfer" in own
+        assert "gap.neighbours=null" in own and "gap.sizes=[]" in own
+
+
+def test_help_survives_a_configuration_that_is_not_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["align", "--help", "gap.energy=2"]) == 0
+    out = capsys.readouterr().out
+    assert "Its fields cannot be shown: gap.energy = 2.0: must be a share" in out and "== Options ==" in out
+
+
 def test_cfg_shows_a_package_resolved(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["embed", "--cfg", "job", "--package", "data.sources", "--resolve", "data.folder=elsewhere"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["texts"]["records"] == "elsewhere/texts.jsonl"

@@ -12,42 +12,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_encoder import WORDS, make_encoder_folder, make_picture
+from tiny_pairs import pairs_config, write_lines
 
 from revision.commands import contrast
 from revision.contrastive import features
 from revision.openclip_folder import read_config, read_weights, save_open_clip_folder
-from revision.schema import Config, ContrastConfig, DataConfig, EncoderConfig
+from revision.schema import Config, ContrastConfig
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    for split, count in (("train", 12), ("validation", 4)):
-        rows = [
-            {"id": f"{number}", "image": f"{split}/{number}.png",
-             "text": f"{WORDS[number % 8]} {WORDS[1 + number // 8]}"}
-            for number in range(count)
-        ]  # fmt: skip
-        for row in rows:
-            make_picture(tmp_path / row["image"], seed=int(row["id"]) + count)
-        write(tmp_path / f"{split}.jsonl", rows)
-    return Config(
-        name="first",
-        runs=str(tmp_path / "runs"),
-        data=DataConfig(
-            name="tiny",
-            stores=str(tmp_path / "stores"),
-            contrast_train=str(tmp_path / "train.jsonl"),
-            contrast_validation=str(tmp_path / "validation.jsonl"),
-        ),
-        encoder=EncoderConfig(name="tiny", model=f"local-dir:{tmp_path}/runs/first/contrast/encoder", batch_size=5),
-        contrast=ContrastConfig(
-            init=str(make_encoder_folder(tmp_path / "towers")), device="cpu", epochs=2, batch_size=4
-        ),
-    )
-
-
-def write(file: Path, rows: list[dict[str, Any]]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    init = str(make_encoder_folder(tmp_path / "towers"))
+    contrast = ContrastConfig(init=init, device="cpu", epochs=2, batch_size=4)
+    return pairs_config(
+        tmp_path, {"train": 12, "validation": 4}, lambda number, _: f"{WORDS[number % 8]} {WORDS[1 + number // 8]}",
+        name="first", contrast=contrast,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -102,7 +82,7 @@ def test_a_changed_picture_or_text_is_seen(config: Config, computed: list[int], 
     os.utime(picture, ns=(stamp, stamp))
     assert equal(trained(config, "touched"), after) and computed == [12, 4, 12, 12]
     rows = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
-    write(tmp_path / "validation.jsonl", [{**rows[0], "text": "house"}, *rows[1:]])
+    write_lines(tmp_path / "validation.jsonl", [{**rows[0], "text": "house"}, *rows[1:]])
     trained(config, "text")
     assert computed == [12, 4, 12, 12, 4]
 

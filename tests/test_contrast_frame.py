@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from open_clip import ClipLoss
-from tiny_encoder import PREPROCESS_CFG, WORDS, make_encoder_folder, make_picture
+from tiny_encoder import PREPROCESS_CFG, WORDS, make_encoder_folder
+from tiny_pairs import pairs_config
 
 from revision import rules, rundir
 from revision.commands import contrast
@@ -19,7 +20,7 @@ from revision.contrastive import ContrastSettings, PairInputs, Snapshot, learnin
 from revision.encoders import load_encoder
 from revision.geometry import frame
 from revision.openclip_folder import build_open_clip_model, read_weights
-from revision.schema import Config, ContrastConfig, ContrastPart, DataConfig, EncoderConfig
+from revision.schema import Config, ContrastConfig, ContrastPart
 
 ARCHITECTURE: dict[str, Any] = {
     "model_cfg": {
@@ -33,27 +34,14 @@ ARCHITECTURE: dict[str, Any] = {
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    for split, count in (("train", 24), ("validation", 12)):
-        rows = []
-        for number in range(count):
-            make_picture(tmp_path / split / f"{number}.png", seed=number + 100 * count)
-            text = f"{WORDS[number % 8]} {WORDS[number // 8]} {WORDS[count % 7]}"
-            rows.append({"id": f"{number}", "image": f"{split}/{number}.png", "text": text})
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Config(
-        name="test",
-        runs=str(tmp_path / "runs"),
-        data=DataConfig(
-            name="tiny",
-            stores=str(tmp_path / "stores"),
-            contrast_train=str(tmp_path / "train.jsonl"),
-            contrast_validation=str(tmp_path / "validation.jsonl"),
-        ),
-        encoder=EncoderConfig(name="tiny", model=f"local-dir:{tmp_path}/runs/test/contrast/encoder", batch_size=5),
-        contrast=ContrastConfig(
-            train=ContrastPart.all, architecture=ARCHITECTURE, device="cpu", epochs=4, batch_size=8, probe_interval=2,
-            logit_scale=10.0, learn_logit_scale=True, warmup=0.25,
-        ),
+    contrast = ContrastConfig(
+        train=ContrastPart.all, architecture=ARCHITECTURE, device="cpu", epochs=4, batch_size=8, probe_interval=2,
+        logit_scale=10.0, learn_logit_scale=True, warmup=0.25,
+    )  # fmt: skip
+    return pairs_config(
+        tmp_path, {"train": 24, "validation": 12},
+        lambda number, count: f"{WORDS[number % 8]} {WORDS[number // 8]} {WORDS[count % 7]}", name="test",
+        contrast=contrast,
     )  # fmt: skip
 
 

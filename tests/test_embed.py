@@ -247,6 +247,22 @@ def test_bad_records_are_found_before_anything_is_written(tmp_path: Path, encode
     assert not (tmp_path / "stores").exists()
 
 
+def test_an_embed_that_is_refused_costs_no_finished_one(tmp_path: Path, encoder_folder: Path) -> None:
+    config = make_config(tmp_path, encoder_folder)
+    embed.run(config)
+    model = config.encoder.model
+    for change in (
+        lambda: setattr(config.encoder, "model", "local-dir:nowhere"),
+        lambda: setattr(config.embed, "shard_size", 3),
+        lambda: write_lines(tmp_path / "texts.jsonl", [{"id": "x", "text": "a"}] * 2),
+    ):
+        change()
+        with pytest.raises(ValueError):
+            embed.run(config)
+        config.encoder.model = model
+        assert (tmp_path / "runs/test/embed/finished.json").is_file()
+
+
 def test_image_root(tmp_path: Path, encoder_folder: Path) -> None:
     config = make_config(tmp_path, encoder_folder)
     config.embed.sources = ["pictures"]

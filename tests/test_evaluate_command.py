@@ -179,7 +179,7 @@ def test_models_that_cannot_be_scored(config: Config, finish_stage: Callable[...
     with pytest.raises(ValueError, match="`instruct` never ran there"):
         finish_stage(config)
         evaluate.run(replace(config, run=RunConfig(steps=["pretrain", "instruct", "evaluate"])))
-    with pytest.raises(ValueError, match="nowhere cannot be read as a "):
+    with pytest.raises(ValueError, match="there is no folder .*nowhere; give one that"):
         evaluate.run(with_models(config, str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match="whose results would both go under 'm'; score them in runs of two names"):
         evaluate.run(with_models(config, str(tmp_path / "a/m"), str(tmp_path / "b/m")))
@@ -202,6 +202,7 @@ def test_benchmarks_that_do_not_fit(config: Config, finish_stage: Callable[..., 
     write_store(stores / "wide-names", "text", NAMES, dim=20)
     with pytest.raises(ValueError, match=r"pretrain reads embeddings of 16 dimensions, the pictures in .* have 20"):
         evaluate.run(replace(config, data=replace(data, pictures="wide", names="wide-names")))
+    assert not (Path(config.runs) / "test/evaluate").exists(), "refused before a finished one would be touched"
     write_store(stores / "fewer", "image", ["p1", "p2"])
     with pytest.raises(ValueError, match="p3"):
         evaluate.run(replace(config, data=replace(data, pictures="fewer")))

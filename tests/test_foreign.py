@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from revision import ReAlign
 from revision.alignment.stores import open_sides
+from revision.dataset import Rows
 from revision.embeddings import EmbeddingStore, foreign
 from revision.embeddings.foreign import labels
 from revision.embeddings.opening import open_store, open_stores
@@ -173,6 +174,23 @@ def test_column_at_the_end_of_the_path(tmp_path: Path) -> None:
         opened(tmp_path / "t.safetensors")
 
 
+def test_an_id_of_two_rows_is_named(tmp_path: Path) -> None:
+    """Where rows are looked up by id, a second row of that id would be one that nobody can ask for."""
+    ids = [*IDS[:-1], "id-4"]
+    pq.write_table(pa.table({"id": ids, "text": TEXTS, "embedding": list(unit_rows())}), tmp_path / "t.parquet")
+    store = opened(tmp_path / "t.parquet")
+    sentence = r"id 'id-4' occurs twice in .*t.parquet: rows 4 and 22; give each row an id of its own"
+    for look_up in (lambda: store.index_of(["id-1"]), store.verify):
+        with pytest.raises(ValueError, match=sentence):
+            look_up()
+    other = opened(write_parquet(tmp_path / "other", unit_rows(1)))
+    for stores in ([store], [store, other]):
+        with pytest.raises(ValueError, match=sentence):
+            Rows(stores, embed_dim=DIM).find(["id-4", "id-5"])
+    both = Rows([other, opened(write_parquet(tmp_path / "same", unit_rows(2)))], embed_dim=DIM)
+    assert both.find(["id-4"]).tolist() == [4], "the first store that has it"
+
+
 @pytest.mark.parametrize(("kind", "seed"), [("text", 0), ("image", 1)])
 def test_usual_names_tell_the_side(kind: str, seed: int, tmp_path: Path) -> None:
     columns = {"text_embedding": list(unit_rows()), "image_embedding": list(unit_rows(1))}
@@ -213,8 +231,13 @@ def test_a_folder_of_a_store_is_never_read_as_foreign(tiny_store: Any, tmp_path:
     with pytest.raises(ValueError, match="is unfinished; run `revision embed` again"):
         open_store(path, "text")
     for nothing in (tmp_path / "nowhere", tmp_path / "far" / "away"):
-        with pytest.raises(ValueError, match="there is no embedding store at"):
+        with pytest.raises(ValueError, match=rf"^{nothing} does not exist: there is no embedding store; run"):
             open_stores([(nothing, "text")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty is an empty folder: .*, or give embeddings in one of the formats of"):
+        open_store(tmp_path / "empty", "image")
+    with pytest.raises(ValueError, match=r"rows.npy does not exist"):
+        open_store(tmp_path / "rows.npy", "image")
 
 
 def _big(path: Path, name: str) -> tuple[int, Path]:
@@ -383,7 +406,12 @@ MISTAKES = {
     "no tensor": (lambda p: _tensors(p, a=torch.ones(5)), r"t.safetensors has no tensor of embeddings"),
     "other file": (lambda p: _written(p, "a.csv", b"1,2"), r"a.csv is of no format that embeddings are read from"),
     "other folder": (lambda p: _written(p, "a.csv", b"1,2").parent, r"holds no embeddings; give .npy, .safetensors"),
-    "no partner": (lambda p: _clip(p, "metadata/metadata_9.parquet"), r"text_emb_9.npy has no partner metadata_9"),
+    "no labels": (
+        lambda p: _clip(p, "metadata/metadata_9.parquet"),
+        r"c is not whole: it has 4 files in text_emb, 4 files in img_emb, 3 files in metadata, and metadata lacks num"
+    ),
+    "last part": (lambda p: _clip(p, "text_emb/text_emb_11.npy"), r"c is not whole: .*, and text_emb lacks number 11"),
+    "the other side's part": (lambda p: _clip(p, "img_emb/img_emb_8.npy"), r"and img_emb lacks number 8; copy it"),
     "other side": (_only_images, r"c has img_emb but no text_emb, and text embeddings are needed"),
     "no arrays": (lambda p: (_only_images(p) / "img_emb").rename(p / "c/text_emb").parent, r"holds no .npy file"),
     "data set without file": (

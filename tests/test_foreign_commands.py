@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from foreign_files import COUNT, DIM, IDS, WRITERS, pairs_file, records, unit_rows, write_clip_retrieval
+from two_sources import two_sources
 
 from revision import rundir
 from revision.alignment import load_alignment
@@ -18,36 +19,14 @@ from revision.commands import align, embed, gap
 from revision.dataset import Rows, TextSamples
 from revision.embeddings.foreign import ForeignStore
 from revision.embeddings.opening import open_store
-from revision.schema import (
-    AlignmentConfig,
-    AlignmentMethod,
-    Config,
-    DataConfig,
-    EncoderConfig,
-    GapConfig,
-    Modality,
-    SourceConfig,
-)
+from revision.schema import AlignmentConfig, AlignmentMethod, Config, GapConfig, Modality, SourceConfig
 
 
 def make_config(root: Path, text: Path, image: Path, **changes: Any) -> Config:
-    return Config(
-        name="test",
-        runs=str(root / "runs"),
-        data=DataConfig(
-            name="foreign",
-            folder=str(root),
-            stores=str(root / "stores"),
-            sources={
-                "texts": SourceConfig(Modality.text, embeddings=str(text)),
-                "statistics": SourceConfig(Modality.image, embeddings=str(image)),
-            },
-            pairs=str(pairs_file(root / "pairs.jsonl")),
-        ),
-        encoder=EncoderConfig(name="b32", model="none"),
-        gap=GapConfig(sample=COUNT, neighbours=[3]),
-        **changes,
-    )
+    pairs = str(pairs_file(root / "pairs.jsonl"))
+    return two_sources(
+        root, text, image, foreign=True, pairs=pairs, gap=GapConfig(sample=COUNT, neighbours=[3]), **changes
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from two_sources import two_sources
 
 from revision import rundir
 from revision.alignment import ReAlign, load_alignment
@@ -14,16 +15,7 @@ from revision.alignment.stores import open_sides
 from revision.commands import align, gap
 from revision.embeddings import EmbeddingStore, StoreWriter
 from revision.geometry import measures
-from revision.schema import (
-    AlignmentConfig,
-    AlignmentMethod,
-    Config,
-    DataConfig,
-    EncoderConfig,
-    GapConfig,
-    Modality,
-    SourceConfig,
-)
+from revision.schema import AlignmentConfig, AlignmentMethod, Config, GapConfig
 
 DIM = 16
 ENCODER = {"name": "tiny", "weights": "abc"}
@@ -49,24 +41,12 @@ def write_store(path: Path, rows: np.ndarray, kind: str, prefix: str, encoder: d
 
 
 def make_config(root: Path, **changes: Any) -> Config:
-    return Config(
-        name="test",
-        runs=str(root / "runs"),
-        seed=changes.pop("seed", 0),
-        data=DataConfig(
-            name="tiny",
-            folder=str(root),
-            stores=str(root / "stores"),
-            sources={
-                "texts": SourceConfig(Modality.text, str(root / "texts.jsonl")),
-                "statistics": SourceConfig(Modality.image, str(root / "statistics.jsonl")),
-            },
-            pairs=changes.pop("pairs", None),
-        ),
-        encoder=EncoderConfig(name="tiny", model="none"),
-        alignment=AlignmentConfig(**changes.pop("alignment", {})),
-        gap=GapConfig(**{"sample": 150, "neighbours": [3, 5], **changes}),
-    )
+    """Changes are fields of `gap`, but for `seed`, `pairs` and `alignment`, a mapping of settings."""
+    own = {name: changes.pop(name, default) for name, default in (("seed", 0), ("pairs", None))}
+    alignment = AlignmentConfig(**changes.pop("alignment", {}))
+    gap = GapConfig(**{"sample": 150, "neighbours": [3, 5], **changes})
+    records = root / "texts.jsonl", root / "statistics.jsonl"
+    return two_sources(root, *records, foreign=False, alignment=alignment, gap=gap, **own)
 
 
 @pytest.fixture
@@ -270,9 +250,20 @@ def test_a_store_that_changed_since_align_is_refused(corpus: Path) -> None:
         gap.run(config)
 
 
-def test_too_few_rows_for_the_neighbours_are_refused(corpus: Path) -> None:
-    config = make_config(corpus, neighbours=[500])
-    align.run(config)
-    with pytest.raises(ValueError, match="k=500 neighbours cannot be found among 300 rows"):
+def test_default_neighbours_fit_the_rows(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for sample, ks in ((15, ["10"]), (6, ["5"]), (150, ["10", "20"])):
+        config = make_config(corpus, sample=sample, neighbours=None)
+        align.run(config)
+        capsys.readouterr()
         gap.run(config)
-    assert not rundir.is_finished(config, "gap")
+        assert list(read_report(corpus)["against_image"]["text"]["knn_mixing"]) == ks
+        line = f"nearest neighbours: {', '.join(ks)}, since there are {sample} rows a side"
+        assert (line in capsys.readouterr().out) == (sample < 20)
+
+
+def test_too_few_rows_for_the_neighbours_are_refused(corpus: Path) -> None:
+    config = make_config(corpus, neighbours=[3, 150])
+    align.run(config)
+    with pytest.raises(ValueError, match=r"gap.neighbours = \[3, 150\]: must be below the 150 rows a side that are"):
+        gap.run(config)
+    assert not (corpus / "runs/test/gap").exists(), "before any work"

@@ -155,7 +155,9 @@ def test_captions_that_were_never_embedded_are_refused(corpus: Path) -> None:
     config = make_config(corpus, captions="captions")
     config.data.sources["captions"] = SourceConfig(Modality.text, "captions.jsonl")
     align.run(config)
-    with pytest.raises(ValueError, match="no embedding store at .*captions; run `revision embed` first"):
+    with pytest.raises(
+        ValueError, match="captions does not exist: there is no embedding store; run `revision embed` first"
+    ):
         gap.run(config)
 
 

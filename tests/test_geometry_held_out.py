@@ -6,31 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clouds import DIM, cloud, make
 
-from revision.alignment import METHODS, Alignment, MeanShift, ReAlign, Unicorn, build_alignment
+from revision.alignment import METHODS, ReAlign, Unicorn, build_alignment
 from revision.embeddings import EmbeddingStore, StoreWriter
 from revision.geometry.held_out import Domain, domain_transfer, moved_by, size_curve
-
-DIM = 12
-
-
-def cloud(count: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
-    """Anisotropic unit rows, float64 [count, DIM]."""
-    rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(count, DIM)) * np.arange(1, DIM + 1) ** -0.5 + shift
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def make(method: str) -> Alignment:
-    """An unfitted alignment; `needs_rows` refuses fits on fewer than 30 rows, as maps of covariances do."""
-
-    class NeedsRows(MeanShift):
-        def fit(self, text: Any, image: Any, **options: Any) -> Any:
-            if len(text) < 30:
-                raise ValueError(f"the fit needs 30 rows, there are {len(text)}")
-            return super().fit(text, image, **options)
-
-    return {"realign": ReAlign, "mean_shift": MeanShift, "needs_rows": NeedsRows}[method]()
 
 
 def plain_gap(a: np.ndarray, b: np.ndarray) -> float:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clouds import cloud, make
 from PIL import Image
 
-from revision.alignment import Alignment, MeanShift, ReAlign, Unicorn
+from revision.alignment import ReAlign, Unicorn
 from revision.geometry import measures, pairwise
 from revision.geometry.frame import fit_frame
 from revision.geometry.held_out import Domain, domain_transfer, size_curve
@@ -20,27 +21,6 @@ from revision.geometry.paired import compare_pairs
 from revision.geometry.plots import draw_all
 from revision.geometry.report import Comparison, compare, count_steps
 from revision.geometry.table import tables
-
-DIM = 12
-
-
-def cloud(count: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
-    """Anisotropic unit rows, float64 [count, DIM]."""
-    rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(count, DIM)) * np.arange(1, DIM + 1) ** -0.5 + shift
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def make(method: str) -> Alignment:
-    """An unfitted alignment; `needs_rows` refuses fits on fewer than 30 rows, as maps of covariances do."""
-
-    class NeedsRows(MeanShift):
-        def fit(self, text: Any, image: Any, **options: Any) -> Any:
-            if len(text) < 30:
-                raise ValueError(f"the fit needs 30 rows, there are {len(text)}")
-            return super().fit(text, image, **options)
-
-    return {"realign": ReAlign, "mean_shift": MeanShift, "needs_rows": NeedsRows}[method]()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tiny_encoder import make_picture
 
-from revision.pictures import open_picture, read_pixel_batches, read_pixels
+from revision.pictures import open_picture, preprocessed, read_pixel_batches, read_pixels
 
 
 def pixel(picture: Image.Image, x: int = 0, y: int = 0) -> tuple[int, ...]:
@@ -68,7 +68,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
 def test_files_that_are_not_pictures(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gone\.png does not exist"):
         open_picture(tmp_path / "gone.png")
-    with pytest.raises(ValueError, match=r"does not exist"):
+    with pytest.raises(ValueError, match=rf"picture {tmp_path} is a folder; name a file in it"):
         open_picture(tmp_path)
     for name, data in (("text.png", b"hello"), ("empty.jpg", b"")):
         (tmp_path / name).write_bytes(data)
@@ -94,7 +94,7 @@ def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def first_pixel(picture: Image.Image) -> torch.Tensor:
     """A preprocessing that a worker process can import."""
     if picture.width == 1:
-        raise ValueError("too narrow")
+        raise ValueError("height and width must be > 0")
     return torch.from_numpy(np.asarray(picture)[:1, :1].astype(np.float32)).permute(2, 0, 1)
 
 
@@ -110,8 +110,21 @@ def test_batches_keep_order_and_name_problems(tmp_path: Path, workers: int) -> N
     np.testing.assert_array_equal(found.numpy(), np.array(expected, dtype=np.float32))
     assert [size for batch in batches for size in batch.sizes] == [560, 560, 0, 560, 0, 560, 560]
     problems = [problem for batch in batches for problem in batch.problems]
-    assert problems[2] == f"picture {files[2]} does not exist" and problems[4] == "too narrow"
+    assert problems[2] == f"picture {files[2]} does not exist"
+    assert problems[4] == "a picture of 1 x 5 pixels is too narrow for an encoder; crop it, or leave it out"
     assert [problem for number, problem in enumerate(problems) if number not in (2, 4)] == [None] * 5
+
+
+def test_a_picture_that_would_fill_the_memory_is_not_scaled() -> None:
+    """By its shorter side to 336 pixels, one of 100,000 x 1 would have 33,600,000 x 336."""
+
+    def scale(picture: Image.Image) -> torch.Tensor:
+        assert max(picture.size) <= 200 * min(picture.size)
+        return torch.zeros(3, 2, 2)
+
+    with pytest.raises(ValueError, match="a picture of 100000 x 1 pixels is too narrow"):
+        preprocessed(Image.new("RGB", (100_000, 1)), scale)
+    assert preprocessed(Image.new("RGB", (3, 600)), scale).shape == (3, 2, 2)
 
 
 def test_batch_of_problems_alone(tmp_path: Path) -> None:

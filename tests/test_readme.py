@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -9,10 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_configs import composed
+from tiny_encoder import make_encoder_folder, make_picture
 
 from revision import cli
 from revision.cli import main
 from revision.commands import COMMANDS
+from revision.dataset import Rows, conversation_samples
+from revision.embeddings import EmbeddingStore
+from revision.records import read_conversations
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,9 +58,53 @@ def test_every_command_line_composes(
     (tmp_path / "my_configs" / "experiment" / "mine.yaml").write_text(experiment)
     monkeypatch.chdir(tmp_path)
     command, *arguments = [word for word in words if word not in ("-m", "--help")]
-    shown = [word if "," not in word else word.split(",")[0] for word in arguments]
+    shown = [word if "," not in word or '"' in word else word.split(",")[0] for word in arguments]
     assert main([command, *shown, *([] if "--cfg" in shown else ["--cfg", "job"])]) == 0
     assert "runs: runs" in capsys.readouterr().out
+
+
+def test_a_quoted_path_arrives_whole(tmp_path: Path) -> None:
+    (quoted,) = [word for words in REVISION_LINES for word in words if '"' in word]
+    assert composed(quoted).chat.image == "/my photos/dog, asleep.jpg"
+
+
+def files_of_the_example() -> dict[str, str]:
+    """The records of "Your own data" by file name; a line `# name: ...` starts each."""
+    (block,) = blocks("jsonl")
+    found: dict[str, str] = {}
+    for line in block.splitlines(keepends=True):
+        if line.startswith("# "):
+            name = line[2:].split(":")[0]
+            found[name] = ""
+        else:
+            found[name] += line
+    return found
+
+
+def test_the_records_of_the_example_are_what_the_commands_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`embed` and `align` on them, with a tiny encoder in place of the large one; and what stage 2 makes of them."""
+    monkeypatch.chdir(tmp_path)
+    files = files_of_the_example()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+        for number, picture in enumerate(re.findall(r"photos/\d+\.jpg", content)):
+            make_picture(tmp_path / picture, seed=number)
+    (experiment,) = blocks("yaml")
+    (tmp_path / "my_configs" / "experiment").mkdir(parents=True)
+    (tmp_path / "my_configs" / "experiment" / "mine.yaml").write_text(experiment)
+    encoder = make_encoder_folder(tmp_path / "encoder")
+    words = ["experiment=mine", f"data.folder={tmp_path}", f"encoder.model=local-dir:{encoder}",
+             "encoder.pretrained=null", "--config-dir", "my_configs"]  # fmt: skip
+    for command in ("embed", "align"):
+        assert main([command, *words]) == 0, capsys.readouterr().err
+    facts = json.loads((tmp_path / "runs/mine/align/alignment.json").read_text())
+    assert (facts["text"]["count"], facts["image"]["count"]) == (2, 2)
+    (store,) = (tmp_path / "stores").glob("*/pictures")
+    rows = Rows([EmbeddingStore.open(store)], embed_dim=facts["dim"])
+    talks = conversation_samples(list(read_conversations(tmp_path / "conversations.jsonl")), rows)
+    assert [(talk.row, talk.messages[1].content) for talk in talks] == [(0, "A dog."), (1, "Two.")]
 
 
 def test_every_command_is_listed() -> None:

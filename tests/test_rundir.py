@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,7 @@ EFFECTS = [
     (put("data.sources.pictures.records", "x"), ("embed", "evaluate")),
     (put("alignment.method", AlignmentMethod.c3), AFTER["align"]),
     (put("alignment.until", 1e-7), AFTER["align"]),
+    (put("alignment.noise_std", 0.5), ()),  # realign has no noise
     (put("gap.sample", 3), ("gap",)),
     (put("data.pairs", "other.jsonl"), ("gap",)),
     (put("seed", 3), ("contrast", "gap", "pretrain", "instruct", "evaluate")),
@@ -167,6 +168,19 @@ def test_a_gap_report_depends_on_the_further_sources_it_measures(option: dict[st
     assert printed("a.jsonl") == printed("b.jsonl")
 
 
+@pytest.mark.parametrize("method", AlignmentMethod)
+def test_an_alignment_depends_on_the_settings_that_it_knows(method: AlignmentMethod) -> None:
+    """So that a sweep over a field of one method does not fit all others again."""
+    from revision.alignment import METHODS
+
+    alignment = AlignmentConfig(method)
+    found = rundir.settings(make_config(alignment=alignment), "align")
+    read = {name.removeprefix("alignment.") for name in found if name == "seed" or name.startswith("alignment.")}
+    assert read == {"method", *METHODS[method.value].settings}
+    compared = rundir.settings(make_config(gap=GapConfig(compare=[method.name])), "gap")
+    assert {f"alignment.{name}" for name in METHODS[method.value].settings if name != "seed"} <= {*compared}
+
+
 def test_text_in_stage_two_is_aligned() -> None:
     def config(method: AlignmentMethod) -> Config:
         made = make_config(alignment=AlignmentConfig(method), instruct=StageConfig(init=None))
@@ -207,7 +221,8 @@ def test_every_field_has_been_decided_on() -> None:
         return [prefix[:-1]]
 
     config = make_config(trainer={"learning_rate": 1.0})
-    covered = {name for step in STEPS for name in rundir.settings(config, step)}
+    aligned = [replace(config, alignment=AlignmentConfig(method)) for method in AlignmentMethod]
+    covered = {name for one in aligned for step in STEPS for name in rundir.settings(one, step)}
     covered |= {"trainer"} if "pretrain.trainer.learning_rate" in covered else set()
     free = {name for name in names(config) if name not in covered and name.split(".")[0] not in ("trainer", "chat")}
     assert free == {
@@ -301,7 +316,7 @@ def test_require_says_what_is_wrong(tmp_path: Path) -> None:
     config.alignment.method = AlignmentMethod.mean_shift
     found = "`align` ran there with other settings (alignment.method was realign, is now mean_shift)"
     assert found in sentence()
-    config.alignment.until, config.data.stores, config.encoder.model = 1e-7, "s2", "m2"
+    config.data.folder, config.data.stores, config.encoder.model = "d2", "s2", "m2"
     assert "; and 1 more): run" in sentence()
 
 

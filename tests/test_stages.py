@@ -14,8 +14,11 @@ import pytest
 import torch
 
 from revision import building, rules, rundir
+from revision.alignment import load_alignment
 from revision.commands import align, instruct, pretrain
 from revision.conversation import encode
+from revision.dataset import ConversationDataset
+from revision.embeddings import EmbeddingStore
 from revision.interrupts import Interrupted
 from revision.records import Message
 from revision.schema import (
@@ -167,6 +170,50 @@ def test_the_alignment_reaches_the_projector(config: Config) -> None:
     pretrain.run(raw)
     first, second = (first_layer(one, "pretrain") for one in (config, raw))
     assert not torch.equal(first, second)
+
+
+def test_unicorn_moves_the_pictures_of_stage_2_too(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(config, name="unicorn", alignment=AlignmentConfig(method=AlignmentMethod.unicorn))
+    align.run(config)
+    pretrain.run(config)
+    seen: list[Any] = []
+    kept = ConversationDataset.__getitem__
+
+    def spy(self: ConversationDataset, index: int) -> Any:
+        example = kept(self, index)
+        seen.append((self.sample(index).row, example["image_embed"]))
+        return example
+
+    monkeypatch.setattr(ConversationDataset, "__getitem__", spy)
+    instruct.run(config)
+    unicorn = load_alignment(rundir.folder(config, "align"))
+    images = EmbeddingStore.open(Path("stores/tiny/statistics"))
+    pictured = [(row, found) for row, found in seen if row is not None]
+    assert pictured
+    for row, found in pictured:
+        raw = images.rows(row).astype("float32")
+        torch.testing.assert_close(found, torch.from_numpy(unicorn.apply_to_images(raw)[0]))
+        assert (found - torch.from_numpy(raw[0])).abs().max() > 0.05
+    for command in ("pretrain", "instruct"):
+        saved = building.read_image_alignment(model_folder(config, command))
+        assert saved is not None and saved.facts() == unicorn.facts()
+
+
+def test_a_model_of_another_alignment_takes_pictures_as_they_are(config: Config) -> None:
+    pretrain.run(config)
+    assert building.read_image_alignment(model_folder(config, "pretrain")) is None
+    assert not (model_folder(config, "pretrain") / building.IMAGE_ALIGNMENT).exists()
+
+
+def test_a_stage_that_is_refused_costs_no_finished_one(config: Config) -> None:
+    pretrain.run(config)
+    config.engine.processes = 2
+    for command, stage in (("pretrain", pretrain), ("instruct", instruct)):
+        rundir.start(config, command)
+        rundir.finish(config, command)
+        with pytest.raises(ValueError, match=r"engine.processes=2, but 1 are running"):
+            stage.run(config)
+        assert rundir.is_finished(config, command), command
 
 
 def test_input_noise_reaches_the_projector(config: Config) -> None:

@@ -1,6 +1,7 @@
 """Alignments of text embeddings to the image distribution, and the moments they are made of."""
 
 from revision.alignment.base import Alignment, Statistics
+from revision.alignment.images import ImageSide
 from revision.alignment.methods import (
     C3,
     METHODS,
@@ -27,6 +28,7 @@ __all__ = [
     "Detail",
     "Diagonal",
     "GaussianOT",
+    "ImageSide",
     "MeanShift",
     "Moments",
     "NoAlignment",

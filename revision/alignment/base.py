@@ -24,6 +24,7 @@ from revision.alignment.fitting import Fitting
 from revision.alignment.moments import Detail, Moments
 from revision.alignment.noise import RowIds, row_keys
 from revision.alignment.rows import STORE_CHUNK, Array, Source, Store, blocks, check_array, to_sphere
+from revision.alignment.stores import opened_sides
 
 Stream: TypeAlias = Store | Iterable[Array]
 Mapping: TypeAlias = Callable[[torch.Tensor, np.ndarray | None], torch.Tensor]
@@ -63,12 +64,14 @@ class Alignment(ABC):
         settings: names of the constructor's arguments, each also an attribute; their values are JSON values.
         needs: detail of the moments of text and image that `_solve` reads.
         matches_trace: whether the map brings the trace of the text to that of the images.
+        moves_images: whether images are mapped too, by `apply_to_images`, wherever the trained model meets them.
     """
 
     method: ClassVar[str]
     settings: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[Detail, Detail]] = (Detail.TRACE, Detail.TRACE)
     matches_trace: ClassVar[bool] = False
+    moves_images: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._statistics: Statistics | None = None
@@ -125,8 +128,8 @@ class Alignment(ABC):
 
     def fit(
         self,
-        text: Source,
-        image: Source,
+        text: Source | str | Path,
+        image: Source | str | Path,
         *,
         measure_gap: bool = True,
         distributed: bool = False,
@@ -135,8 +138,9 @@ class Alignment(ABC):
         """Derive the map from the statistics of both sides; the rows need not be paired, normalised or equally many.
 
         Args:
-            text: rows [n_text, d]: numpy array or memory map, torch tensor, embedding store, or an iterable of arrays
-                that can be read again. Any float dtype; the arithmetic is float64.
+            text: rows [n_text, d]: numpy array or memory map, torch tensor, embedding store, an iterable of arrays that
+                can be read again, or the path of a store or of foreign embeddings (docs/formats.md). Any float dtype;
+                the arithmetic is float64.
             image: rows [n_image, d], likewise.
             measure_gap: read the text once more at the end, to know the centroid gap that is left.
             distributed: each process of the default `torch.distributed` group passes its own share of the rows, and all
@@ -149,17 +153,17 @@ class Alignment(ABC):
 
         Raises:
             ValueError: fewer than two rows on a side, different widths, a zero, NaN or infinite row (named by its
-                number), or statistics that the method cannot use.
+                number), statistics that the method cannot use, or a path that holds no such embeddings.
         """
         self._statistics = None
         self._converted = {}
+        text, image = opened_sides(text, image)
         fitting = Fitting(text, image, self.needs, distributed=distributed, skip_invalid=skip_invalid)
         self._solve(fitting)
         gap_after = None
         if measure_gap:
             mapped = fitting.measure("text", lambda block: self._map(block, None, 0)).mean
-            moves_images = type(self)._map_image is not Alignment._map_image
-            goal = fitting.measure("image", self._map_image) if moves_images else fitting.image
+            goal = fitting.measure("image", self._map_image) if self.moves_images else fitting.image
             gap_after = distance(mapped, goal.mean)
         self._statistics = Statistics(
             fitting.text.without_detail(),
@@ -226,7 +230,9 @@ class Alignment(ABC):
         self, rows: Array | Stream, keys: np.ndarray | None, what: str, mapping: Mapping
     ) -> Array | Iterator[Array]:
         assert self.dim  # or it says that it is not fitted
-        if not isinstance(rows, np.ndarray | torch.Tensor) and isinstance(rows, Store | Iterable):
+        if not isinstance(rows, np.ndarray | torch.Tensor | str) and isinstance(rows, Store | Iterable):
+            for number, array in enumerate(rows if isinstance(rows, list | tuple) else ()):
+                check_array(array, f"rows[{number}]")  # at once, where what is wrong can be seen at once
             return self._applied_in_turn(rows, keys, what, mapping)
         check_array(rows, "rows")
         if keys is not None and len(keys) != len(rows):
@@ -248,13 +254,16 @@ class Alignment(ABC):
     def _applied_to_array(self, rows: Array, keys: np.ndarray | None, what: str, mapping: Mapping, first: int) -> Array:
         if rows.shape[1] != self.dim:
             raise ValueError(f"rows have {rows.shape[1]} columns but the alignment was fitted on {self.dim}")
-        result = np.empty(rows.shape, rows.dtype) if isinstance(rows, np.ndarray) else torch.empty_like(rows)
+        native = rows.dtype.newbyteorder("=") if isinstance(rows, np.ndarray) else None
+        result = np.empty(rows.shape, native) if isinstance(rows, np.ndarray) else torch.empty_like(rows)
         target = torch.from_numpy(result) if isinstance(result, np.ndarray) else result
         working = torch.float32 if target.element_size() == 2 else torch.float64
         for start, block in blocks(rows, working):
             stop = start + len(block)
             unit = to_sphere(block, what, first + start)
             target[start:stop] = mapping(unit, None if keys is None else keys[start:stop])
+        if isinstance(rows, np.ndarray) and isinstance(result, np.ndarray):
+            return result.astype(rows.dtype, copy=False)  # in the byte order that the caller has
         return result
 
     def facts(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from revision.alignment.base import Alignment
 from revision.alignment.fitting import Fitting
 from revision.alignment.rows import renormalise
+from revision.alignment.settings import number, whole
 
 # Up to this share of T_x, the gap is small enough for the mean to answer a correction linearly.
 LINEAR_GAP = 0.25
@@ -42,12 +43,12 @@ class CentroidCorrected(Alignment):
 
     def __init__(self, centroid_steps: int = 1, until: float | None = None) -> None:
         super().__init__()
-        if centroid_steps < 0:
+        self.centroid_steps = whole("centroid_steps", centroid_steps)
+        if self.centroid_steps < 0:
             raise ValueError(f"centroid_steps={centroid_steps} must not be negative; the paper makes 1")
-        if until is not None and not until > 0:
+        self.until = None if until is None else number("until", until)
+        if self.until is not None and not 0 < self.until < math.inf:
             raise ValueError(f"until={until} must be a positive distance, such as 1e-7")
-        self.centroid_steps = centroid_steps
-        self.until = until
 
     @abstractmethod
     def _prepare(self, fitting: Fitting) -> None:

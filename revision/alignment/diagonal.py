@@ -10,6 +10,7 @@ from revision.alignment.fitting import SMALLEST_TRACE, Fitting
 from revision.alignment.moments import Detail
 from revision.alignment.noise import check_noise, noise_like
 from revision.alignment.rows import renormalise
+from revision.alignment.settings import number, whole
 
 
 class Diagonal(Alignment):
@@ -37,9 +38,8 @@ class Diagonal(Alignment):
 
     def __init__(self, jitter: float = 0.0, seed: int = 0) -> None:
         super().__init__()
-        check_noise("jitter", jitter, seed)
-        self.jitter = jitter
-        self.seed = seed
+        self.jitter, self.seed = number("jitter", jitter), whole("seed", seed)
+        check_noise("jitter", self.jitter, self.seed)
 
     def _solve(self, fitting: Fitting) -> None:
         fitting.check_spread("Diagonal")

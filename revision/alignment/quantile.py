@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from revision.alignment.centroid import CentroidCorrected
 from revision.alignment.fitting import Fitting, Side
-from revision.alignment.moments import Detail
 from revision.alignment.quantiles import RadiusSketch, transfer
 from revision.alignment.rows import renormalise
-from revision.alignment.spectra import check_frame, check_ridge, frame
+from revision.alignment.spectra import frame
+from revision.alignment.subspace import SubspaceMap
 
 LEVELS = 1000  # steps between the quantiles that are kept
 
 
-class Quantile(CentroidCorrected):
+class Quantile(SubspaceMap):
     """Radial quantile matching in U, scaling by standard deviations in V (the start of AnisoAlign, arXiv 2605.07825).
 
     In the frame of the eigenvectors of Sigma_y + Sigma_x + lambda I, rows are centred, e - mu_y. In U consecutive
@@ -31,20 +30,11 @@ class Quantile(CentroidCorrected):
     Open: r, lambda, which coordinates share a plane, and whether rows are centred first. lambda does not change the
     eigenvectors, so all that `ridge` regularises here is the scaling in V.
 
-    Args:
-        rank: r, even; None: the smallest even number with a share `energy` of the trace of Sigma_y + Sigma_x.
-        energy: that share.
-        ridge: share of the mean variance T / d of each side that is added to its variances in V.
-        centroid_steps, until: as in ReAlign.
-
-    Raises:
-        ValueError: a rank that is odd, below one or above d, an energy outside (0, 1], a negative ridge; when fitting,
-            a side whose rows are all equal, or a direction in V without text variance and without a ridge.
+    Arguments and errors are those of `SubspaceMap`, but r is even, given or found: an odd one is an error. The ridge is
+    added in V.
     """
 
     method = "quantile"
-    settings = ("rank", "energy", "ridge", "centroid_steps", "until")
-    needs = (Detail.COVARIANCE, Detail.COVARIANCE)
     matches_trace = True
 
     def __init__(
@@ -55,14 +45,9 @@ class Quantile(CentroidCorrected):
         centroid_steps: int = 1,
         until: float | None = None,
     ) -> None:
-        super().__init__(centroid_steps, until)
-        check_frame(rank, energy)
-        check_ridge(ridge)
-        if rank is not None and rank % 2:
+        super().__init__(rank, energy, ridge, centroid_steps, until)
+        if self.rank is not None and self.rank % 2:
             raise ValueError(f"rank={rank} must be even: coordinates are matched in pairs")
-        self.rank = rank
-        self.energy = energy
-        self.ridge = ridge
 
     def details(self) -> dict[str, float]:
         """Dimension of U."""

@@ -9,6 +9,7 @@ import torch
 from revision.alignment.centroid import CentroidCorrected
 from revision.alignment.fitting import Fitting
 from revision.alignment.rows import renormalise
+from revision.alignment.settings import flag
 
 
 class ReAlign(CentroidCorrected):
@@ -39,8 +40,7 @@ class ReAlign(CentroidCorrected):
         self, centroid_steps: int = 1, until: float | None = None, anchor: bool = True, trace: bool = True
     ) -> None:
         super().__init__(centroid_steps, until)
-        self.anchor = anchor
-        self.trace = trace
+        self.anchor, self.trace = flag("anchor", anchor), flag("trace", trace)
 
     @property
     def scale(self) -> float:

@@ -12,6 +12,7 @@ from revision.alignment.moments import Detail
 from revision.alignment.noise import check_noise, noise_like
 from revision.alignment.realign import ReAlign
 from revision.alignment.rows import renormalise
+from revision.alignment.settings import number, whole
 from revision.alignment.spectra import positive_part, power
 
 
@@ -55,9 +56,8 @@ class ResidualNoise(ReAlign):
         self, noise_scale: float = 1.0, seed: int = 0, centroid_steps: int = 1, until: float | None = None
     ) -> None:
         super().__init__(centroid_steps, until)
-        check_noise("noise_scale", noise_scale, seed)
-        self.noise_scale = noise_scale
-        self.seed = seed
+        self.noise_scale, self.seed = number("noise_scale", noise_scale), whole("seed", seed)
+        check_noise("noise_scale", self.noise_scale, self.seed)
 
     def details(self) -> dict[str, float]:
         """Share of noise in the trace of the noisy cloud, and the factor c on what text determines."""

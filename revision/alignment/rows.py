@@ -47,13 +47,18 @@ def check_array(rows: Array, what: str) -> None:
         what: its name in error messages.
 
     Raises:
-        ValueError: not a numpy array or torch tensor, not two-dimensional, or not of a supported float type.
+        ValueError: not a numpy array or torch tensor, masked, not two-dimensional, or not of a supported float type.
     """
     if not isinstance(rows, np.ndarray | torch.Tensor):
         raise ValueError(f"{what} is a {type(rows).__name__}; rows must be a numpy array or a torch tensor [n, d]")
+    if isinstance(rows, np.ma.MaskedArray):
+        raise ValueError(
+            f"{what} is a masked array, and a mask has no meaning here; give the rows that count, as .data"
+        )
     if rows.ndim != 2:
         raise ValueError(f"{what} has shape {tuple(rows.shape)}; rows must be [n, d]: add or drop a dimension")
-    if rows.dtype not in (NUMPY_FLOATS if isinstance(rows, np.ndarray) else TORCH_FLOATS):
+    known = rows.dtype.newbyteorder("=") in NUMPY_FLOATS if isinstance(rows, np.ndarray) else rows.dtype in TORCH_FLOATS
+    if not known:
         raise ValueError(f"{what} has dtype {rows.dtype}; cast the rows to float16, bfloat16, float32 or float64")
 
 
@@ -68,8 +73,9 @@ def blocks(rows: Array, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]
     count, dim = rows.shape
     size = max(1, min(count, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // max(1, dim)))
     buffer = torch.empty(size, dim, dtype=dtype, device=device)
-    # torch takes no read-only memory and no negative strides, so numpy rows pass through memory that is neither.
-    staging = np.empty((size, dim), rows.dtype) if isinstance(rows, np.ndarray) else None
+    # torch takes no read-only memory, no negative strides and no foreign byte order, so numpy rows pass through memory
+    # that has none of them.
+    staging = np.empty((size, dim), rows.dtype.newbyteorder("=")) if isinstance(rows, np.ndarray) else None
     for start in range(0, count, size):
         block = rows[start : start + size]
         if isinstance(block, np.ndarray):

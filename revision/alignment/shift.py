@@ -15,6 +15,7 @@ from revision.alignment.base import Alignment
 from revision.alignment.fitting import Fitting
 from revision.alignment.noise import check_noise, noise_like
 from revision.alignment.rows import renormalise
+from revision.alignment.settings import number, whole
 
 C3_NOISE_STD = math.sqrt(0.016)
 
@@ -62,6 +63,7 @@ class Unicorn(Alignment):
     """
 
     method = "unicorn"
+    moves_images = True
 
     def _solve(self, fitting: Fitting) -> None:
         self._vectors = {"text_mean": fitting.text.mean, "image_mean": fitting.image.mean}
@@ -95,9 +97,8 @@ class C3(MeanShift):
 
     def __init__(self, noise_std: float = C3_NOISE_STD, seed: int = 0) -> None:
         super().__init__()
-        check_noise("noise_std", noise_std, seed)
-        self.noise_std = noise_std
-        self.seed = seed
+        self.noise_std, self.seed = number("noise_std", noise_std), whole("seed", seed)
+        check_noise("noise_std", self.noise_std, self.seed)
 
     def _map(self, rows: torch.Tensor, keys: np.ndarray | None, epoch: int) -> torch.Tensor:
         if keys is not None:

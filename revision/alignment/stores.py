@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from revision.alignment.rows import Source
 from revision.embeddings import EmbeddingStore
-from revision.embeddings.opening import UNSTATED, open_stores
+from revision.embeddings.opening import UNSTATED, open_store, open_stores
 
 
 def open_sides(text: Path, image: Path, *, encoder: str = UNSTATED) -> tuple[EmbeddingStore, EmbeddingStore]:
@@ -20,9 +21,8 @@ def open_sides(text: Path, image: Path, *, encoder: str = UNSTATED) -> tuple[Emb
             (other weights or preprocessing included) or dimensions.
     """
     text_store, image_store = open_stores([(text, "text"), (image, "image")], encoder=encoder)
-    for store, kind in ((text_store, "text"), (image_store, "image")):
-        if store.manifest.kind != kind:
-            raise ValueError(f"{store.path} holds {store.manifest.kind} embeddings where {kind} embeddings are needed")
+    _require_kind(text_store, "text")
+    _require_kind(image_store, "image")
     if text_store.dim != image_store.dim:
         raise ValueError(
             f"{text_store.path} has dimension {text_store.dim} but {image_store.path} {image_store.dim}: "
@@ -36,3 +36,27 @@ def open_sides(text: Path, image: Path, *, encoder: str = UNSTATED) -> tuple[Emb
             f"(they differ in {', '.join(fields)}): embed both with one encoder"
         )
     return text_store, image_store
+
+
+def opened_sides(text: Source | str | Path, image: Source | str | Path) -> tuple[Source, Source]:
+    """Both sides of a fit, opened where they are paths; anything else comes back as it is.
+
+    Raises:
+        ValueError: as `open_sides`, which two paths are opened by.
+    """
+    if isinstance(text, str | Path) and isinstance(image, str | Path):
+        return open_sides(Path(text), Path(image))
+    return _opened(text, "text"), _opened(image, "image")
+
+
+def _opened(source: Source | str | Path, kind: str) -> Source:
+    if not isinstance(source, str | Path):
+        return source
+    store = open_store(Path(source), kind)
+    _require_kind(store, kind)
+    return store
+
+
+def _require_kind(store: EmbeddingStore, kind: str) -> None:
+    if store.manifest.kind != kind:
+        raise ValueError(f"{store.path} holds {store.manifest.kind} embeddings where {kind} embeddings are needed")

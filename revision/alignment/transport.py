@@ -8,7 +8,9 @@ from revision.alignment.centroid import CentroidCorrected
 from revision.alignment.fitting import Fitting
 from revision.alignment.moments import Detail
 from revision.alignment.rows import renormalise
-from revision.alignment.spectra import check_frame, check_ridge, frame, restricted, ridged, transport
+from revision.alignment.settings import number
+from revision.alignment.spectra import check_ridge, frame, restricted, ridged, transport
+from revision.alignment.subspace import SubspaceMap
 
 
 class GaussianOT(CentroidCorrected):
@@ -40,8 +42,8 @@ class GaussianOT(CentroidCorrected):
 
     def __init__(self, ridge: float = 1e-3, centroid_steps: int = 1, until: float | None = None) -> None:
         super().__init__(centroid_steps, until)
-        check_ridge(ridge)
-        self.ridge = ridge
+        self.ridge = number("ridge", ridge)
+        check_ridge(self.ridge)
 
     def _prepare(self, fitting: Fitting) -> None:
         fitting.check_spread("GaussianOT")
@@ -57,7 +59,7 @@ class GaussianOT(CentroidCorrected):
         return renormalise((centred @ self._vector("matrix", rows)).add_(self._vector("image_mean", rows)))
 
 
-class ShrunkOT(CentroidCorrected):
+class ShrunkOT(SubspaceMap):
     """Between ReAlign and the Gaussian map: optimal transport to a shrunk image covariance (ours).
 
         Sigma(a) = (1 - a) Sigma_x + a s^2 Sigma_y,   s^2 = T_x / T_y
@@ -78,19 +80,14 @@ class ShrunkOT(CentroidCorrected):
 
     Args:
         shrinkage: a in [0, 1]; None estimates it.
-        rank: r; None: the smallest with a share `energy` of the trace of Sigma_y + Sigma_x.
-        energy: that share.
-        ridge: as in GaussianOT.
-        centroid_steps, until: as in ReAlign.
+        rank, energy, ridge, centroid_steps, until: as in `SubspaceMap`; the ridge is that of GaussianOT.
 
     Raises:
-        ValueError: a shrinkage outside [0, 1], a rank below one or above d, an energy outside (0, 1], a negative ridge;
-            when fitting, a side whose rows are all equal, or a singular text covariance without a ridge.
+        ValueError: a shrinkage outside [0, 1], or as `SubspaceMap`.
     """
 
     method = "shrunk_ot"
-    settings = ("shrinkage", "rank", "energy", "ridge", "centroid_steps", "until")
-    needs = (Detail.COVARIANCE, Detail.COVARIANCE)
+    settings = ("shrinkage", *SubspaceMap.settings)
     matches_trace = True
 
     def __init__(
@@ -102,15 +99,10 @@ class ShrunkOT(CentroidCorrected):
         centroid_steps: int = 1,
         until: float | None = None,
     ) -> None:
-        super().__init__(centroid_steps, until)
-        if shrinkage is not None and not 0 <= shrinkage <= 1:
+        super().__init__(rank, energy, ridge, centroid_steps, until)
+        self.shrinkage = None if shrinkage is None else number("shrinkage", shrinkage)
+        if self.shrinkage is not None and not 0 <= self.shrinkage <= 1:
             raise ValueError(f"shrinkage={shrinkage} must be from 0 (GaussianOT) to 1 (ReAlign); None estimates it")
-        check_frame(rank, energy)
-        check_ridge(ridge)
-        self.shrinkage = shrinkage
-        self.rank = rank
-        self.energy = energy
-        self.ridge = ridge
 
     def details(self) -> dict[str, float]:
         """Dimension of U, shrinkage used, and the scalar outside of U."""
@@ -170,6 +162,7 @@ def _estimate(fitting: Fitting, basis: torch.Tensor, sample: torch.Tensor, targe
     mean = fitting.image.mean
 
     def fourth_powers(block: torch.Tensor) -> torch.Tensor:
+        """||u||^4 of each row, as a column whose mean is their expectation."""
         inside = block.sub_(mean.to(block)) @ basis.to(block)
         return inside.square().sum(dim=1, keepdim=True).square()
 

@@ -25,13 +25,16 @@ HELP = "Ask about the picture. /image PATH shows another one, /quit leaves."
 
 def run(config: Config) -> None:
     """Answers `chat.prompt` about `chat.image`, or holds a dialogue."""
+    folder = _model_folder(config)  # before anything heavy is loaded
+
     from rich import get_console
 
     from revision.encoders import resolve_device
     from revision.evaluation.reader import Reader
     from revision.pictures import open_picture
+    from revision.progress import hide_bars_of_transformers
 
-    folder = _model_folder(config)
+    hide_bars_of_transformers()
     if config.chat.image is not None:
         open_picture(Path(config.chat.image))  # a file that is no picture should not cost the loading of a model
     reader = Reader.load(folder, device=resolve_device("auto"), dtype=None, batch_size=1)
@@ -48,9 +51,13 @@ def run(config: Config) -> None:
 
 def _model_folder(config: Config) -> Path:
     from revision import rundir
+    from revision.hub import require_place
 
     model = config.chat.model
-    return rundir.require(config, model, wanted_by="chat") / "model" if model in MODEL_STEPS else Path(model)
+    if model in MODEL_STEPS:
+        return rundir.require(config, model, wanted_by="chat") / "model"
+    require_place(Path(model))
+    return Path(model)
 
 
 def _load_encoder(config: Config, dim: int) -> DualEncoder:

@@ -51,6 +51,7 @@ def run(config: Config) -> None:
         task = progress.add_task(part.name, total=None)
 
         def report(measured: dict[str, float]) -> None:
+            """A line in the log, at once, and one in the terminal."""
             log.write(json.dumps(measured) + "\n")
             log.flush()
             say(f"step {measured['step']}: {_summary(measured)}")
@@ -182,6 +183,7 @@ def _frame_observer(config: Config, file: Path, validation: PairInputs) -> Calla
     trace = FrameTrace(file, batches=[batch.numpy() for batch in batches], energy=wanted.frame_energy)
 
     def observe(now: Snapshot) -> None:
+        """Measures a snapshot in the frame, which the first one from `frame_step` on decides."""
         first = warmup_steps(now.steps, wanted.warmup) if wanted.frame_step is None else wanted.frame_step
         if first > now.steps:
             raise ValueError(f"contrast.frame_step = {first}: must be at most the {now.steps} steps of this training")
@@ -210,6 +212,7 @@ def _inputs(
     files = [Path(name) for name in names]
 
     def compute() -> tuple[torch.Tensor, torch.Tensor]:
+        """What trains reads these: features of locked towers, or pixels and token ids."""
         with progress_bar("items") as progress:
             task = progress.add_task(f"inputs, {what} pairs", total=len(files) + len(texts))
             shared: dict[str, Any] = {

@@ -33,8 +33,8 @@ def run(config: Config) -> None:
     from revision.records import count_records
 
     sources = _sources(config)
-    rundir.start(config, "embed")
     if not sources:  # all of them name embeddings that exist already
+        rundir.start(config, "embed")
         rundir.finish(config, "embed", stores={})
         return
     # Every record file is checked before the encoder is loaded and before anything is written.
@@ -47,7 +47,9 @@ def run(config: Config) -> None:
         device=config.embed.device,
         name=config.encoder.name,
     )
-    facts = {name: _embed_source(config, name, source, counts[name], encoder) for name, source in sources.items()}
+    writers = {name: _writer(config, name, source, counts[name], encoder) for name, source in sources.items()}
+    rundir.start(config, "embed")  # only now: records, encoders and stores that are refused cost no finished run
+    facts = {name: _embed_source(config, name, source, writers[name], encoder) for name, source in sources.items()}
     rundir.finish(config, "embed", stores=facts)
 
 
@@ -66,21 +68,17 @@ def _records(source: SourceConfig) -> Path:
     return Path(source.records)
 
 
-def _embed_source(
-    config: Config, name: str, source: SourceConfig, records: int, encoder: DualEncoder
-) -> dict[str, Any]:
-    from revision.embeddings import EmbeddingStore, StoreWriter
-    from revision.progress import progress_bar, say
-    from revision.records import fingerprint, read_images, read_texts
+def _writer(config: Config, name: str, source: SourceConfig, records: int, encoder: DualEncoder) -> StoreWriter:
+    """The writer of this process for one source; ValueError where a store of something else is in its place."""
+    from revision.embeddings import StoreWriter
+    from revision.records import fingerprint
 
-    file = _records(source)
-    path = Path(config.data.stores) / config.encoder.name / name
-    writer = StoreWriter(
-        path,
+    return StoreWriter(
+        Path(config.data.stores) / config.encoder.name / name,
         kind=source.kind.value,
         dim=encoder.dim,
         encoder=encoder.describe(),
-        records_fingerprint=fingerprint(file),
+        records_fingerprint=fingerprint(_records(source)),
         image_root=source.image_root,
         records=records,
         shard_size=config.embed.shard_size,
@@ -88,6 +86,16 @@ def _embed_source(
         rank=int(os.environ.get("RANK", "0")),
         world=int(os.environ.get("WORLD_SIZE", "1")),
     )
+
+
+def _embed_source(
+    config: Config, name: str, source: SourceConfig, writer: StoreWriter, encoder: DualEncoder
+) -> dict[str, Any]:
+    from revision.embeddings import EmbeddingStore
+    from revision.progress import progress_bar, say
+    from revision.records import read_images, read_texts
+
+    file, path = _records(source), writer.path
     main = writer.rank == 0
     if writer.complete:
         if main:

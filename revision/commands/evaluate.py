@@ -49,14 +49,18 @@ def run(config: Config) -> None:
 
     from rich import get_console
 
-    from revision import rundir
+    from revision import building, rundir
     from revision.encoders import resolve_device
     from revision.evaluation.files import write_json, write_json_lines, write_text
     from revision.evaluation.metrics import scores
     from revision.evaluation.reader import Reader
     from revision.evaluation.report import report, score_tables
+    from revision.progress import hide_bars_of_transformers
 
+    hide_bars_of_transformers()
     benchmark = _benchmark(config)
+    for label, path in models.items():  # whatever is refused costs no finished evaluation
+        _require_same_dimension(building.read_config(path).embed_dim, benchmark.store, label)
     folder = rundir.start(config, "evaluate")
     for old in folder.glob("*/scores.json"):  # of other models or settings; tables of sweeps read what lies here
         old.unlink()
@@ -70,7 +74,6 @@ def run(config: Config) -> None:
             batch_size=settings.batch_size,
             track=_progress(label),
         )
-        _require_same_dimension(reader, benchmark.store, label)
         predictions[label] = _predictions(config, reader, benchmark)
         found[label] = {"model": label, "folder": str(path), "split": settings.split} | scores(
             predictions[label], resamples=settings.bootstrap, seed=settings.seed
@@ -87,6 +90,7 @@ def run(config: Config) -> None:
 def _models(config: Config) -> dict[str, Path]:
     """Folder of each model to score, by the name its results go under."""
     from revision import rundir
+    from revision.hub import require_place
     from revision.progress import say
 
     found: dict[str, Path] = {}
@@ -108,6 +112,8 @@ def _models(config: Config) -> dict[str, Path]:
             f"evaluate.models is {config.evaluate.models} and run.steps is {config.run.steps}, which leaves no model "
             "to score; name a stage that the run has, or a model's folder"
         )
+    for path in found.values():
+        require_place(path)
     return found
 
 
@@ -171,10 +177,10 @@ def _names(
     }
 
 
-def _require_same_dimension(reader: Reader, store: EmbeddingStore, label: str) -> None:
-    if reader.embed_dim != store.dim:
+def _require_same_dimension(embed_dim: int, store: EmbeddingStore, label: str) -> None:
+    if embed_dim != store.dim:
         raise ValueError(
-            f"{label} reads embeddings of {reader.embed_dim} dimensions, the pictures in {store.path} have "
+            f"{label} reads embeddings of {embed_dim} dimensions, the pictures in {store.path} have "
             f"{store.dim}; evaluate it with the encoder it was trained on"
         )
 
@@ -221,6 +227,7 @@ def _progress(label: str) -> Track:
     from revision.progress import progress_bar
 
     def track(batches: Sequence[Any], title: str) -> Iterator[Any]:
+        """The batches, each counted when the next is asked for."""
         with progress_bar("batches") as progress:
             task = progress.add_task(f"{label}: {title}", total=len(batches))
             for batch in batches:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from revision.geometry.held_out import Domain
 
 MOST_COLUMNS = 5  # of a table in a terminal: further ones come below
+FEWEST_ROWS = 4  # a side, of which the measures make sense
+NEIGHBOURS = (10, 20)  # ReVision v3 has both
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ def run(config: Config) -> None:
     if not rundir.is_main_process():
         return
     sides = _open(config)
-    folder = rundir.start(config, "gap")
     count = min(config.gap.sample, len(sides.text), len(sides.image))
+    neighbours = _neighbours(config, count)
+    folder = rundir.start(config, "gap")
     rng = np.random.default_rng(config.seed)
     chosen = np.sort(rng.choice(len(sides.text), count, replace=False))
     text = _unit(sides.text, chosen)
@@ -68,7 +71,7 @@ def run(config: Config) -> None:
         moved = {name: moved_by(alignment, image) for name, alignment in alignments.items()}
         comparison = compare(
             image, text, aligned, moved_images={name: rows for name, rows in moved.items() if rows is not None},
-            neighbours=config.gap.neighbours, seed=config.seed, on_step=on_step,
+            neighbours=neighbours, seed=config.seed, on_step=on_step,
         )  # fmt: skip
         report: dict[str, Any] = {
             "encoder": sides.text.manifest.encoder["name"],
@@ -122,6 +125,33 @@ def _open(config: Config) -> _Sides:
     if config.gap.sizes:
         check_sizes(Domain(text, image), sorted(config.gap.sizes), config.gap.held_out)
     return _Sides(text, image, alignment, captions, domains)
+
+
+def _neighbours(config: Config, count: int) -> list[int]:
+    """The numbers of neighbours to measure among `count` rows a side.
+
+    Raises:
+        ValueError: fewer rows than the measures need, or than the neighbours that the configuration asks for.
+    """
+    from revision.progress import say
+
+    if count < FEWEST_ROWS:
+        raise ValueError(
+            f"`gap` measures {FEWEST_ROWS} rows a side or more, but {config.data.texts} or {config.data.statistics} "
+            f"has {count}; embed more records"
+        )
+    asked = config.gap.neighbours
+    if asked is None:
+        found = [k for k in NEIGHBOURS if k < count] or [count - 1]
+        if found != list(NEIGHBOURS):
+            say(f"nearest neighbours: {', '.join(map(str, found))}, since there are {count} rows a side")
+        return found
+    if max(asked) >= count:
+        raise ValueError(
+            f"gap.neighbours = {asked}: must be below the {count} rows a side that are measured; lower them, raise "
+            "gap.sample or embed more records"
+        )
+    return asked
 
 
 def _methods(config: Config) -> list[str]:
@@ -236,9 +266,9 @@ def _caption_rows(captions: dict[str, str], store: EmbeddingStore) -> tuple[dict
     Rows are found by id, or, where the store has none of the ids, by the text itself: the same words have the same
     embedding, whatever record they come from.
     """
-    by_id = {name: row for row, name in enumerate(store.ids()) if name in captions}
-    if by_id:
-        return by_id, "id"
+    known = [name for name in dict.fromkeys(store.ids()) if name in captions]
+    if known:
+        return dict(zip(known, store.index_of(known).tolist(), strict=True)), "id"
     wanted = set(captions.values())
     by_text = {text: row for row, text in enumerate(store.payload(slice(None))) if text in wanted}
     return {name: by_text[text] for name, text in captions.items() if text in by_text}, "text"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from revision.schema import Config, StageInput
 
 if TYPE_CHECKING:
+    from revision.alignment import Alignment
     from revision.dataset import Rows, Samples
 
 
@@ -40,12 +41,18 @@ def run(config: Config) -> None:
         processor=processor,
         rows=rows,
         samples=samples,
-        alignment=alignment,
+        alignment=None if alignment is None else _lineage(alignment),
+        aligned_by=alignment,
     )
 
 
-def _rows(config: Config) -> tuple[Rows, dict[str, Any] | None]:
-    """Embeddings as the projector reads them, and the lineage of their alignment."""
+def _lineage(alignment: Alignment) -> dict[str, Any]:
+    known = alignment.statistics
+    return {"method": alignment.method, "text": known.text_fingerprint, "image": known.image_fingerprint}
+
+
+def _rows(config: Config) -> tuple[Rows, Alignment | None]:
+    """Embeddings as the projector reads them, and their alignment."""
     from revision import rundir
     from revision.alignment import load_alignment
     from revision.assembly import open_sources
@@ -59,14 +66,12 @@ def _rows(config: Config) -> tuple[Rows, dict[str, Any] | None]:
         return Rows(stores, embed_dim=stores[0].dim, **noise), None
     folder = rundir.require(config, "align", wanted_by="pretrain")
     alignment = load_alignment(folder)
-    statistics, text = alignment.statistics, stores[0].fingerprint()
-    if statistics.text_fingerprint != text:
+    if alignment.statistics.text_fingerprint != stores[0].fingerprint():
         raise ValueError(
             f"the alignment in {folder} was fitted on another text store than {stores[0].path} is now; run "
             "`revision align` again"
         )
-    lineage = {"method": alignment.method, "text": text, "image": statistics.image_fingerprint}
-    return Rows(stores, embed_dim=stores[0].dim, alignment=alignment, **noise), lineage
+    return Rows(stores, embed_dim=stores[0].dim, alignment=alignment, **noise), alignment
 
 
 def _samples(config: Config, rows: Rows) -> Samples:

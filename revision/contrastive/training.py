@@ -136,6 +136,7 @@ def train(
     torch.manual_seed(settings.seed)  # for dropout, where there is any
 
     def measure(step: int, **training: float) -> dict[str, float]:
+        """Retrieval and gap on the validation pairs, reported and handed to the observer; gives what was measured."""
         images, texts = unit_rows(part, validation)
         scale = float(part.model.logit_scale.detach().exp())
         if observe is not None:

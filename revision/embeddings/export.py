@@ -112,6 +112,7 @@ class _Shard:
         self._write_labels(start, stop)
 
         def write_rows(file: HashingFile) -> None:
+            """A `.npy` file block by block, its header first."""
             header = {"descr": self._dtype.newbyteorder("<").str, "fortran_order": False}
             np.lib.format.write_array_header_1_0(file, {**header, "shape": (stop - start, self._store.dim)})
             for first, rows in blocks:

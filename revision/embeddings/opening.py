@@ -44,12 +44,25 @@ def open_stores(places: Sequence[tuple[Path, str]], *, encoder: str = UNSTATED) 
     Raises:
         ValueError: as `open_store`.
     """
+    for path, _ in places:
+        _require_something(path)
     ours = {path: EmbeddingStore.open(path) for path, _ in places if not _foreign(path)}
     described = next((store.manifest.encoder for store in ours.values()), {"name": encoder})
     return [ours[path] if path in ours else ForeignStore.at(path, kind, described) for path, kind in places]
 
 
+def _require_something(path: Path) -> None:
+    """Says what a path is that leads to no embeddings at all."""
+    if is_there(path):
+        return
+    what = "is an empty folder" if path.is_dir() else "does not exist"
+    raise ValueError(
+        f"{path} {what}: there is no embedding store; run `revision embed` first, or give embeddings in one of the "
+        "formats of docs/formats.md"
+    )
+
+
 def _foreign(path: Path) -> bool:
-    """A folder with the marks or shards of a store is one, finished or not, and so is one where nothing lies yet."""
+    """A folder with the marks or shards of a store is one, finished or not."""
     marks = (MANIFEST, PLAN, "shard-*.npy")
-    return is_there(path) and not any(next(path.glob(mark), None) for mark in marks)
+    return not any(next(path.glob(mark), None) for mark in marks)

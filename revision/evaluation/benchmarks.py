@@ -55,6 +55,7 @@ def read_pictures(
     root = path.parent if image_root is None else image_root
 
     def picture(row: dict[str, Any], where: str) -> Picture:
+        """One record; `where` is its file and line, for errors."""
         text = {name: _string(row, name, where) for name in ("image", "name", "caption", "track")}
         return Picture(
             id=_identity(row, where),
@@ -74,6 +75,7 @@ def read_questions(path: Path, *, split: str, limit: int | None = None, seed: in
     """
 
     def question(row: dict[str, Any], where: str) -> Question:
+        """One record; `where` is its file and line, for errors."""
         text = {name: _string(row, name, where) for name in ("image", "question", "answer", "kind", "track")}
         choices = row.get("choices") or []
         if choices and text["answer"] not in choices:

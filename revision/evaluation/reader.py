@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import TextStreamer
 
-from revision.building import read_model
+from revision.alignment import Alignment
+from revision.building import read_image_alignment, read_model
 from revision.conversation import IGNORED, encode, end_of_turn, prompt_ids
 from revision.evaluation.scoring import Prompt, Track, Trie, continuation_log_probs, greedy_answers
 from revision.model.modeling_revision import RevisionForConditionalGeneration
@@ -23,6 +24,8 @@ GENERATED = 4  # prompts answered together for each one scored: a step of genera
 class Reader:
     """Model, processor and batch size; `track` shows progress through batches, None shows nothing.
 
+    moved_by: the alignment that pictures are moved by before the model reads them; None leaves them as they are.
+
     The model is put into eval mode. Prompts and answers are tokenised as in training: the processor's chat template
     renders them, and the answer is what the template marks as generated, end of turn included.
     """
@@ -34,12 +37,14 @@ class Reader:
         *,
         batch_size: int = 8,
         track: Track | None = None,
+        moved_by: Alignment | None = None,
     ) -> None:
         self._model: Any = model.eval()
         self._processor: Any = processor
         self._tokenizer: Any = processor.tokenizer
         self._batch_size = batch_size
         self._track = track
+        self._moved_by = moved_by
         self.embed_dim: int = model.config.embed_dim
         self._end = end_of_turn(processor)
 
@@ -61,16 +66,19 @@ class Reader:
         model, processor = read_model(folder, dtype=None if dtype is None else getattr(torch, dtype))
         module: torch.nn.Module = model
         module.to(device)
-        return cls(model, processor, batch_size=batch_size, track=track)
+        return cls(model, processor, batch_size=batch_size, track=track, moved_by=read_image_alignment(folder))
 
     def prompt(self, turns: str | Sequence[Message], picture: np.ndarray | None) -> Prompt:
         """The prompt that asks for the next answer. turns: one user's turn, or all turns so far.
 
-        picture: float [d], for the one `<image>` in the turns; None takes the mark out and asks blindly.
+        picture: float [d] as the encoder gave it, for the one `<image>` in the turns; None takes the mark out and asks
+        blindly.
         """
         messages = [Message("user", turns)] if isinstance(turns, str) else list(turns)
         if picture is None:
             messages = [Message(message.role, _without_mark(message.content)) for message in messages]
+        elif self._moved_by is not None:
+            picture = self._moved_by.apply_to_images(picture[None])[0]
         return Prompt(ids=prompt_ids(self._processor, messages).tolist(), picture=picture)
 
     def answer_ids(self, answer: str) -> list[int]:

@@ -24,6 +24,8 @@ _CAPTION_LINES = 3
 
 @dataclass(frozen=True)
 class _Fonts:
+    """The four faces of the sheet, in the sizes that it uses."""
+
     title: ImageFont.FreeTypeFont
     bold: ImageFont.FreeTypeFont
     plain: ImageFont.FreeTypeFont

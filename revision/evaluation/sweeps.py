@@ -183,6 +183,7 @@ def _matrices(
     """Numerators float64 [seeds, n] of each group and their common denominators, units in one order throughout."""
 
     def picked_from(job: Job) -> list[Row]:
+        """The rows of a job that have the metric, by id, so that jobs can be compared row by row."""
         units = [unit for unit in job.rows if unit["row"] == row and unit["track"] == track and metric.needs in unit]
         return sorted(units, key=lambda unit: unit["id"])
 

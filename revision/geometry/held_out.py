@@ -68,43 +68,90 @@ def size_curve(
     """
     sizes = sorted(set(sizes))
     check_sizes(domain, sizes, held_out)
-    found: dict[str, Any] = {name: {measure: [[] for _ in sizes] for measure in MEASURES} for name in methods}
     raw: list[dict[str, float]] = []
     traces: list[float] = []
-    refused: dict[str, dict[int, str]] = {}
+    outcomes: list[list[dict[str, _Outcome]]] = []  # [trial][size][method]
     for trial in range(trials):
-        text, image = (
-            _draw(side, held_out + sizes[-1], [seed, trial, number])
-            for number, side in enumerate((domain.text, domain.image))
-        )
-        text_out, image_out = _unit(domain.text, text[:held_out]), _unit(domain.image, image[:held_out])
-        target = _Moments.of(image_out)
-        traces.append(float(np.trace(target.covariance)))
-        raw.append(_apart(text_out, target))
-        for number, size in enumerate(sizes):
+        drawn = _Trial.of(domain, held_out, sizes[-1], [seed, trial])
+        traces.append(float(np.trace(drawn.target.covariance)))
+        raw.append(_apart(drawn.text_out, drawn.target))
+        outcomes.append([])
+        for size in sizes:
             on_step(f"trial {trial + 1}: fit on {size:,} rows")
-            fit = [np.sort(rows[held_out : held_out + size]) for rows in (text, image)]
-            sides = _unit(domain.text, fit[0]), _unit(domain.image, fit[1])
-            for name in methods:
-                values: dict[str, float | None] = dict.fromkeys(MEASURES)
-                try:
-                    fitted = make(name).fit(*sides, measure_gap=False)
-                    values.update(_left(fitted, text_out, image_out, target))
-                except ValueError as error:  # some maps need more rows than dimensions: said in the report
-                    refused.setdefault(name, {})[size] = str(error)
-                for measure in MEASURES:
-                    found[name][measure][number].append(values[measure])
-    trace = float(np.mean(traces))
+            sides = drawn.first(size)
+            outcomes[-1].append({name: _Outcome.of(make(name), sides, drawn) for name in methods})
     return {
         "sizes": list(sizes),
         "trials": trials,
         "held_out": held_out,
         "seed": seed,
         "raw": _mean_of(raw),
-        "expected": [float(np.sqrt(2 * trace * (1 / size + 1 / held_out))) for size in sizes],
-        "methods": found,
-        "refused": refused,
+        "expected": [float(np.sqrt(2 * np.mean(traces) * (1 / size + 1 / held_out))) for size in sizes],
+        **_by_method(outcomes, methods, sizes),
     }
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Rows of one trial: those to measure on, unit, and the numbers of those that fits take the first of."""
+
+    domain: Domain
+    text: np.ndarray
+    image: np.ndarray
+    text_out: np.ndarray
+    image_out: np.ndarray
+    target: _Moments
+
+    @classmethod
+    def of(cls, domain: Domain, held_out: int, most: int, seed: list[int]) -> _Trial:
+        text, image = (
+            _draw(side, held_out + most, [*seed, number]) for number, side in enumerate((domain.text, domain.image))
+        )
+        image_out = _unit(domain.image, image[:held_out])
+        text_out = _unit(domain.text, text[:held_out])
+        return cls(domain, text[held_out:], image[held_out:], text_out, image_out, _Moments.of(image_out))
+
+    def first(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Unit rows of both sides to fit on."""
+        text, image = (np.sort(rows[:size]) for rows in (self.text, self.image))
+        return _unit(self.domain.text, text), _unit(self.domain.image, image)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The measures of one fit on held-out rows, or why there was none: some maps need more rows than dimensions."""
+
+    values: dict[str, float | None]
+    refusal: str | None
+
+    @classmethod
+    def of(cls, alignment: Alignment, sides: tuple[np.ndarray, np.ndarray], trial: _Trial) -> _Outcome:
+        try:
+            fitted = alignment.fit(*sides, measure_gap=False)
+            return cls({**_left(fitted, trial.text_out, trial.image_out, trial.target)}, None)
+        except ValueError as error:
+            return cls(dict.fromkeys(MEASURES), str(error))
+
+
+def _by_method(
+    outcomes: list[list[dict[str, _Outcome]]], methods: Sequence[str], sizes: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """`methods` and `refused` of `size_curve`."""
+    places = range(len(sizes))
+    found = {
+        name: {
+            measure: [[trial[place][name].values[measure] for trial in outcomes] for place in places]
+            for measure in MEASURES
+        }
+        for name in methods
+    }
+    refused: dict[str, dict[int, str]] = {}
+    for trial in outcomes:
+        for size, by_name in zip(sizes, trial, strict=True):
+            for name, outcome in by_name.items():
+                if outcome.refusal is not None:
+                    refused.setdefault(name, {}).setdefault(size, outcome.refusal)
+    return {"methods": found, "refused": refused}
 
 
 def domain_transfer(
@@ -140,12 +187,7 @@ def domain_transfer(
         ValueError: a domain with fewer than 8 rows on a side, or an alignment that cannot be fitted on a half.
     """
     names = list(domains)
-    for name, domain in domains.items():
-        if min(len(domain.text), len(domain.image)) < 8:
-            raise ValueError(
-                f"domain {name} has {len(domain.text)} texts and {len(domain.image)} images; half of each is fitted on "
-                f"and half measured on, so give at least 8 of both"
-            )
+    _check_domains(domains)
     shape = (trials, len(names), len(names))
     found = {method: {measure: np.empty(shape) for measure in MEASURES} for method in methods}
     raw: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -172,18 +214,31 @@ def domain_transfer(
         "seed": seed,
         "raw": {name: _mean_of(values) for name, values in raw.items()},
         "floor": {name: float(np.mean(values)) for name, values in floors.items()},
-        "methods": {
-            method: {
-                measure: {"mean": values.mean(axis=0).tolist(), "std": values.std(axis=0).tolist()}
-                for measure, values in by_measure.items()
-            }
-            for method, by_measure in found.items()
-        },
+        "methods": {method: _mean_and_std(by_measure) for method, by_measure in found.items()},
+    }
+
+
+def _check_domains(domains: Mapping[str, Domain]) -> None:
+    for name, domain in domains.items():
+        if min(len(domain.text), len(domain.image)) < 8:
+            raise ValueError(
+                f"domain {name} has {len(domain.text)} texts and {len(domain.image)} images; half of each is fitted on "
+                f"and half measured on, so give at least 8 of both"
+            )
+
+
+def _mean_and_std(by_measure: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Over trials, the first axis of each measure's array."""
+    return {
+        measure: {"mean": values.mean(axis=0).tolist(), "std": values.std(axis=0).tolist()}
+        for measure, values in by_measure.items()
     }
 
 
 @dataclass(frozen=True)
 class _Moments:
+    """Mean [d] and covariance [d, d] of rows, float64."""
+
     mean: np.ndarray
     covariance: np.ndarray
 
@@ -194,6 +249,8 @@ class _Moments:
 
 @dataclass(frozen=True)
 class _Halves:
+    """Unit rows of one domain: one half of each side to fit on, the other to measure on."""
+
     text_fit: np.ndarray
     text_out: np.ndarray
     image_fit: np.ndarray
@@ -216,8 +273,7 @@ def _left(fitted: Alignment, text: np.ndarray, image: np.ndarray, unmoved: _Mome
 
 def moved_by(fitted: Alignment, image: np.ndarray) -> np.ndarray | None:
     """Unit image rows [n, d] as an alignment maps them at inference; None where it leaves them (all but Unicorn)."""
-    moved = fitted.apply_to_images(image)
-    return moved if float(np.abs(moved - image).max()) > 1e-6 else None
+    return fitted.apply_to_images(image) if fitted.moves_images else None
 
 
 def _apart(text: np.ndarray, image: _Moments) -> dict[str, float]:

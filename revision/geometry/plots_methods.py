@@ -54,6 +54,7 @@ def _panels(report: dict[str, Any]) -> Iterable[_Panel]:
     against, halves = report["against_image"], report["image_halves"] or {}
 
     def of(field: str) -> dict[str, float]:
+        """A measure against the images, by text cloud."""
         return {name: numbers[field] for name, numbers in against.items()}
 
     def own(field: str) -> tuple[dict[str, float], float]:

@@ -69,6 +69,7 @@ def _cloud_lines(report: dict[str, Any]) -> Iterator[Line]:
     halves = report["image_halves"] or {}
 
     def compared(field: str) -> list[float | None]:
+        """A measure of each text cloud against the images, then of the images' halves."""
         return [*(against[name][field] for name in texts), halves.get(field)]
 
     def own(field: str) -> list[float | None]:
@@ -93,6 +94,7 @@ def _cloud_lines(report: dict[str, Any]) -> Iterator[Line]:
     yield Line("cosine JS divergence", densities, compared("cosine_js_divergence"))
 
     def mixed(field: str, k: int | str) -> list[float | None]:
+        """As `compared`, of a measure that depends on the number of neighbours."""
         return [*(against[name][field][k] for name in texts), halves.get(field, {}).get(k)]
 
     for k in against["text"]["knn_mixing"]:
@@ -119,6 +121,7 @@ def _pair_lines(report: dict[str, Any]) -> Iterator[Line]:
     pairs = report["pairs"]["by_cloud"]
 
     def of(*path: str) -> list[float | None]:
+        """The value at a path in each cloud's measures."""
         found: list[Any] = list(pairs.values())
         for part in path:
             found = [value[part] for value in found]

@@ -47,6 +47,7 @@ def train(
     identity: Mapping[str, Any] | None = None,
     minutes: float | None = None,
     guard: Guard = Guard(),  # noqa: B008  (frozen)
+    begin: Callable[[], object] = lambda: None,
     save: Save | None = None,
 ) -> dict[str, float]:
     """Trains the named parts in place, from the last checkpoint where there is one.
@@ -64,6 +65,7 @@ def train(
             another one are refused. The weights at the start are added here.
         minutes: between checkpoints, where `trainer.save_strategy` does not say when; None: at signals only.
         guard: what becomes of a step whose loss is no number.
+        begin: called when nothing stands in the way of training any more, before anything of an earlier one changes.
         save: called by the main process once training has ended well, with the whole weights by name, or with None
             where `model` holds them: an engine that keeps pieces on each process is gone after this function.
 
@@ -115,6 +117,7 @@ def train(
         trainer.add_callback(check)
         if isinstance(collator, PackedCollator):
             trainer.add_callback(SeparationCheck(trainer, collator))
+        begin()
         try:
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         finally:

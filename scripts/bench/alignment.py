@@ -1,61 +1,24 @@
-"""Speed of alignments, and what they do to held-out rows of two stores.
+"""All alignments side by side: their speed, or what they do to held-out rows of two stores.
 
-python scripts/bench/alignment.py [--rows 200000] [--dim 768]       ReAlign beside plain sums over the same bytes
-python scripts/bench/alignment.py --rows 20000 --methods all        seconds to fit, rows mapped a second, ms for one row
+python scripts/bench/alignment.py [--rows 20000] [--dim 768]        seconds to fit, rows mapped a second, ms for one row
+python scripts/bench/alignment.py --quick                           the same of few rows
 python scripts/bench/alignment.py --stores data/nano/stores/nano    the table of docs/alignment.md
+
+ReAlign against its limits: alignment_fit.py and alignment_apply.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
+from measuring import seconds, unit_rows
 
-from revision import EmbeddingStore, ReAlign, build_alignment
+from revision import EmbeddingStore, build_alignment
 from revision.alignment import METHODS
 from revision.progress import say
-
-PASSES = 3  # over both sides that are counted: the means of text and image, and the text again for mu'
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """The faster of two runs, so that first touches of memory do not count."""
-
-    def once() -> float:
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started
-
-    return min(once(), once())
-
-
-def unit_rows(count: int, dim: int, seed: int) -> np.ndarray:
-    """float16 [count, dim] on the sphere, around a mean of their own, as one side of the modality gap."""
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((count, dim), dtype=np.float32) + rng.standard_normal(dim, dtype=np.float32)
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
-
-
-def realign_speed(text: np.ndarray, image: np.ndarray) -> None:
-    """ReAlign's fit beside a plain summation over the bytes that it reads."""
-
-    def sums() -> None:
-        for rows in (text, image, text):
-            torch.from_numpy(rows).sum(dim=0, dtype=torch.float32)
-
-    alignment = ReAlign()
-    plain, fit = seconds(sums), seconds(lambda: alignment.fit(text, image))
-    apply = seconds(lambda: alignment.apply(text))
-    size = f"{len(text):,} x {text.shape[1]} float16 a side, {torch.get_num_threads()} thread(s)"
-    say(
-        f"fit:   {fit:.3f} s; {PASSES} plain sums over the same bytes: {plain:.3f} s; ratio {fit / plain:.1f}  ({size})"
-    )
-    say(f"apply: {len(text) / apply:,.0f} rows/s")
 
 
 def speed(method: str, text: np.ndarray, image: np.ndarray) -> None:
@@ -100,20 +63,20 @@ def geometry(folder: Path) -> None:
 
 
 def main() -> None:
-    """Measure on this machine's threads and print each number with what it is compared to."""
+    """Measure on this machine's threads."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--methods", nargs="+", choices=[*METHODS, "all"], default=[])
+    parser.add_argument("--quick", action="store_true", help="1,000 rows of 64")
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS])
     parser.add_argument("--stores", type=Path, help="folder with the stores `texts` and `statistics`")
     options = parser.parse_args()
     if options.stores is not None:
         geometry(options.stores)
         return
-    text, image = (unit_rows(options.rows, options.dim, seed) for seed in (0, 1))
-    if not options.methods:
-        realign_speed(text, image)
-    for method in METHODS if "all" in options.methods else options.methods:
+    count, dim = (1000, 64) if options.quick else (options.rows, options.dim)
+    text, image = (unit_rows(count, dim, seed) for seed in (0, 1))
+    for method in options.methods:
         speed(method, text, image)
 
 

@@ -10,6 +10,10 @@ from enum import Enum, auto
 import numpy as np
 
 
+class DamagedError(Exception):
+    """A value that is not what the file says it is; whoever knows the file's name says so."""
+
+
 class Encoding(Enum):
     """How a text or a run of bytes lies in the file."""
 
@@ -27,13 +31,19 @@ class Span:
     encoding: Encoding
 
     def text(self, data: mmap.mmap) -> str:
-        """As a text."""
-        return data[self.start : self.stop].decode("utf-8", "surrogatepass")
+        """As a text; DamagedError where it is none."""
+        try:
+            return data[self.start : self.stop].decode("utf-8", "surrogatepass")
+        except UnicodeError as error:
+            raise DamagedError(f"a text near byte {self.start:,} is not UTF-8") from error
 
     def content(self, data: mmap.mmap) -> bytes:
-        """As bytes."""
+        """As bytes; DamagedError where they are not written as such."""
         found = data[self.start : self.stop]
-        return found.decode("utf-8").encode("latin-1") if self.encoding is Encoding.latin else found
+        try:
+            return found.decode("utf-8").encode("latin-1") if self.encoding is Encoding.latin else found
+        except UnicodeError as error:
+            raise DamagedError(f"the bytes near byte {self.start:,} are not written as protocol 2 does") from error
 
 
 @dataclass(slots=True)
@@ -58,11 +68,18 @@ class Array:
     data: Span | None = None
 
     def load(self, data: mmap.mmap) -> np.ndarray:
-        """The array; a view of the file where its bytes lie there as they are."""
+        """The array; a view of the file where its bytes lie there as they are.
+
+        Raises:
+            DamagedError: it has other bytes than its shape and dtype ask for.
+        """
         assert self.dtype is not None and self.data is not None
         count = math.prod(self.shape)
         if self.data.encoding is Encoding.raw:
             flat = np.frombuffer(data, self.dtype, count, self.data.start)
         else:
-            flat = np.frombuffer(self.data.content(data), self.dtype, count)
+            content = self.data.content(data)
+            if len(content) != count * self.dtype.itemsize:
+                raise DamagedError(f"an array of shape {self.shape} has {len(content):,} bytes")
+            flat = np.frombuffer(content, self.dtype, count)
         return flat.reshape(self.shape, order="F" if self.fortran else "C")

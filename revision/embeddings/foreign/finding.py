@@ -126,16 +126,26 @@ def _folder_parts(folder: Path, kind: str, asked: str | None) -> Iterator[Part]:
 
 
 def _clip_retrieval(folder: Path, vectors: str, kind: str) -> Iterator[Part]:
-    """`<vectors>/<vectors>_<n>.npy`, each with `metadata/metadata_<n>.parquet` where there is such a folder."""
+    """`<vectors>/<vectors>_<n>.npy`, each with `metadata/metadata_<n>.parquet` where there is such a folder.
+
+    Line i of one metadata file is row i of both sides, so a folder that lacks a file of one of them was not copied in
+    full.
+    """
     metadata = {_number(file): file for file in (folder / METADATA).glob("*.parquet")}
     files = sorted((folder / vectors).glob("*.npy"), key=_natural)
     if not files:
         raise ValueError(f"{folder / vectors} holds no .npy file; {_ACCEPTED} are read")
+    numbers = {name: {_number(file) for file in (folder / name).glob("*.npy")} for name in VECTORS.values()}
+    numbers = {name: some for name, some in {**numbers, METADATA: {*metadata}}.items() if some}
+    for name, some in numbers.items():
+        if lacking := sorted(set().union(*numbers.values()) - some):
+            counts = ", ".join(f"{len(found)} files in {place}" for place, found in numbers.items())
+            raise ValueError(
+                f"{folder} is not whole: it has {counts}, and {name} lacks number {lacking[0]}; copy it again, or move "
+                "the folders that are whole elsewhere"
+            )
     for file in files:
-        labels = metadata.get(_number(file))
-        if labels is None and metadata:
-            raise ValueError(f"{file} has no partner {METADATA}_{_number(file)}.parquet in {folder / METADATA}")
-        yield numpy_part(file, kind, labels)
+        yield numpy_part(file, kind, metadata.get(_number(file)))
 
 
 def _number(file: Path) -> int:

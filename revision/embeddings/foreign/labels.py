@@ -44,6 +44,11 @@ class LabelNames:
         return self.id if name == "id" else self.payload
 
 
+def plain(text: str) -> str:
+    """A name out of somebody's file, fit for a message: nothing in it ends the line or speaks to a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def vector_name(found: Collection[str], asked: str | None, kind: str, where: str, what: str) -> str:
     """Which of several columns, keys or tensors holds the embeddings.
 
@@ -56,7 +61,7 @@ def vector_name(found: Collection[str], asked: str | None, kind: str, where: str
     Raises:
         ValueError: none fits, the one asked for does not, or several do and their names do not tell.
     """
-    listed = ", ".join(sorted(found)) or "none"
+    listed = plain(", ".join(sorted(found))) or "none"
     if asked is not None:
         if asked not in found:
             raise ValueError(f"{where} has no {what} {asked!r} of embeddings; those that fit: {listed}")

@@ -17,7 +17,8 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-from revision.embeddings.foreign.described import Array, Dtype, Encoding, Span
+from revision.embeddings.foreign.described import Array, DamagedError, Dtype, Encoding, Span
+from revision.embeddings.foreign.labels import plain
 
 
 class _Known(Enum):
@@ -78,11 +79,14 @@ class _Machine:
                     raise self.refusal(f"holds {what}; only {_READ} are read")
                 step(self)
             return self.stack.pop()
-        except (IndexError, KeyError, TypeError, AttributeError, UnicodeError, struct.error) as error:
+        except (
+            IndexError, KeyError, TypeError, AttributeError, UnicodeError, OverflowError, MemoryError, struct.error,
+            DamagedError,
+        ) as error:  # fmt: skip
             raise self.refusal(f"is damaged near byte {self.place:,}; write or copy it again") from error
 
     def refusal(self, what: str) -> ValueError:
-        return ValueError(f"{self.where} {what}")
+        return ValueError(f"{self.where} {plain(what)}")
 
     def skip(self, count: int) -> int:
         """Moves on by so many bytes and returns where they start."""

@@ -7,15 +7,16 @@ each record where its vector and its text lie. Vectors and texts stay in the fil
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from revision.embeddings.foreign.described import Array, Encoding, Span
-from revision.embeddings.foreign.labels import LabelNames, vector_name
+from revision.embeddings.foreign.described import Array, DamagedError, Encoding, Span
+from revision.embeddings.foreign.labels import LabelNames, plain, vector_name
 from revision.embeddings.foreign.opcodes import describe
 from revision.embeddings.foreign.parts import Column, Part, Rows, float_name
 
@@ -41,13 +42,13 @@ class PickledPart(Part):
         if isinstance(self.vectors, np.ndarray):
             return self.vectors
         dtype = np.dtype(self.vectors.dtype)
-        return _ScatteredRows(map_file(self.path), self.vectors, dtype, self.dim)
+        return _ScatteredRows(self.path, self.vectors, dtype, self.dim)
 
     def column(self, name: str) -> Column | None:
         """Labels in the mapped file, or as they are where they were no texts."""
         labels = self.labels.get(name)
         if isinstance(labels, _Places):
-            return _ScatteredTexts(map_file(self.path), labels)
+            return _ScatteredTexts(self.path, labels)
         return None if labels is None else _Held(labels)
 
 
@@ -78,30 +79,34 @@ class _Places:
 class _ScatteredRows:
     """Vectors of equal length anywhere in a mapped file."""
 
-    def __init__(self, data: mmap.mmap, places: _Places, dtype: np.dtype, dim: int) -> None:
-        self._data, self._places, self._dtype, self._dim = data, places, dtype, dim
+    def __init__(self, path: Path, places: _Places, dtype: np.dtype, dim: int) -> None:
+        self._path, self._data = path, map_file(path)
+        self._places, self._dtype, self._dim = places, dtype, dim
         self._windows = None
         if places.encoding is Encoding.raw and len(places.starts):
             size = dtype.itemsize * dim
             # Every run of bytes as long as a vector: a view, from which only those asked for are copied.
-            self._windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(data, np.uint8), size)
+            self._windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(self._data, np.uint8), size)
 
     def __getitem__(self, index: slice | np.ndarray, /) -> np.ndarray:
         if self._windows is not None:
             return self._windows[self._places.starts[index]].view(self._dtype)
         numbers = np.arange(len(self._places.starts))[index]
-        rows = [np.frombuffer(span.content(self._data), self._dtype) for span in self._places.spans(numbers)]
+        with _named(self._path):
+            arrays = [Array(self._dtype, (self._dim,), data=span) for span in self._places.spans(numbers)]
+            rows = [array.load(self._data) for array in arrays]
         return np.stack(rows) if rows else np.empty((0, self._dim), self._dtype)
 
 
 class _ScatteredTexts:
     """Texts anywhere in a mapped file."""
 
-    def __init__(self, data: mmap.mmap, places: _Places) -> None:
-        self._data, self._places = data, places
+    def __init__(self, path: Path, places: _Places) -> None:
+        self._path, self._data, self._places = path, map_file(path), places
 
     def take(self, within: np.ndarray) -> list[str]:
-        return [span.text(self._data) for span in self._places.spans(within)]
+        with _named(self._path):
+            return [span.text(self._data) for span in self._places.spans(within)]
 
 
 class _Held:
@@ -112,6 +117,15 @@ class _Held:
 
     def take(self, within: np.ndarray) -> list[str]:
         return [self._values[row] for row in within.tolist()]
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Damage that is met inside becomes a sentence with the name of the file."""
+    try:
+        yield
+    except DamagedError as error:
+        raise ValueError(f"{path} is damaged: {error}; write or copy it again") from error
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -142,8 +156,9 @@ def pickled_part(path: Path, kind: str, asked: str | None) -> PickledPart:
     found = describe(data, path)
     fields, vectors = _fields(found, path, kind, asked)
     names = LabelNames.among(fields.keys(), kind)
-    labels = {name: _labels(fields[key], path, data) for name in ("id", "payload") if (key := names.of(name))}
-    stored, dtype, dim = _vectors(vectors, path, data)
+    with _named(path):
+        labels = {name: _labels(fields[key], path, data) for name in ("id", "payload") if (key := names.of(name))}
+        stored, dtype, dim = _vectors(vectors, path, data)
     rows = len(stored) if isinstance(stored, np.ndarray) else len(stored.starts)
     for name, values in labels.items():
         count = len(values.starts) if isinstance(values, _Places) else len(values)
@@ -159,7 +174,7 @@ def _fields(found: Any, path: Path, kind: str, asked: str | None) -> tuple[dict[
             fields: dict[str, Any] = {key: [] for key in first if isinstance(key, str)}
             for row, record in enumerate(found):
                 if not isinstance(record, dict) or not record.keys() >= fields.keys():
-                    raise ValueError(f"{path} record {row} has other fields than record 0 ({', '.join(fields)})")
+                    raise ValueError(f"{path} record {row} has other fields than record 0 ({plain(', '.join(fields))})")
                 for key, values in fields.items():
                     values.append(record[key])
             key = vector_name([k for k, v in fields.items() if _is_vector(v[0])], asked, kind, str(path), "field")
@@ -171,7 +186,7 @@ def _fields(found: Any, path: Path, kind: str, asked: str | None) -> tuple[dict[
             fits = [key for key, value in fields.items() if _is_matrix(value)]
             key = vector_name(fits, asked, kind, str(path), "field")
             return fields, fields[key]
-        case Array() | [Array() | list() | tuple(), *_]:
+        case Array(data=Span()) | [Array(data=Span()) | list() | tuple(), *_]:
             return {}, found
         case _:
             raise ValueError(
@@ -184,6 +199,13 @@ def _is_vector(value: Any) -> bool:
     if isinstance(value, Array):
         return len(value.shape) == 1 and value.dtype is not None and value.dtype.kind == "f"
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(x, float) for x in value)
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether a value can be one vector among others, whose first is one."""
+    if isinstance(value, Array):
+        return value.dtype is not None and value.data is not None
+    return isinstance(value, list | tuple) and all(isinstance(x, int | float) for x in value)
 
 
 def _is_matrix(value: Any) -> bool:
@@ -207,6 +229,8 @@ def _vectors(found: Any, path: Path, data: mmap.mmap) -> tuple[_Places | np.ndar
     first = found[0]
     shape, dtype = (first.shape, first.dtype) if isinstance(first, Array) else ((len(first),), None)
     for row, value in enumerate(found):
+        if not _is_numbers(value):
+            raise ValueError(f"{path} record {row} has no vector: one array or list of floats [d]; leave it out")
         size = value.shape if isinstance(value, Array) else (len(value),)
         if size != shape:
             raise ValueError(f"{path} record {row} has a vector of shape {size} but record 0 of {shape}")
@@ -215,7 +239,8 @@ def _vectors(found: Any, path: Path, data: mmap.mmap) -> tuple[_Places | np.ndar
     if len(shape) != 1:
         raise ValueError(f"{path} holds vectors of shape {shape}; a record has one vector [d]")
     if dtype is None:  # lists of numbers, which lie in the file as nothing that could be mapped
-        return np.array(found, np.float32), "float32", shape[0]
+        with np.errstate(over="ignore"):  # to infinity, which the readers of rows refuse by the row's number
+            return np.array(found, np.float32), "float32", shape[0]
     name = float_name(dtype, str(path))
     places = _Places.of([value.data for value in found], dtype.str)
     if places is None:
@@ -229,7 +254,12 @@ def _labels(values: Any, path: Path, data: mmap.mmap) -> _Places | list[str]:
         loaded = values.load(data)
         if loaded.ndim != 1 or loaded.dtype.kind not in (_TEXTS, "i", "u"):
             raise ValueError(f"{path} holds labels of dtype {loaded.dtype}; ids and texts are texts or whole numbers")
-        return [str(value) for value in loaded.tolist()]
+        try:
+            return [str(value) for value in loaded.tolist()]
+        except ValueError as error:  # numpy's, of an array of texts
+            raise DamagedError("an array of texts holds what is no character") from error
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{path} holds a single value where each row has an id or a text; write one each")
     if all(isinstance(value, Span) for value in values):
         places = _Places.of(values)
         return [value.text(data) for value in values] if places is None else places

@@ -85,7 +85,8 @@ class ForeignStore(EmbeddingStore):
         for part, where, within in self._by_shard(numbers):
             out[where] = native(self._opened(part)[within], self._parts[part].dtype)
         wide = out.astype(np.promote_types(out.dtype, np.float32), copy=False)
-        norms = np.linalg.norm(wide, axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):  # of damaged rows, which are refused here
+            norms = np.linalg.norm(wide, axis=1)
         if not (np.isfinite(norms) & (norms > 0)).all():
             row = numbers[np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))[0]]
             raise ValueError(f"row {row} of {self.path} is zero, NaN or infinite; remove it or embed it again")
@@ -102,10 +103,10 @@ class ForeignStore(EmbeddingStore):
             yield from part.stream(size)
 
     def index_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Row numbers of ids, int64 [n]; of rows with one id, the first.
+        """Row numbers of ids, int64 [n].
 
         Raises:
-            ValueError: an id without an embedding; names the first.
+            ValueError: an id without an embedding, or one that several rows of the store have; names the first.
         """
         known, rows = self._by_hash
         hashes = np.fromiter(map(hash_id, ids), dtype=np.uint64, count=len(ids))
@@ -129,7 +130,7 @@ class ForeignStore(EmbeddingStore):
         """Reads everything once.
 
         Raises:
-            ValueError: a file cannot be read, or a row is zero, NaN or infinite.
+            ValueError: a file cannot be read, a row is zero, NaN or infinite, or two rows have one id.
         """
         done = 0
         for chunk in self.chunks():
@@ -138,6 +139,7 @@ class ForeignStore(EmbeddingStore):
             if wrong.size:
                 raise ValueError(f"row {done + wrong[0]} of {self.path} is zero, NaN or infinite; embed it again")
             done += len(chunk)
+        self.index_of([])  # makes the index, which refuses two rows of one id
 
     def fingerprint(self) -> str:
         """sha256 of sizes and samples of all files in order, whatever their folder is called."""
@@ -151,13 +153,30 @@ class ForeignStore(EmbeddingStore):
 
     @cached_property
     def _by_hash(self) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes of all ids, uint64 ascending, and the row of each; made when an id is first looked up."""
+        """Hashes of all ids, uint64 ascending, and the row of each; made when an id is first looked up.
+
+        Raises:
+            ValueError: two rows have one id; names it.
+        """
         hashes = np.empty(len(self), np.uint64)
         for start in range(0, len(self), 65536):
             found = self._column("id", np.arange(start, min(start + 65536, len(self))))
             hashes[start : start + len(found)] = [hash_id(identity) for identity in found]
         order = np.argsort(hashes, kind="stable")
-        return hashes[order], order
+        ascending = hashes[order]
+        self._require_unique(order[np.isin(ascending, ascending[1:][ascending[1:] == ascending[:-1]])])
+        return ascending, order
+
+    def _require_unique(self, suspects: np.ndarray) -> None:
+        """Holds that no two of some rows, those whose hashes other rows share, have one id."""
+        seen: dict[str, int] = {}
+        for row, identity in zip(suspects.tolist(), self._column("id", suspects), strict=True):
+            first = seen.setdefault(identity, row)
+            if first != row:
+                raise ValueError(
+                    f"id {identity!r} occurs twice in {self.path}: rows {first} and {row}; give each row an id of its "
+                    "own, in a column named id"
+                )
 
     def _column(self, name: str, numbers: np.ndarray) -> list[str]:
         out: list[str] = [""] * len(numbers)

@@ -1,0 +1,83 @@
+"""What the measurements share: times, memory, made-up rows, and a line that holds a number against its limit."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from revision.progress import say
+
+
+def seconds(work: Callable[[], Any], repeats: int = 2) -> float:
+    """The fastest of a few runs, so that first touches of memory do not count."""
+
+    def once() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return min(once() for _ in range(repeats))
+
+
+def unit_rows(count: int, dim: int, seed: int) -> np.ndarray:
+    """float16 [count, dim] on the sphere, around a mean of their own, as one side of the modality gap."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((count, dim), dtype=np.float32) + rng.standard_normal(dim, dtype=np.float32)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+
+
+def write_rows(path: Path, count: int, dim: int, seed: int, block: int = 65536) -> np.ndarray:
+    """`unit_rows`, blocks of which repeat, as a `.npy` file that is made in constant memory; gives its memory map."""
+    file = np.lib.format.open_memmap(path, "w+", np.float16, (count, dim))
+    rows = unit_rows(min(count, block), dim, seed)
+    for start in range(0, count, block):
+        file[start : start + block] = rows[: min(block, count - start)]
+    file.flush()
+    return np.load(path, mmap_mode="c")
+
+
+def anonymous() -> int:
+    """Bytes of this process that no file backs."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    raise ValueError("/proc/self/status has no RssAnon; memory is measured on Linux only")
+
+
+class PeakMemory:
+    """The most bytes without a file behind them that a block of code had above what it began with."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._before = anonymous()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.005):
+            self.bytes = max(self.bytes, anonymous() - self._before)
+
+
+def report(what: str, value: float, unit: str, *, most: float | None = None, least: float | None = None) -> None:
+    """One line: what was measured, its value, its limit, and whether it keeps to it."""
+    limit = (
+        "" if most is None and least is None else f"   limit {'<=' if most is not None else '>='} {most or least:,g}"
+    )
+    kept = (most is None or value <= most) and (least is None or value >= least)
+    say(f"{what:64} {value:12,.3g} {unit:8}{limit}{'' if kept else '   NOT REACHED'}")

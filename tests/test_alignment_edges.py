@@ -1,0 +1,127 @@
+"""What callers of the alignments hold besides plain arrays: lists, masks, other byte orders, paths, odd settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from revision.alignment import METHODS, ImageSide, ReAlign, Unicorn, build_alignment, load_alignment
+
+DIM = 8
+
+
+def sides(count: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows with a gap, float32."""
+    rng = np.random.default_rng(0)
+    found = [rng.normal(size=(count, DIM)) + middle for middle in (0.7, -0.7)]
+    text, image = ((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32) for rows in found)
+    return text, image
+
+
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8"])
+def test_another_byte_order_gives_the_same_values(dtype: str) -> None:
+    text, image = (rows.astype(dtype) for rows in sides())
+    native = text.astype(text.dtype.newbyteorder("="))
+    found = ReAlign().fit(text, image)
+    expected = ReAlign().fit(native, image.astype(image.dtype.newbyteorder("=")))
+    for name, vector in expected._vectors.items():
+        assert torch.equal(found._vectors[name], vector)
+    mapped = found.apply(text)
+    assert mapped.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(mapped, expected.apply(native))
+
+
+def test_a_list_is_looked_at_at_once() -> None:
+    text, image = sides()
+    alignment = ReAlign().fit([text[:20], text[20:]], image)
+    pieces = list(alignment.apply([text[:20], text[20:]]))
+    np.testing.assert_array_equal(np.concatenate(pieces), alignment.apply(text))
+    with pytest.raises(
+        ValueError, match=r"^rows\[0\] is a list; rows must be a numpy array or a torch tensor \[n, d\]"
+    ):
+        alignment.apply(text.tolist())
+    with pytest.raises(ValueError, match=r"^rows\[1\] has shape \(8,\); rows must be \[n, d\]"):
+        alignment.apply((text, text[0]))
+    with pytest.raises(ValueError, match="^text is a list; rows must be"):
+        ReAlign().fit(text.tolist(), image)
+    with pytest.raises(ValueError, match="^rows is a str; rows must be"):
+        alignment.apply("texts.npy")  # type: ignore[arg-type]
+
+
+def test_masks_are_refused() -> None:
+    text, image = sides()
+    masked = np.ma.masked_less(text, 0)
+    sentence = "is a masked array, and a mask has no meaning here; give the rows that count, as .data"
+    with pytest.raises(ValueError, match=f"text {sentence}"):
+        ReAlign().fit(masked, image)
+    with pytest.raises(ValueError, match=f"rows {sentence}"):
+        ReAlign().fit(text, image).apply(masked)
+
+
+def test_fit_takes_paths(tiny_store: Any, tmp_path: Path) -> None:
+    text, image = sides()
+    np.save(tmp_path / "text.npy", text)
+    np.save(tmp_path / "image.npy", image)
+    expected = ReAlign().fit(text, image)
+    for paths in (
+        (tmp_path / "text.npy", str(tmp_path / "image.npy")),
+        (str(tmp_path / "text.npy"), image),
+        (text, tmp_path / "image.npy"),
+    ):
+        found = ReAlign().fit(*paths)
+        np.testing.assert_array_equal(found.apply(text), expected.apply(text))
+    store = tiny_store("image", dim=DIM)
+    opened = ReAlign().fit(tmp_path / "text.npy", store.path)
+    assert opened.statistics.image_fingerprint == store.fingerprint()
+    for other in (tmp_path / "text.npy", text):
+        with pytest.raises(ValueError, match="text embeddings where image embeddings are needed"):
+            ReAlign().fit(other, tiny_store("text", dim=DIM).path)
+    with pytest.raises(ValueError, match=r"nowhere.npy does not exist"):
+        ReAlign().fit(tmp_path / "nowhere.npy", image)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"method": "realign", "until": "a"}, "until='a' must be a number"),
+        ({"method": "realign", "until": True}, "until=True must be a number"),
+        ({"method": "realign", "until": float("inf")}, "until=inf must be a positive distance"),
+        ({"method": "realign", "until": float("nan")}, "until=nan must be a positive distance"),
+        ({"method": "realign", "centroid_steps": 1.5}, "centroid_steps=1.5 must be a whole number"),
+        ({"method": "realign", "anchor": "no"}, "anchor='no' must be True or False"),
+        ({"method": "blockwise", "rank": "3"}, "rank='3' must be a whole number"),
+        ({"method": "quantile", "energy": [0.9]}, r"energy=\[0.9\] must be a number"),
+        ({"method": "gaussian_ot", "ridge": "x"}, "ridge='x' must be a number"),
+        ({"method": "shrunk_ot", "shrinkage": "x"}, "shrinkage='x' must be a number"),
+        ({"method": "c3", "noise_std": "x"}, "noise_std='x' must be a number"),
+        ({"method": "diagonal", "seed": 1.0}, "seed=1.0 must be a whole number"),
+        ({"method": "residual_noise", "noise_scale": "x"}, "noise_scale='x' must be a number"),
+    ],
+)
+def test_settings_of_another_type_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        build_alignment(**settings)
+
+
+def test_numbers_of_numpy_are_saved_as_numbers(tmp_path: Path) -> None:
+    text, image = sides()
+    settings = {"rank": np.int64(4), "energy": np.float32(0.5), "centroid_steps": np.int32(2)}
+    fitted = build_alignment(method="blockwise", **settings).fit(text, image)
+    fitted.save(tmp_path)
+    assert load_alignment(tmp_path).parameters() == fitted.parameters()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_image_side_is_what_pictures_become(method: str) -> None:
+    """A method says that it moves images if, and only if, it does."""
+    text, image = sides()
+    fitted = build_alignment(method=method).fit(text, image)
+    side = ImageSide(fitted)
+    found = side.apply(image, row_ids=range(len(image)), epoch=3)
+    np.testing.assert_array_equal(found, fitted.apply_to_images(image))
+    assert side.dim == DIM
+    assert (np.abs(found - image).max() > 1e-6) == fitted.moves_images == isinstance(fitted, Unicorn)

@@ -1,0 +1,33 @@
+"""The scripts that measure: each runs, and holds its numbers against limits; what they are is nothing for a test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts" / "bench"
+SAID = {
+    "alignment": ["realign", "rows/s"],
+    "alignment_fit": ["fit / plain sums", "limit <= 2", "time of one process / time of two", "cost of a row"],
+    "alignment_apply": ["rows mapped a second and core", "share of a step"],
+}
+
+
+def test_every_alignment_script_has_its_test() -> None:
+    assert {path.stem for path in SCRIPTS.glob("alignment*.py")} == {*SAID}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SAID)
+def test_a_quick_run(script: str, tmp_path: Path) -> None:
+    root = SCRIPTS.parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    words = [sys.executable, str(SCRIPTS / f"{script}.py"), "--quick"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [part for part in SAID[script] if part not in done.stdout] == []
+    assert list(tmp_path.iterdir()) == [], "what was made to be measured is deleted"

@@ -55,6 +55,7 @@ NEUTRAL_CONTRAST_FIELDS = {"device", "frame_energy", "frame_step", "probe_interv
 # Fields of a stage that leave its weights alone; `trainer` is looked into.
 NEUTRAL_STAGE_FIELDS = {"reject_budget", "trainer"}
 
+
 def folder(config: Config, command: str) -> Path:
     """Where everything that `command` writes for this run lies."""
     return Path(config.runs) / config.name / command

@@ -217,9 +217,11 @@ def test_another_projector_is_refused_by_name(tiny_model: Any) -> None:
 def test_a_folder_that_is_no_model_is_refused(
     tmp_path: Path, tiny_llm: Path, tiny_model: Any, tiny_processor: Any
 ) -> None:
-    for folder, why in ((tmp_path / "none", ""), (tiny_llm, "model_type='llama'")):
-        with pytest.raises(ValueError, match=f"cannot be read as a trained model .*{why}"):
-            building.read_model(folder)
+    for read in (building.read_model, building.read_config):
+        with pytest.raises(ValueError, match="there is no folder .*none; give one that a training stage wrote"):
+            read(tmp_path / "none")
+        with pytest.raises(ValueError, match=r"cannot be read as a trained model .*model_type='llama'"):
+            read(tiny_llm)
     whole = tmp_path / "whole"
     state = {name: one for name, one in tiny_model.state_dict().items() if name != "projector.norm.weight"}
     tiny_model.save_pretrained(whole, state_dict=state)

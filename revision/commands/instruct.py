@@ -30,7 +30,8 @@ def run(config: Config) -> None:
     arguments = stages.arguments_of(config, "instruct")
     stores = open_sources(config, data.conversation_sources)
     rows = Rows(stores, embed_dim=stores[0].dim)
-    samples = conversation_samples(list(read_conversations(Path(data.conversations))), rows)
+    conversations = read_conversations(data.conversations, data.conversation_fields)
+    samples = conversation_samples(list(conversations), rows)
     in_bf16 = arguments.bf16 and "llm" not in config.instruct.train
     model, processor = _model(config, stores[0].dim, frozen_in_bf16=in_bf16)
     stages.train_and_save(

@@ -89,9 +89,9 @@ class SourceConfig:
 
     kind: Modality = MISSING
     records: str | None = None  # file, folder, pattern or hf://owner/name?split=...; None: `embeddings` is in its place
-    fields: dict[str, str] = field(default_factory=dict)  # our name (id, text, image) -> the records' own; "#": row
     image_root: str | None = None  # folder that relative image paths start from; None: the folder of the records file
     embeddings: str | None = None  # made elsewhere, in a foreign format of docs/formats.md; `embed` skips it
+    fields: dict[str, str] = field(default_factory=dict)  # our name (id, text, image) -> the records' own; "#": row
 
 
 @dataclass

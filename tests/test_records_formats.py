@@ -115,11 +115,10 @@ def test_hub_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamin
 def test_pictures_inside_of_files(tmp_path: Path) -> None:
     """A tar shard, a parquet file of bytes, one as `datasets` writes it, and a saved data set: the same pictures."""
     names, contents = ["x", "y"], [png(10), png(200)]
-    shard = write_tar(
-        tmp_path / "shard.tar",
-        {file: data for name, content in zip(names, contents, strict=True)
-         for file, data in ((f"00/{name}.jpg", content), (f"00/{name}.json", b'{"url": "u"}'), (f"00/{name}.cls", b"1"))},
-    )  # fmt: skip
+    members = {}
+    for name, content in zip(names, contents, strict=True):
+        members |= {f"00/{name}.jpg": content, f"00/{name}.json": b'{"url": "u"}', f"00/{name}.cls": b"1"}
+    shard = write_tar(tmp_path / "shard.tar", members)
     plain = tmp_path / "plain.parquet"
     pq.write_table(pa.table({"id": names, "image": pa.array(contents, pa.binary())}), plain)
     saved, exported = tmp_path / "saved", tmp_path / "hf.parquet"

@@ -18,7 +18,7 @@ from pathlib import Path
 from corpus_parts import line, llava
 from corpus_parts.card import Card
 
-# File: rows, and the folder that its paths start from, as in InternVL's internvl_chat/shell/data/data_yi34b_finetune.json.
+# File: rows, and the folder that its paths start from; both from InternVL's data_yi34b_finetune.json.
 SETS = {
     "sharegpt4v_instruct_gpt4-vision_cap100k.jsonl": (102_025, ""),
     "llava_instruct_150k_zh.jsonl": (157_712, "coco"),

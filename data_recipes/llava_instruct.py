@@ -1,13 +1,13 @@
 """LLaVA-1.5 instruction tuning, 665K: visual and plain conversations from ten sources (arXiv 2310.03744).
 
 Ships as `llava_v1_5_mix665k.json`. Pictures come from COCO, GQA, OCR-VQA, TextVQA and Visual Genome, laid out as in
-LLaVA's documentation (`coco/train2017/...`, `gqa/images/...`): put those folders below `images` of --out. Rows without a
-picture are plain conversations (ShareGPT). Licence: see the card; the answers by GPT-4 are under OpenAI's terms as well.
+LLaVA's documentation (`coco/train2017/...`, `gqa/images/...`): put those folders below `images` of --out. Rows without
+a picture are plain conversations (ShareGPT). Licence: see the card; answers by GPT-4 are under OpenAI's terms as well.
 
     python data_recipes/llava_instruct.py --out data/llava-instruct
 
-The publisher names 665 thousand rows, not the exact number. The checksum is one that a public log of a download reports;
-another one is a warning.
+The publisher names 665 thousand rows, not the exact number. The checksum is one that a public log of a download
+reports; another one is a warning.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ Of the three files of the data set (arXiv 2311.12793), `--part` takes
 - `captions`: share-captioner_coco_lcs_sam_1246k_1107.json, texts and pictures of stage 1;
 - `gpt4v`: sharegpt4v_instruct_gpt4-vision_cap100k.json, the same;
 - `mix`: sharegpt4v_mix665k_cap23k_coco-ap9k_lcs3k_sam9k_div2k.json, conversations of stage 2.
-Pictures come from COCO, LAION-CC-SBU, SAM, GQA and others, laid out as in the publisher's docs/Data.md: its folder `data`
-is `images` below --out. Licence: see the card; web pictures are for academic use only, answers under OpenAI's terms.
+Pictures come from COCO, LAION-CC-SBU, SAM, GQA and others, laid out as in the publisher's documentation: its folder
+`data` is `images` below --out. Licence: see the card; web pictures are for academic use only, answers under OpenAI's
+terms.
 
     python data_recipes/sharegpt4v.py --out data/sharegpt4v --part captions
 

@@ -4,9 +4,10 @@
     python data_recipes/text.py --out data/books --source ~/books --level sentence --max-words 60
 
 `--source` is a folder of .txt and .md files, or any location of records (docs/formats.md): JSON lines, parquet, a data
-set of the hub; `--column` names their texts. Texts are cut into sentences, into passages of whole sentences, or taken as
-they are; filtered (corpus_parts/quality.py); and freed of duplicates, exact and near ones (MinHash, corpus_parts/
-duplicates.py). What is left out stands in `rejected.jsonl` with the reason. The licence is that of the texts.
+set of the hub; `--column` names their texts. Texts are cut into sentences, into passages of whole sentences, or taken
+as they are; filtered (corpus_parts/quality.py); and freed of duplicates, exact and near ones (MinHash,
+corpus_parts/duplicates.py). What is left out stands in `rejected.jsonl` with the reason. The licence is that of the
+texts.
 
 Statistics need pictures: put some like those to come into `images` below --out.
 """

@@ -1,9 +1,9 @@
-"""Unicorn-1.2M and Unicorn-Instruction-471K: captions and instructions that an LLM wrote, without pictures (2503.22655).
+"""Unicorn-1.2M and Unicorn-Instruction-471K: captions and instructions that an LLM wrote (arXiv 2503.22655).
 
 On the hub as Yu2020/Unicorn. We have not seen its listing: names of files and the licence are not known to us, so this
 recipe reads files that you have downloaded, named by `--pretrain` and `--instruct`. Both are in the form that the
-authors' training code reads, {"id", "caption"?, "conversations"}: of a pretraining row the text is `caption`, or else its
-one answer; an instruction row is a conversation about the embedding of its own caption, whose id is the row's.
+authors' training code reads, {"id", "caption"?, "conversations"}: of a pretraining row the text is `caption`, or else
+its one answer; an instruction row is a conversation about the embedding of its own caption, whose id is the row's.
 
     python data_recipes/unicorn.py --out data/unicorn --pretrain Pretrain.json --instruct Instruct.json
 

@@ -23,7 +23,7 @@ LAYERS = [
     ["commands"],
     ["stages"],
     ["assembly", "processes", "rules", "rundir", "training", "evaluation"],
-    ["building", "curve", "fields"],
+    ["building", "curve", "fields", "inspection"],
     ["schema"],
     ["dataset", "geometry"],
     ["contrastive", "conversation"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 RECIPES = Path(__file__).parent.parent / "data_recipes"
 sys.path.insert(0, str(RECIPES))
@@ -262,9 +264,9 @@ def test_text_folder(tmp_path: Path, level: str) -> None:
     counts = text.main(arguments)
     said = [one.text for one in read_texts(out / "texts.jsonl")]
     reasons = Counter(row["reason"].split(":")[0] for row in rows_of(out / "rejected.jsonl"))
-    assert len(set(said)) == len(said) == counts["texts"] == {"sentence": 5, "passage": 3, "document": 2}[level]
+    assert len(set(said)) == len(said) == counts["texts"] == {"sentence": 7, "passage": 3, "document": 2}[level]
     assert any("c.txt is not UTF-8" in reason for reason in reasons)
-    assert reasons["it is a duplicate"] == {"sentence": 5, "passage": 2, "document": 0}[level]
+    assert reasons["it is a duplicate"] == {"sentence": 6, "passage": 2, "document": 0}[level]
 
 
 def test_text_records(tmp_path: Path) -> None:
@@ -327,6 +329,33 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         llava_pretrain.main(["--out", str(tmp_path / "out")])
 
 
+@pytest.mark.parametrize("file", sorted((RECIPES.parent / "configs/data").glob("*.yaml")), ids=lambda file: file.stem)
+def test_recipes_of_configurations_know_their_options(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `revision run` starts is a recipe that takes these words; --help ends it before it does anything."""
+    content = yaml.safe_load(file.read_text())
+    if content.get("recipe") is None or "nano" in content["recipe"]:
+        return
+    recipe = {one.__file__: one for one in (bunny, densefusion, internvl_sft, llava_instruct, llava_pretrain, mixture,
+                                            sharegpt4v, text, unicorn)}[str(RECIPES.parent / content["recipe"])]  # fmt: skip
+    words = ["--out", content["folder"], *content.get("recipe_options", [])]
+    with pytest.raises(SystemExit) as ended:
+        recipe.main([*words, "--help"])
+    assert ended.value.code == 0
+    with pytest.raises(SystemExit) as ended:
+        recipe.main([*words, "--no-such-option"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and ("unrecognized arguments: --no-such-option\n" in said or "--source" in said)
+
+
+def test_a_recipe_is_a_program(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(json.dumps(caption_rows()))
+    words = [sys.executable, str(RECIPES / "llava_pretrain.py"), "--out", str(tmp_path / "out"), "--source"]
+    subprocess.run([*words, str(tmp_path / "s.json")], check=True, capture_output=True)
+    assert len(rows_of(tmp_path / "out/texts.jsonl")) == 3
+    done = subprocess.run([*words, str(tmp_path / "no.json")], capture_output=True, text=True)
+    assert done.returncode == 1 and "llava-pretrain: --source" in done.stderr and "Traceback" not in done.stderr
+
+
 def make_parts(root: Path) -> None:
     for name, count in (("big", 60), ("small", 12)):
         rows = [{"id": n, "image": f"{n}.jpg", "conversations": asked("<image>", f"{name} {n}")} for n in range(count)]
@@ -355,12 +384,12 @@ def test_mixtures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mixture.main(["--out", str(tmp_path / "other"), *common, "--seed", "1"])
     assert (tmp_path / "other/texts.jsonl").read_bytes() != (tmp_path / "mix/texts.jsonl").read_bytes()
 
-    with pytest.raises(ValueError, match=r"small has 12 rows and the mixture takes 25; lower its weight or --total"):
+    with pytest.raises(ValueError, match=r"big has 60 rows and the mixture takes 75; lower its weight or --total"):
         mixture.main(["--out", str(tmp_path / "mix"), *common, "--total", "100"])
     mixture.main(["--out", str(tmp_path / "mix"), *common, "--total", "100", "--repeat"])
     texts = [one.id for one in read_texts(tmp_path / "mix/texts.jsonl")]
     assert len(set(texts)) == 100 and Counter(name.rpartition("#")[2] for name in texts if "#" in name) == {
-        "1": 27, "2": 1
+        "1": 15 + 12, "2": 1
     }  # fmt: skip
 
 

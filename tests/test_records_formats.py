@@ -115,7 +115,7 @@ def test_hub_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamin
 def test_pictures_inside_of_files(tmp_path: Path) -> None:
     """A tar shard, a parquet file of bytes, one as `datasets` writes it, and a saved data set: the same pictures."""
     names, contents = ["x", "y"], [png(10), png(200)]
-    members = {}
+    members: dict[str, bytes] = {}
     for name, content in zip(names, contents, strict=True):
         members |= {f"00/{name}.jpg": content, f"00/{name}.json": b'{"url": "u"}', f"00/{name}.cls": b"1"}
     shard = write_tar(tmp_path / "shard.tar", members)

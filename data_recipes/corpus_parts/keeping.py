@@ -100,7 +100,8 @@ def write_whole(path: Path, rows: Iterator[Row]) -> int:
     """Writes JSON lines aside and renames; returns how many."""
     aside, count = path.with_name(f"{path.name}.partial"), 0
     with aside.open("w", encoding="utf-8", newline="\n") as file:
-        for count, row in enumerate(rows, start=1):
+        for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
     os.replace(aside, path)
     return count

@@ -207,7 +207,7 @@ def _length(file: Path) -> int:
 
 
 def write_statistics(out: Path, wanted: int, seed: int) -> int:
-    """Writes `statistics.jsonl`, a sample of images.jsonl, or of the picture files below images/; returns its length."""
+    """Writes `statistics.jsonl`, a sample of images.jsonl or of the files below images/; returns its length."""
     listed = out / "images.jsonl"
     if listed.is_file():
         chosen = _choice(_length(listed), wanted, seed)

@@ -1,4 +1,4 @@
-"""Which texts are worth learning from: lengths, letters, repetition, leftovers of markup. Rules of our own, all stated."""
+"""Which texts are worth learning from: lengths, letters, repetition, leftovers of markup. The rules are our own."""
 
 from __future__ import annotations
 

@@ -193,6 +193,8 @@ def _check_option(options: Callable[[str], list[str]], override: Override) -> No
 
 def _in_open_mapping(name: str) -> bool:
     """Whether a name is a key that the schema leaves free, or the mapping of sources, to which whole ones are added."""
+    if re.match(r"data\.(sources\.\w+\.fields|conversation_fields)(\.|$)", name):
+        return True
     return name == "data.sources" or any(name.startswith(f"{mapping}.") for mapping in OPEN_MAPPINGS)
 
 

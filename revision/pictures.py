@@ -10,6 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -39,8 +40,25 @@ _DECODING_ERRORS = (
 )
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Decodes a picture file into memory.
+@dataclass(frozen=True)
+class Blob:
+    """The bytes of a picture that is no file of its own: a member of a tar shard, a cell of a table.
+
+    `name` says where it lies; it stands in messages and sidecars in place of a path.
+    """
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Picture = Path | Blob  # all that decoding needs to know of where pictures come from
+
+
+def open_picture(path: Picture) -> Image.Image:
+    """Decodes a picture, a file or bytes, into memory.
 
     EXIF rotation is applied, transparent parts become white, the first frame of an animation is taken, and 16-bit grey
     is brought to 8 bits by its high byte.
@@ -51,12 +69,12 @@ def open_picture(path: Path) -> Image.Image:
     Raises:
         ValueError: the file does not exist, is a folder, is not a picture, or is damaged.
     """
-    if path.is_dir():
+    if isinstance(path, Path) and path.is_dir():
         raise ValueError(f"picture {path} is a folder; name a file in it")
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise ValueError(f"picture {path} does not exist")
     try:
-        with Image.open(path) as file:
+        with Image.open(BytesIO(path.content) if isinstance(path, Blob) else path) as file:
             file.load()
             picture = ImageOps.exif_transpose(file)
             return _on_white(picture)
@@ -69,6 +87,10 @@ def open_picture(path: Path) -> Image.Image:
 def _on_white(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode == "I" and np.asarray(picture).max() > 255:  # 16 bits in a container of 32
+        return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, whose range the file does not tell")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     layer = picture.convert("RGBA")
@@ -107,7 +129,7 @@ class Pixels:
     problems: list[str | None]
 
 
-def read_pixels(paths: Sequence[Path], preprocess: Preprocess) -> Pixels:
+def read_pixels(paths: Sequence[Picture], preprocess: Preprocess) -> Pixels:
     """Decodes and preprocesses one batch of files; an unreadable file becomes a reason instead of a row."""
     tensors: list[torch.Tensor] = []
     sizes: list[int] = []
@@ -126,7 +148,7 @@ def read_pixels(paths: Sequence[Path], preprocess: Preprocess) -> Pixels:
 
 
 def read_pixel_batches(
-    batches: Iterable[Sequence[Path]], preprocess: Preprocess, *, workers: int
+    batches: Iterable[Sequence[Picture]], preprocess: Preprocess, *, workers: int
 ) -> Generator[Pixels, None, None]:
     """Yields `read_pixels` of every batch, in order, decoded ahead of the consumer by `workers` processes.
 

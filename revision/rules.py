@@ -72,6 +72,8 @@ _AT_LEAST: Mapping[str, float] = {
     "evaluate.max_new_tokens": 1,
     "evaluate.batch_size": 1,
     "chat.max_new_tokens": 1,
+    "inspect.sample": 1,
+    "inspect.show": 0,
 }
 _ABOVE: Mapping[str, float] = {
     "contrast.learning_rate": 0,
@@ -169,6 +171,11 @@ def _check_sources(config: Config) -> None:
                 f"a file of records, or else null with data.sources.{name}.embeddings naming existing embeddings; "
                 f"embeddings is {source.embeddings or 'null'}",
             )  # fmt: skip
+        allowed = ("id", "text") if source.kind is Modality.text else ("id", "image")
+        for ours in source.fields:
+            _one_of(f"data.sources.{name}.fields", ours, allowed)
+    for ours in data.conversation_fields:
+        _one_of("data.conversation_fields", ours, ("id", "image", "messages", "conversations"))
     if known:  # a corpus of pairs for `contrast` alone has none
         _source("data.texts", data.texts, known, Modality.text)
         _source("data.statistics", data.statistics, known, Modality.image)

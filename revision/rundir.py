@@ -180,7 +180,7 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
                 yield from _settings_of(config, "align")
         case "instruct":
             yield from _stage(config, "instruct", config.instruct)
-            yield from _fields(config, "data.conversations", "data.conversation_sources")
+            yield from _fields(config, "data.conversations", "data.conversation_fields", "data.conversation_sources")
             yield from _stores(config, data.conversation_sources)
             sources = [data.sources[name] for name in data.conversation_sources]
             if any(source.kind is Modality.text for source in sources):

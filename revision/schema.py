@@ -116,9 +116,10 @@ class SourceConfig:
     """One file of records that `embed` turns into one embedding store, or embeddings that somebody else made."""
 
     kind: Modality = MISSING
-    records: str | None = None  # None where `embeddings` stands in its place
+    records: str | None = None  # file, folder, pattern or hf://owner/name?split=...; None: `embeddings` is in its place
     image_root: str | None = None  # folder that relative image paths start from; None: the folder of the records file
     embeddings: str | None = None  # made elsewhere, in a foreign format of docs/formats.md; `embed` skips it
+    fields: dict[str, str] = field(default_factory=dict)  # our name (id, text, image) -> the records' own; "#": row
 
 
 @dataclass
@@ -137,6 +138,7 @@ class DataConfig:
     statistics: str = "statistics"  # image source whose moments define the alignment
     pairs: str | None = None  # records (id, image, text) for `pretrain.input=pairs`; ids name rows of image sources
     conversations: str | None = None  # records (id, image?, messages) of stage 2; `image` is an id of an image source
+    conversation_fields: dict[str, str] = field(default_factory=dict)  # as `fields` of a source: id, image, messages
     conversation_sources: list[str] = field(default_factory=list)  # image sources that hold those rows
     naming: str | None = None  # benchmark records (id, image, name, caption, track, split)
     questions: str | None = None  # benchmark records (id, image, question, answer, kind, track, split)
@@ -314,6 +316,15 @@ class ChatConfig:
 
 
 @dataclass
+class InspectConfig:
+    """`inspect`: what a corpus holds and how long its samples are, before anyone pays for a GPU."""
+
+    sample: int | None = 10_000  # records of each stage that are tokenized, drawn with `seed`; null: all of them
+    show: int = 10  # samples shown as the LLM reads them, of both stages together
+    check_images: bool = True  # look whether each picture file is there
+
+
+@dataclass
 class RunConfig:
     """`run`: commands in order, each a process of its own; finished and unchanged ones are skipped."""
 
@@ -344,5 +355,6 @@ class Config:
     guard: GuardConfig = field(default_factory=GuardConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
+    inspect: InspectConfig = field(default_factory=InspectConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     run: RunConfig = field(default_factory=RunConfig)

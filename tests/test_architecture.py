@@ -23,7 +23,7 @@ LAYERS = [
     ["commands"],
     ["stages"],
     ["assembly", "processes", "rules", "rundir", "training", "evaluation", "verification"],
-    ["building", "contents", "curve", "fields"],
+    ["building", "contents", "curve", "fields", "inspection"],
     ["schema"],
     ["safety"],
     ["collators", "lengths", "packing"],

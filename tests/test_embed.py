@@ -279,6 +279,48 @@ def test_image_root(tmp_path: Path, encoder_folder: Path) -> None:
         embed.run(config)
 
 
+def test_pictures_that_are_no_files(tmp_path: Path, encoder_folder: Path) -> None:
+    """A tar shard, parquet bytes and a saved data set give the rows that the same files give, over a resume too."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from test_records_formats import write_tar
+
+    config = make_config(tmp_path, encoder_folder, pictures=10, workers=1)
+    (tmp_path / "p/2.png").write_bytes(b"not a picture")
+    files = sorted((tmp_path / "p").glob("*.png"), key=lambda file: int(file.stem))
+    rows = [{"id": f"p{file.stem}", "image": file.read_bytes()} for file in files]
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_tar(shards / "0.tar", {f"{row['id']}.png": row["image"] for row in rows[:6]})
+    write_tar(shards / "1.tar", {f"{row['id']}.png": row["image"] for row in rows[6:]})
+    table = pa.table({"key": [row["id"] for row in rows], "jpg": pa.array([row["image"] for row in rows], pa.binary())})
+    pq.write_table(table, tmp_path / "pictures.parquet", row_group_size=3)
+    features = datasets.Features({"id": datasets.Value("string"), "image": datasets.Image()})
+    saved = [{"id": row["id"], "image": {"bytes": row["image"], "path": None}} for row in rows]
+    datasets.Dataset.from_list(saved, features=features).save_to_disk(tmp_path / "saved")
+    config.embed.sources, config.data.sources = ["pictures"], {"pictures": config.data.sources["pictures"]}
+    for name, location in (("tar", shards), ("table", tmp_path / "pictures.parquet"), ("saved", tmp_path / "saved")):
+        config.data.sources[name] = SourceConfig(Modality.image, str(location))
+        config.embed.sources.append(name)
+    config.data.sources["table"].fields = {"id": "key", "image": "jpg"}
+    embed.run(config)
+    expected = EmbeddingStore.open(tmp_path / "stores/tiny/pictures")
+    for name in ("tar", "table", "saved"):
+        folder = tmp_path / "stores/tiny" / name
+        store = EmbeddingStore.open(folder)
+        assert store.ids() == expected.ids() == [f"p{n}" for n in (0, 1, 3, 4, 6, 7, 8, 9)]
+        np.testing.assert_array_equal(store.rows(slice(None)), expected.rows(slice(None)))
+        rejected = [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
+        assert [row["id"] for row in rejected] == ["p2", "p5"] and "is not a picture" in rejected[0]["reason"]
+        whole = contents(folder)
+        for file in ("manifest.json", "rejected.jsonl", "index-hashes.npy", "index-rows.npy", "shard-00001.npy"):
+            (folder / file).unlink()
+        (folder / "plan.json").write_text(store.manifest.plan().to_json())
+        embed.run(replace(config, embed=replace(config.embed, sources=[name])))
+        assert contents(folder) == whole
+
+
 def test_unknown_source(tmp_path: Path, encoder_folder: Path) -> None:
     config = make_config(tmp_path, encoder_folder, sources=["text"])
     with pytest.raises(ValueError, match=r"embed.sources names 'text'; data.sources of tiny has texts, pictures"):

@@ -47,8 +47,8 @@ def test_authors_mapping_has_images_and_texts(tmp_path: Path) -> None:
 
 def test_image_paths(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "images.jsonl", [{"id": "a", "image": "x/a.png"}, {"id": "b", "image": "/abs/b.png"}])
-    assert [image.path for image in records.read_images(file)] == [tmp_path / "x/a.png", Path("/abs/b.png")]
-    rooted = [image.path for image in records.read_images(file, Path("/pictures"))]
+    assert [image.picture for image in records.read_images(file)] == [tmp_path / "x/a.png", Path("/abs/b.png")]
+    rooted = [image.picture for image in records.read_images(file, Path("/pictures"))]
     assert rooted == [Path("/pictures/x/a.png"), Path("/abs/b.png")]
     assert records.count_records(file, "image") == 2
 
@@ -95,7 +95,7 @@ def user(content: str) -> dict[str, str]:
         ({}, "it needs a list 'messages'"),
         ({"messages": ["hi"]}, "line 1, turn 1: a turn must be a mapping, not 'hi'"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "'role' is 'bot'; known are user, assistant, system"),
-        ({"conversations": [{"from": "user", "value": "x"}]}, "'from' is 'user'; known are human, gpt, system"),
+        ({"conversations": [{"from": "bot", "value": "x"}]}, "'from' is 'bot'; known are human, user, gpt, chatgpt"),
         ({"messages": [user("x")]}, "no answer to learn from"),
         ({"messages": [{"role": "assistant", "content": " "}]}, "no answer to learn from"),
         ({"messages": [ANSWER], "image": "r"}, "0 <image> mark.s. in the user's turns, but one image"),
@@ -141,7 +141,7 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("t.csv", b"id,text", r"ends in '\.csv'; known are \.jsonl, \.json and \.parquet"),
+        ("t.csv", b"id,text", r"t\.csv begins with b'id,text', which is no format of records; known are JSON lines"),
         ("t.json", b"[", "is not valid JSON"),
         ("t.json", b'{"texts": 3}', "must hold a list of records"),
         ("t.json", b'["x"]', "item 1: a record must be a mapping, not str"),
@@ -169,7 +169,7 @@ def test_duplicate_ids_name_both_lines(tmp_path: Path) -> None:
 
 
 def test_colliding_hashes_are_not_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "hash_id", lambda identity: len(identity))
+    monkeypatch.setattr("revision.records.reading.hash_id", lambda identity: len(identity))
     assert records.count_records(write_lines(tmp_path / "t.jsonl", TEXTS), "text") == 2
     file = write_lines(tmp_path / "u.jsonl", [*TEXTS, TEXTS[0]])
     with pytest.raises(ValueError, match=r"id 'a' occurs twice"):

@@ -105,6 +105,9 @@ EFFECTS = [
     (put("data.stores", "x"), AFTER["embed"]),
     (put("data.recipe_options", ["--small"]), STEPS),
     (put("data.sources.texts.records", "x"), AFTER["embed"]),
+    (put("data.sources.texts.fields", {"text": "caption"}), AFTER["embed"]),
+    (put("data.conversation_fields", {"image": "file"}), ("instruct", "evaluate")),
+    (put("inspect.sample", 3), ()),
     (put("data.sources.pages.records", "x"), ("embed", "instruct", "evaluate")),
     (put("data.sources.pictures.records", "x"), ("embed", "evaluate")),
     (put("alignment.method", AlignmentMethod.c3), AFTER["align"]),
@@ -224,7 +227,12 @@ def test_every_field_has_been_decided_on() -> None:
     aligned = [replace(config, alignment=AlignmentConfig(method)) for method in AlignmentMethod]
     covered = {name for one in aligned for step in STEPS for name in rundir.settings(one, step)}
     covered |= {"trainer"} if "pretrain.trainer.learning_rate" in covered else set()
-    free = {name for name in names(config) if name not in covered and name.split(".")[0] not in ("trainer", "chat")}
+    free = {
+        name
+        for name in names(config)
+        if name not in covered and name.split(".")[0] not in ("trainer", "chat", "inspect")
+    }
+    free = {name for name in free if "fields" not in name.split(".")[-1]}  # empty here; they have lines of EFFECTS
     assert free == {
         "name", "runs", "tracker", "data.name", "encoder.batch_size", "embed.sources", "embed.shard_size",
         "embed.reject_budget", "embed.workers", "embed.device", "evaluate.batch_size", "evaluate.device",
@@ -246,7 +254,13 @@ def test_start_writes_config_and_provenance_and_takes_the_mark_away(
     assert path == rundir.folder(config, "align") == Path("runs/r/align")
     written = yaml.safe_load((path / "config.yaml").read_text())
     assert written["alignment"]["method"] == "realign"
-    texts = {"kind": "text", "records": "texts.jsonl", "image_root": None, "embeddings": None}
+    texts: dict[str, Any] = {
+        "kind": "text",
+        "records": "texts.jsonl",
+        "image_root": None,
+        "embeddings": None,
+        "fields": {},
+    }
     assert written["data"]["sources"]["texts"] == texts
     provenance = json.loads((path / "provenance.json").read_text())
     assert provenance["packages"]["numpy"] is not None

@@ -8,9 +8,11 @@ the shards.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import islice, tee
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from revision.embeddings import StoreWriter
     from revision.encoders import DualEncoder
+    from revision.pictures import Picture
     from revision.records import Image, Text
 
 _T = TypeVar("_T")
@@ -38,7 +41,9 @@ def run(config: Config) -> None:
         rundir.finish(config, "embed", stores={})
         return
     # Every record file is checked before the encoder is loaded and before anything is written.
-    counts = {name: count_records(_records(source), source.kind.value) for name, source in sources.items()}
+    counts = {
+        name: count_records(_records(source), source.kind.value, source.fields) for name, source in sources.items()
+    }
     encoder = load_encoder(
         kind=config.encoder.kind.value,
         model=config.encoder.model,
@@ -63,9 +68,9 @@ def _sources(config: Config) -> dict[str, SourceConfig]:
     return {name: known[name] for name in config.embed.sources or known if known[name].records is not None}
 
 
-def _records(source: SourceConfig) -> Path:
+def _records(source: SourceConfig) -> str:
     assert source.records is not None, "sources of existing embeddings are left out"
-    return Path(source.records)
+    return source.records
 
 
 def _writer(config: Config, name: str, source: SourceConfig, records: int, encoder: DualEncoder) -> StoreWriter:
@@ -73,12 +78,13 @@ def _writer(config: Config, name: str, source: SourceConfig, records: int, encod
     from revision.embeddings import StoreWriter
     from revision.records import fingerprint
 
+    file, fields = _records(source), source.fields
     return StoreWriter(
         Path(config.data.stores) / config.encoder.name / name,
         kind=source.kind.value,
         dim=encoder.dim,
         encoder=encoder.describe(),
-        records_fingerprint=fingerprint(_records(source)),
+        records_fingerprint=fingerprint(file, fields),
         image_root=source.image_root,
         records=records,
         shard_size=config.embed.shard_size,
@@ -95,22 +101,23 @@ def _embed_source(
     from revision.progress import progress_bar, say
     from revision.records import read_images, read_texts
 
-    file, path = _records(source), writer.path
+    file, fields, path = _records(source), source.fields, writer.path
     main = writer.rank == 0
     if writer.complete:
         if main:
             say(f"{name}: {path} is finished and unchanged, skipped")
     else:
         missing = writer.missing()
+        skip = writer.positions(missing[0]).start if missing else 0
         with progress_bar(f"{source.kind.value}s", visible=main) as progress:
             task = progress.add_task(name, total=sum(len(writer.positions(shard)) for shard in missing))
             if source.kind is Modality.text:
-                _write_texts(writer, _shards(read_texts(file), writer, missing), encoder, config.encoder.batch_size,
-                             progress, task)  # fmt: skip
+                texts = _shards(read_texts(file, fields, skip=skip), writer, missing)
+                _write_texts(writer, texts, encoder, config.encoder.batch_size, progress, task)
             else:
                 root = None if source.image_root is None else Path(source.image_root)
-                _write_images(writer, _shards(read_images(file, root), writer, missing), encoder,
-                              config.encoder.batch_size, config.embed.workers, progress, task)  # fmt: skip
+                images = _shards(read_images(file, root, fields, skip=skip), writer, missing)
+                _write_images(writer, images, encoder, config.encoder.batch_size, config.embed.workers, progress, task)
         if main:
             manifest = writer.finish()
             say(f"{name}: {manifest.count} embeddings of {manifest.dim} dimensions, {manifest.rejected} rejected")
@@ -121,24 +128,36 @@ def _embed_source(
             "rejected": store.manifest.rejected}  # fmt: skip
 
 
-def _shards(records: Iterable[_T], writer: StoreWriter, shards: Sequence[int]) -> Iterator[tuple[int, list[_T]]]:
-    """Yields each shard's number and records, reading the file once."""
+def _shards(records: Iterable[_T], writer: StoreWriter, shards: Sequence[int]) -> Iterator[tuple[int, Iterator[_T]]]:
+    """Yields each shard's number and records, reading the source once; it begins at the first of the shards.
+
+    The records of a shard are a stream, to be used up before the next shard: those with bytes fill no memory.
+    """
     stream = iter(records)
-    position = 0
+    position = writer.positions(shards[0]).start if shards else 0
     for shard in shards:
         span = writer.positions(shard)
-        yield shard, list(islice(stream, span.start - position, span.stop - position))
+        yield shard, islice(stream, span.start - position, span.stop - position)
         position = span.stop
 
 
-def _batches(records: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+def _batches(records: Iterator[_T], size: int) -> Iterator[list[_T]]:
     """A shard's batches: none crosses its border, so that a resumed run forms the same ones."""
-    return (records[start : start + size] for start in range(0, len(records), size))
+    while batch := list(islice(records, size)):
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch of pictures on its way through the decoding processes: its shard, and id and name of each."""
+
+    shard: int
+    names: list[tuple[str, str]]
 
 
 def _write_texts(
     writer: StoreWriter,
-    shards: Iterable[tuple[int, list[Text]]],
+    shards: Iterable[tuple[int, Iterator[Text]]],
     encoder: DualEncoder,
     batch_size: int,
     progress: Progress,
@@ -146,7 +165,8 @@ def _write_texts(
 ) -> None:
     from revision.embeddings import Rejected
 
-    for shard, records in shards:
+    for shard, stream in shards:
+        records = list(stream)
         kept = [record for record in records if record.text.strip()]
         rejected = [Rejected(record.id, "the text is empty") for record in records if not record.text.strip()]
         texts = [record.text for record in kept]
@@ -160,7 +180,7 @@ def _write_texts(
 
 def _write_images(
     writer: StoreWriter,
-    shards: Iterator[tuple[int, list[Image]]],
+    shards: Iterator[tuple[int, Iterator[Image]]],
     encoder: DualEncoder,
     batch_size: int,
     workers: int,
@@ -172,26 +192,33 @@ def _write_images(
     from revision.embeddings import Rejected
     from revision.pictures import read_pixel_batches
 
-    # The decoding processes read ahead, over the border of a shard too, so they have an iterator of their own.
-    shards, ahead = tee(shards)
-    paths = ([record.path for record in batch] for _, records in ahead for batch in _batches(records, batch_size))
-    with closing(read_pixel_batches(paths, encoder.preprocess, workers=workers)) as decoded:
+    # The decoding processes read ahead, over the border of a shard too. What they are sent waits here by name alone.
+    waiting: deque[_Batch] = deque()
+
+    def ahead() -> Iterator[list[Picture]]:
         for shard, records in shards:
-            rows = [np.empty((0, encoder.dim), dtype=np.float32)]
-            kept: list[tuple[Image, int]] = []
-            rejected: list[Rejected] = []
             for batch in _batches(records, batch_size):
-                pixels = next(decoded)
-                if len(pixels.tensor):
-                    rows.append(encoder.encode_pixels(pixels.tensor))
-                for record, size, problem in zip(batch, pixels.sizes, pixels.problems, strict=True):
-                    if problem is None:
-                        kept.append((record, size))
-                    else:
-                        rejected.append(Rejected(record.id, problem))
-                progress.advance(task, len(batch))
-            writer.write(
-                shard, rows=np.concatenate(rows), ids=[record.id for record, _ in kept],
-                payloads=[str(record.path) for record, _ in kept], lengths=[size for _, size in kept],
-                rejected=rejected,
-            )  # fmt: skip
+                waiting.append(_Batch(shard, [(record.id, str(record.picture)) for record in batch]))
+                yield [record.picture for record in batch]
+
+    sound: list[tuple[str, str, int]] = []  # id, name and size of what has a row
+    rows: list[np.ndarray] = []
+    rejected: list[Rejected] = []
+    with closing(read_pixel_batches(ahead(), encoder.preprocess, workers=workers)) as decoded:
+        for pixels in decoded:
+            batch = waiting.popleft()
+            if len(pixels.tensor):
+                rows.append(encoder.encode_pixels(pixels.tensor))
+            for (identity, name), size, problem in zip(batch.names, pixels.sizes, pixels.problems, strict=True):
+                if problem is None:
+                    sound.append((identity, name, size))
+                else:
+                    rejected.append(Rejected(identity, problem))
+            progress.advance(task, len(batch.names))
+            if len(sound) + len(rejected) == len(writer.positions(batch.shard)):
+                writer.write(
+                    batch.shard, rows=np.concatenate([np.empty((0, encoder.dim), dtype=np.float32), *rows]),
+                    ids=[identity for identity, _, _ in sound], payloads=[name for _, name, _ in sound],
+                    lengths=[size for _, _, size in sound], rejected=rejected,
+                )  # fmt: skip
+                sound, rows, rejected = [], [], []

@@ -34,7 +34,8 @@ def run(config: Config) -> None:
     moved_by = None if folder is None else building.read_image_alignment(folder)
     stores = open_sources(config, data.conversation_sources)
     rows = Rows(stores, embed_dim=stores[0].dim, alignment=None if moved_by is None else ImageSide(moved_by))
-    samples = conversation_samples(list(read_conversations(Path(data.conversations))), rows)
+    conversations = read_conversations(data.conversations, data.conversation_fields)
+    samples = conversation_samples(list(conversations), rows)
     in_bf16 = arguments.bf16 and "llm" not in config.instruct.train
     model, processor = _model(config, folder, stores[0].dim, frozen_in_bf16=in_bf16)
     stages.train_and_save(

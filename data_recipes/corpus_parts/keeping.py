@@ -1,0 +1,107 @@
+"""Record files that grow row by row, survive a kill, and are there in full or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+Row = dict[str, Any]
+REJECTED = "rejected"
+_PROGRESS = "progress.json"
+
+
+class Keeper:
+    """Writes the record files of one recipe.
+
+    Rows go to `<name>.jsonl.partial`. Every `interval` rows of the source they are brought to the disk, with a note of
+    how far the source has been read; the next start cuts the files back to that note and goes on from there.
+
+    Args:
+        out: folder of the corpus.
+        names: of the files, without `.jsonl`; `rejected` is always one of them.
+        made_from: fingerprint of recipe, options and source; a note of another one is thrown away.
+        interval: rows of the source between two notes.
+    """
+
+    def __init__(self, out: Path, names: tuple[str, ...], made_from: str, interval: int = 20_000) -> None:
+        self.out, self.made_from, self.interval = out, made_from, interval
+        self.names = (*names, REJECTED)
+        out.mkdir(parents=True, exist_ok=True)
+        note = self._note()
+        self.done: int = note.get("done", 0)
+        self.counts: dict[str, int] = note.get("counts", dict.fromkeys(self.names, 0))
+        self._files: dict[str, TextIO] = {}
+        for name in self.names:
+            file = self._partial(name).open("r+" if self.done else "w", encoding="utf-8", newline="\n")
+            file.truncate(note["sizes"][name] if self.done else 0)
+            file.seek(0, os.SEEK_END)
+            self._files[name] = file
+
+    def add(self, name: str, row: Row) -> None:
+        """Adds a row to a file."""
+        self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.counts[name] += 1
+
+    def reject(self, identity: str, reason: str) -> None:
+        """Says why a row of the source became no record."""
+        self.add(REJECTED, {"id": identity, "reason": reason})
+
+    def step(self) -> None:
+        """Says that one more row of the source is dealt with."""
+        self.done += 1
+        if self.done % self.interval == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Brings all to the disk, with a note of how far that is."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        sizes = {name: self._partial(name).stat().st_size for name in self.names}
+        note = {"made_from": self.made_from, "done": self.done, "counts": self.counts, "sizes": sizes}
+        aside = self.out / f".{_PROGRESS}.partial"
+        aside.write_text(json.dumps(note))
+        os.replace(aside, self.out / _PROGRESS)
+
+    def written(self, name: str) -> Iterator[Row]:
+        """The rows of a file so far: what a recipe that remembers has to remember again after a kill."""
+        self._files[name].flush()
+        with self._partial(name).open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+    def finish(self) -> dict[str, int]:
+        """Gives the files their names; returns the counts. Files without a row are left out."""
+        self.save()
+        for name, file in self._files.items():
+            file.close()
+            if self.counts[name] or name == REJECTED:
+                os.replace(self._partial(name), self.out / f"{name}.jsonl")
+            else:
+                self._partial(name).unlink()
+                (self.out / f"{name}.jsonl").unlink(missing_ok=True)
+        (self.out / _PROGRESS).unlink()
+        return self.counts
+
+    def _partial(self, name: str) -> Path:
+        return self.out / f"{name}.jsonl.partial"
+
+    def _note(self) -> dict[str, Any]:
+        file = self.out / _PROGRESS
+        if not file.is_file() or not all(self._partial(name).is_file() for name in self.names):
+            return {}
+        note: dict[str, Any] = json.loads(file.read_text())
+        return note if note["made_from"] == self.made_from else {}
+
+
+def write_whole(path: Path, rows: Iterator[Row]) -> int:
+    """Writes JSON lines aside and renames; returns how many."""
+    aside, count = path.with_name(f"{path.name}.partial"), 0
+    with aside.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    os.replace(aside, path)
+    return count

@@ -1,0 +1,257 @@
+"""The command line of a recipe: options, files, rows to records, statistics pictures, the finish mark.
+
+Every recipe leaves below --out:
+
+| file | rows |
+|---|---|
+| `texts.jsonl` | `id`, `text`: what stage 1 learns from |
+| `images.jsonl` | `id`, `image`: a path below `images/` |
+| `pairs.jsonl` | `id`, `image`, `text`: both together, for the upper bound |
+| `conversations.jsonl` | `id`, `image`?, `conversations`: stage 2 |
+| `statistics.jsonl` | `id`, `image`: a sample of the pictures, whose moments define the alignment |
+| `rejected.jsonl` | `id`, `reason`: each row of the source that became no record |
+| `recipe.json` | the finish mark: source, checksums, licence, counts |
+
+A corpus has those of them that it has content for. Pictures are not fetched: unpack them into `images/` below --out, or
+link that name to where they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.logging import RichHandler
+
+from corpus_parts.card import Card, find_files, sha256_of
+from corpus_parts.keeping import REJECTED, Keeper, Row, write_whole
+from revision.records import read_rows
+
+MARK = "recipe.json"
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+FILES = ("texts", "images", "pairs", "conversations")
+
+log = logging.getLogger("recipe")
+Records = Iterable[tuple[str, Row]]  # (name of a file, row)
+Convert = Callable[[str, Row], Records]  # (id, row of the source) -> records; ValueError: why there is none
+
+
+@dataclass
+class Plan:
+    """What a recipe does with its options.
+
+    Attributes:
+        convert: how a row becomes records, by the name of its file.
+        wanted: files of the corpus to read.
+        options: all of the command line that the records depend on.
+        sources: locations to read in place of files of the corpus, with the fingerprint of each.
+        rows: how a location is read.
+        remember: called with every row of texts.jsonl that was kept before a kill.
+    """
+
+    convert: Callable[[str], Convert]
+    wanted: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] | None = None
+    rows: Callable[[str], Iterator[Row]] = read_rows
+    remember: Callable[[Row], object] | None = None
+
+
+def parser_of(card: Card, docstring: str | None, *, published: bool = True) -> argparse.ArgumentParser:
+    """Options that all recipes have; where nobody publishes the corpus, --source is any location of texts."""
+    parser = argparse.ArgumentParser(
+        description=f"{(docstring or '').splitlines()[0]} Licence: {card.licence}. Homepage: {card.homepage}"
+    )
+    parser.add_argument("--out", type=Path, default=Path("data") / card.name, help="folder of the corpus")
+    if published:
+        parser.add_argument(
+            "--source", type=Path, help="file or folder of its files; without it they come from the hub"
+        )
+    else:
+        parser.add_argument("--source", required=True, help="folder of text files, or a location of records")
+    parser.add_argument("--statistics", type=int, default=100_000, help="pictures whose moments define the alignment")
+    parser.add_argument("--check-images", action="store_true", help="reject records whose picture is not in images/")
+    parser.add_argument("--keep", type=int, help="records to draw at random in the end; without it all are kept")
+    parser.add_argument("--seed", type=int, default=0, help="of every choice")
+    return parser
+
+
+def run(card: Card, options: argparse.Namespace, plan: Plan, recipe: Path) -> dict[str, int]:
+    """Makes the records, or says that they are there; returns the counts.
+
+    Raises:
+        ValueError: a file is missing or is not what the publisher ships.
+    """
+    if plan.sources is None:
+        files = find_files(card, options.source, plan.wanted)
+        sums = {file.name: sha256_of(file) for file in files}
+        _compare(card, sums)
+        places = dict(zip(map(str, files), plan.wanted, strict=True))
+    else:
+        sums, places = plan.sources, {name: name for name in plan.sources}
+    made_of = {**plan.options, "check_images": options.check_images, "keep": options.keep, "seed": options.seed}
+    made_from = _fingerprint(recipe, sums, made_of)
+    settings = {"made_from": made_from, "statistics": options.statistics, "seed": options.seed}
+    out: Path = options.out
+    mark = json.loads((out / MARK).read_text()) if (out / MARK).is_file() else {}
+    if mark.get("settings") == settings:
+        log.info("%s is finished and unchanged", out)
+        return dict(mark["counts"])
+    (out / MARK).unlink(missing_ok=True)
+    if mark.get("settings", {}).get("made_from") == made_from:
+        counts = {name: count for name, count in mark["counts"].items() if name != "statistics"}
+    else:
+        counts = _convert(card, places, plan, Keeper(out, FILES, made_from), out if options.check_images else None)
+        if options.keep is not None:
+            counts |= _draw(out, options.keep, options.seed)
+    counts["statistics"] = write_statistics(out, options.statistics, options.seed)
+    facts = {"corpus": asdict(card), "sources": sums, "counts": counts, "settings": settings, "options": made_of}
+    write_mark(out, facts)
+    return counts
+
+
+def start(main: Callable[[], Any], name: str) -> None:
+    """Runs a recipe as a program: a mistake of the user's is a sentence, not a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    for noisy in ("httpx", "datasets", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"{name}: {error}")
+
+
+def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out: Path | None) -> dict[str, int]:
+    if keeper.done:
+        log.info("going on after row %s", f"{keeper.done:,}")
+    seen = {_hash(row["id"]) for row in keeper.written("images")}
+    for row in keeper.written("texts") if plan.remember else ():
+        assert plan.remember is not None
+        plan.remember(row)
+    for place, (name, number, row) in enumerate(_rows(card, places, plan)):
+        if place < keeper.done:
+            continue
+        identity = f"{card.name}-{number:07d}" if len(places) == 1 else f"{Path(name).stem}-{number:07d}"
+        try:
+            records = list(plan.convert(name)(identity, row))
+            for kind, record in records:
+                if out is not None and kind == "images" and not (out / "images" / record["image"]).is_file():
+                    raise ValueError(f"picture images/{record['image']} does not exist")
+        except ValueError as error:
+            keeper.reject(identity, str(error))
+        else:
+            for kind, record in records:
+                if kind == "images":
+                    if _hash(record["id"]) in seen:  # one picture of several conversations
+                        continue
+                    seen.add(_hash(record["id"]))
+                keeper.add(kind, record)
+        keeper.step()
+        if keeper.done % 200_000 == 0:
+            log.info("%s rows", f"{keeper.done:,}")
+    if not sum(count for name, count in keeper.counts.items() if name != REJECTED):
+        first = next(keeper.written(REJECTED), {"reason": "it is empty"})
+        raise ValueError(f"no row of {next(iter(places), 'nothing')} became a record; the first: {first['reason']}")
+    counts = keeper.finish()
+    for name, count in counts.items():
+        log.info("%s: %s", name, f"{count:,}")
+    return counts
+
+
+def _rows(card: Card, places: dict[str, str], plan: Plan) -> Iterator[tuple[str, int, Row]]:
+    """Every row of every source, with the source's name in the corpus and the row's number."""
+    for location, name in places.items():
+        number = -1
+        for number, row in enumerate(plan.rows(location)):
+            yield name, number, row
+        expected = card.expected.get(Path(name).name)
+        if expected is not None and number + 1 != expected:
+            log.warning("%s has %s rows; its publisher states %s", name, f"{number + 1:,}", f"{expected:,}")
+
+
+def _draw(out: Path, wanted: int, seed: int) -> dict[str, int]:
+    """Reduces texts, with their images and pairs, and conversations to a random choice; returns their new counts."""
+    counts = {}
+    talks = out / "conversations.jsonl"
+    if talks.is_file():
+        counts["conversations"] = _reduce(talks, _choice(_length(talks), wanted, seed))
+    texts = out / "texts.jsonl"
+    if texts.is_file():
+        chosen = _choice(_length(texts), wanted, seed)
+        for name in ("texts",) if talks.is_file() else ("texts", "images", "pairs"):
+            file = out / f"{name}.jsonl"
+            if file.is_file():  # a caption has its picture and its pair at the same place
+                assert _length(file) == len(chosen), f"{file} is not as long as {texts}"
+                counts[name] = _reduce(file, chosen)
+    return counts
+
+
+def _reduce(file: Path, chosen: list[bool]) -> int:
+    with file.open(encoding="utf-8") as opened:
+        lines = (json.loads(line) for line, kept in zip(opened, chosen, strict=True) if kept)
+        return write_whole(file, lines)
+
+
+def _length(file: Path) -> int:
+    with file.open(encoding="utf-8") as opened:
+        return sum(1 for _ in opened)
+
+
+def write_statistics(out: Path, wanted: int, seed: int) -> int:
+    """Writes `statistics.jsonl`, a sample of images.jsonl or of the files below images/; returns its length."""
+    listed = out / "images.jsonl"
+    if listed.is_file():
+        chosen = _choice(_length(listed), wanted, seed)
+        with listed.open(encoding="utf-8") as file:
+            kept = (json.loads(line) for line, is_kept in zip(file, chosen, strict=True) if is_kept)
+            return write_whole(out / "statistics.jsonl", kept)
+    folder = out / "images"
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES) if folder.is_dir() else []
+    if not found:
+        log.warning(
+            "%s holds no pictures: `align` needs some like those to come; put them there, run this again", folder
+        )
+        return 0
+    names = (str(path.relative_to(folder)) for path, kept in zip(found, _choice(len(found), wanted, seed), strict=True)
+             if kept)  # fmt: skip
+    return write_whole(out / "statistics.jsonl", ({"id": name, "image": name} for name in names))
+
+
+def _choice(count: int, wanted: int, seed: int) -> list[bool]:
+    kept = np.zeros(count, dtype=bool)
+    kept[np.random.default_rng(seed).permutation(count)[:wanted]] = True
+    return [bool(one) for one in kept]
+
+
+def _compare(card: Card, sums: dict[str, str]) -> None:
+    for name, found in sums.items():
+        known = card.sha256.get(name)
+        if known is not None and known != found:
+            log.warning("%s has sha256 %s, not the one that was reported, %s", name, found, known)
+
+
+def _fingerprint(recipe: Path, sums: dict[str, str], options: dict[str, Any]) -> str:
+    """What the records are a function of: this code, the recipe, the source and the options."""
+    parts = sorted(Path(__file__).parent.glob("*.py"))
+    code = {file.name: sha256_of(file) for file in (recipe, *parts)}
+    return hashlib.sha256(json.dumps([code, sums, options], sort_keys=True).encode()).hexdigest()
+
+
+def write_mark(out: Path, facts: dict[str, Any]) -> None:
+    """Says that the corpus in `out` is finished, and what it was made from."""
+    aside = out / f"{MARK}.partial"
+    aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    os.replace(aside, out / MARK)
+
+
+def _hash(identity: str) -> int:
+    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little")

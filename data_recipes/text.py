@@ -1,0 +1,110 @@
+"""Any text corpus as the texts of stage 1: a folder of text files, or records with a column of texts.
+
+    python data_recipes/text.py --out data/wiki --source hf://owner/name?split=train --level passage
+    python data_recipes/text.py --out data/books --source ~/books --level sentence --max-words 60
+
+`--source` is a folder of .txt and .md files, or any location of records (docs/formats.md): JSON lines, parquet, a data
+set of the hub; `--column` names their texts. Texts are cut into sentences, into passages of whole sentences, or taken
+as they are; filtered (corpus_parts/quality.py); and freed of duplicates, exact and near ones (MinHash,
+corpus_parts/duplicates.py). What is left out stands in `rejected.jsonl` with the reason. The licence is that of the
+texts.
+
+Statistics need pictures: put some like those to come into `images` below --out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from corpus_parts import line
+from corpus_parts.card import Card, sha256_of
+from corpus_parts.duplicates import Duplicates
+from corpus_parts.quality import Quality
+from corpus_parts.sentences import paragraphs, passages, sentences
+
+from revision.records import fingerprint, read_rows
+
+CARD = Card(name="text", homepage="that of the texts", licence="that of the texts", hub="", files=())
+SUFFIXES = (".txt", ".md")
+
+
+def text_files(folder: Path) -> list[Path]:
+    """The text files below a folder, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+
+
+def documents(location: str, column: str) -> Iterator[line.Row]:
+    """Rows {"text"} of a folder of text files, or of records."""
+    files = text_files(Path(location)) if Path(location).is_dir() else []
+    if not files:
+        yield from ({"text": row.get(column)} for row in read_rows(location))
+    for file in files:
+        try:
+            yield {"text": file.read_text(encoding="utf-8-sig")}
+        except UnicodeDecodeError as error:
+            yield {"text": None, "fault": f"{file} is not UTF-8: {error.reason} at byte {error.start}"}
+
+
+class Cutter:
+    """Documents to texts of the wanted length that have not been met."""
+
+    def __init__(self, level: str, quality: Quality, met: Duplicates) -> None:
+        self.level, self.quality, self.met = level, quality, met
+
+    def __call__(self, identity: str, row: line.Row) -> line.Records:
+        """The texts of a document, each with an id of its own, and those that are left out with the reason."""
+        text = row.get("text")
+        if not isinstance(text, str):
+            raise ValueError(row.get("fault", f"its text is {type(text).__name__}, not a text; see --column"))
+        for number, piece in enumerate(self._pieces(text)):
+            name = f"{identity}-{number:04d}"
+            fault = self.quality.fault(piece) or self.met.fault(piece)
+            if fault is None:
+                yield "texts", {"id": name, "text": piece}
+            else:
+                yield "rejected", {"id": name, "reason": fault}
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        if self.level == "document":
+            if whole := " ".join(text.split()):
+                yield whole
+            return
+        for paragraph in paragraphs(text):
+            yield from sentences(paragraph) if self.level == "sentence" else passages(paragraph, self.quality.max_words)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, int]:
+    """Command line."""
+    parser = line.parser_of(CARD, __doc__, published=False)
+    parser.add_argument("--column", default="text", help="of records: the column of texts")
+    parser.add_argument("--level", choices=("sentence", "passage", "document"), default="passage")
+    parser.add_argument("--min-words", type=int, default=5)
+    parser.add_argument("--max-words", type=int, default=150, help="also the length of passages")
+    parser.add_argument(
+        "--near", type=float, default=0.8, help="similarity from which texts are near duplicates; 0: off"
+    )
+    options = parser.parse_args(arguments)
+    quality = Quality(min_words=options.min_words, max_words=options.max_words)
+    met = Duplicates(near=options.near or None)
+    plan = line.Plan(
+        convert=lambda _: Cutter(options.level, quality, met),
+        sources={options.source: source_fingerprint(options.source)},
+        rows=lambda location: documents(location, options.column),
+        options={name: vars(options)[name] for name in ("column", "level", "min_words", "max_words", "near")},
+        remember=lambda row: met.fault(row["text"]),
+    )
+    return line.run(CARD, options, plan, Path(__file__))
+
+
+def source_fingerprint(location: str) -> str:
+    """What lies at a location, as a checksum."""
+    files = text_files(Path(location)) if Path(location).is_dir() else []
+    if not files:
+        return fingerprint(location)
+    return hashlib.sha256("".join(f"{file} {sha256_of(file)}\n" for file in files).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    line.start(main, CARD.name)

@@ -1,0 +1,210 @@
+"""Show what a corpus holds and how long its samples are in tokens, before anyone pays for a GPU.
+
+Counts, histograms of lengths through the LLM's tokenizer and template, duplicates, missing pictures, tokens in total,
+and samples as the LLM reads them, with what is learned in colour; as JSON too, in runs/<name>/inspect/inspect.json.
+Needs records and the tokenizer of `model.llm`; neither embeddings nor weights.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from revision.schema import Config, Modality, SourceConfig, StageConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.text import Text as RichText
+
+    from revision.inspection import Lengths, Shown
+    from revision.model import RevisionProcessor
+
+Report = dict[str, Any]
+
+
+def run(config: Config) -> None:
+    """1 tokenizer, 2 pictures, 3 texts of stage 1, 4 conversations of stage 2, 5 tables and file.
+
+    Raises:
+        ValueError: there is nothing to inspect, a record is malformed, or the tokenizer cannot be read.
+    """
+    from rich import get_console
+
+    from revision import rundir
+
+    data = config.data
+    if not data.sources and data.conversations is None:
+        raise ValueError(f"corpus {data.name} has neither data.sources nor data.conversations to inspect")
+    processor = _processor(config)
+    folder = rundir.start(config, "inspect")
+    images, ids = _images(config)
+    report: Report = {"corpus": data.name, "llm": config.model.llm, "images": images, "stages": {}}
+    shown: list[tuple[str, Shown]] = []
+    stages = {"pretrain": _texts(config, processor), "instruct": _conversations(config, processor, ids)}
+    for stage, found in stages.items():
+        if found is not None:
+            report["stages"][stage], lengths = found
+            shown += [(stage, one) for one in lengths.shown]
+    report["tokens_trained"] = sum(one.get("tokens_trained", 0) for one in report["stages"].values())
+    for stage, one in shown[: config.inspect.show]:
+        get_console().rule(f"{stage}: {one.id}", align="left")
+        get_console().print(_coloured(one, processor), soft_wrap=True)
+    _print(report)
+    rundir.write_json(folder / "inspect.json", report)
+
+
+def _processor(config: Config) -> RevisionProcessor:
+    from transformers import AutoTokenizer
+
+    from revision.assembly import template_file
+    from revision.conversation import build_processor, read_template
+
+    file = template_file(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.model.llm)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"model.llm={config.model.llm} has no readable tokenizer ({reason})") from error
+    template = None if file is None else read_template(file)
+    return build_processor(tokenizer, num_visual_tokens=config.model.num_visual_tokens, chat_template=template)
+
+
+def _images(config: Config) -> tuple[Report, np.ndarray]:
+    """Every source of pictures, and the sorted hashes of ids that conversations may name."""
+    import numpy as np
+
+    from revision.embeddings import hash_id
+    from revision.inspection import images_summary
+    from revision.records import read_images, read_texts
+
+    reports: Report = {}
+    known: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
+    for name, source in config.data.sources.items():
+        if source.records is None:
+            continue  # embeddings that somebody else made: their files are the matter of `align`
+        wanted = name in config.data.conversation_sources
+        if source.kind is Modality.image:
+            root = None if source.image_root is None else Path(source.image_root)
+            images = read_images(_records(source), root, source.fields)
+            reports[name], ids = images_summary(images, look=config.inspect.check_images)
+        elif wanted:
+            texts = read_texts(source.records, source.fields)
+            ids = np.fromiter((hash_id(text.id) for text in texts), dtype=np.uint64)
+        if wanted:
+            known.append(ids)
+    return reports, np.unique(np.concatenate(known))
+
+
+def _records(source: SourceConfig) -> str:
+    assert source.records is not None, "sources without records are left out"
+    return source.records
+
+
+def _texts(config: Config, processor: RevisionProcessor) -> tuple[Report, Lengths] | None:
+    """Stage 1, where its texts are records."""
+    from revision.inspection import lengths_of, sample_of, text_samples
+    from revision.records import read_texts
+
+    source = config.data.sources.get(config.data.texts)
+    if source is None or source.records is None:
+        return None
+    inspect = config.inspect
+    texts = read_texts(source.records, source.fields)
+    sample = sample_of(texts, inspect.sample, config.seed, lambda text: text.text)
+    lengths = lengths_of(text_samples(sample, config.pretrain.prompts), processor, inspect.show - inspect.show // 2)
+    return _summary(config, config.pretrain, sample.count, sample.duplicates, lengths), lengths
+
+
+def _conversations(
+    config: Config, processor: RevisionProcessor, ids: np.ndarray
+) -> tuple[Report, Lengths] | None:  # fmt: skip
+    """Stage 2, where the corpus has one."""
+    from revision.inspection import Pictured, lengths_of, said, sample_of
+    from revision.records import read_conversations
+
+    if config.data.conversations is None:
+        return None
+    pictured = Pictured(ids)
+    talks = pictured(read_conversations(config.data.conversations, config.data.conversation_fields))
+    sample = sample_of(talks, config.inspect.sample, config.seed, said)
+    lengths = lengths_of(((talk.id, talk.messages) for _, talk in sample.kept), processor, config.inspect.show)
+    found = _summary(config, config.instruct, sample.count, sample.duplicates, lengths)
+    foreign = [name for name in config.data.conversation_sources if config.data.sources[name].records is None]
+    return {**found, **(pictured.summary() if not foreign else {})}, lengths
+
+
+def _summary(config: Config, stage: StageConfig, records: int, duplicates: int, lengths: Lengths) -> Report:
+    found = lengths.summary(records, stage.max_length)
+    found |= {"duplicates": duplicates, "max_length": stage.max_length}
+    if "mean" in found:
+        used = min(records, stage.limit or records)
+        samples = _samples_trained(config, stage, used)
+        found |= {
+            "samples_trained": round(samples),
+            "tokens_trained": round(found["tokens_an_epoch"] / records * samples),
+        }
+    return found
+
+
+def _samples_trained(config: Config, stage: StageConfig, records: int) -> float:
+    """Samples that the stage will see, by the rules of transformers.TrainingArguments."""
+    trainer = {**config.trainer, **stage.trainer}
+    steps = int(trainer.get("max_steps") or -1)
+    if steps > 0:
+        batch = int(trainer.get("per_device_train_batch_size", 8)) * int(trainer.get("gradient_accumulation_steps", 1))
+        return steps * batch * config.engine.processes
+    return records * float(trainer.get("num_train_epochs", 3.0))
+
+
+def _coloured(shown: Shown, processor: RevisionProcessor) -> RichText:
+    """A sample as the LLM reads it: what is learned in green, pictures in blue, the rest dim."""
+    import numpy as np
+    from rich.text import Text as RichText
+
+    from revision.model.modeling_revision import IGNORED
+
+    ids, labels = shown.encoded.input_ids, shown.encoded.labels
+    kinds = np.where(ids == processor.image_token_id, 2, labels != IGNORED)
+    text = RichText()
+    borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(ids)]
+    for start, end in pairwise(borders):
+        if kinds[start] == 2:
+            text.append(f"{processor.image_token}×{end - start}", style="bold blue")
+        else:
+            words = processor.tokenizer.decode(ids[start:end].tolist(), skip_special_tokens=False)
+            text.append(words, style="green" if kinds[start] else "dim")
+    return text
+
+
+def _print(report: Report) -> None:
+    from rich import get_console
+    from rich.table import Table
+
+    from revision.progress import say
+
+    console = get_console()
+    for stage, found in report["stages"].items():
+        table = Table(title=f"{stage}: {found['records']:,} records", title_justify="left", show_header=False)
+        rows = ("tokenized", "refused", "duplicates", "with_picture", "picture_unknown", "mean", "median", "p95", "p99",
+                "longest", "max_length", "above_max_length", "learned_share", "tokens_an_epoch", "learned_an_epoch",
+                "samples_trained", "tokens_trained")  # fmt: skip
+        for name in (name for name in rows if name in found):
+            value = found[name]
+            estimated = name.startswith(("tokens_", "learned_an")) and not found["exact"]
+            shown = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+            table.add_row(name.replace("_", " "), ("about " if estimated else "") + shown)
+        console.print(table)
+        most = max((count for _, _, count in found.get("histogram", [])), default=0)
+        for low, high, count in found.get("histogram", []):
+            say(f"{low:>7,} to {high:>7,} tokens  {'█' * round(40 * count / most):<40} {count:,}")
+        for problem in found["first_refused"]:
+            say(f"refused: {problem['reason']}")
+        for name in found.get("first_unknown", []):
+            say(f"no image source has the picture of {name}")
+    for name, found in report["images"].items():
+        state = "not looked for" if found["missing"] is None else f"{found['missing']:,} missing"
+        say(f"{name}: {found['records']:,} pictures, {state}, {found['repeated_ids']:,} repeated ids")
+        for missing in found["first_missing"]:
+            say(f"missing: {missing}")
+    say(f"tokens trained in all: about {report['tokens_trained']:,}")

@@ -1,0 +1,184 @@
+"""What a corpus holds, before anyone pays for a GPU: counts, lengths in tokens, duplicates, pictures that are missing.
+
+Records are read once, as a stream. All are counted, and compared by 64-bit hashes (8 bytes each); a sample of them,
+drawn uniformly, is tokenized as training would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from revision.conversation import Encoded, encode
+from revision.embeddings import hash_id
+from revision.model import RevisionProcessor
+from revision.model.modeling_revision import IGNORED
+from revision.records import Conversation, Image, Message, Text
+
+_T = TypeVar("_T")
+_SHOWN = 5  # ids named of what is wrong
+_BINS = 12
+
+
+@dataclass
+class Sampled(Generic[_T]):
+    """A stream that has passed: its length, a sample in its order with places, and how many are repeated."""
+
+    count: int
+    kept: list[tuple[int, _T]]
+    duplicates: int
+
+
+def sample_of(
+    records: Iterable[_T], size: int | None, seed: int, content: Callable[[_T], str]
+) -> Sampled[_T]:  # fmt: skip
+    """Reads a stream to its end and keeps a uniform sample (Vitter 1985, algorithm R).
+
+    Args:
+        size: records to keep; None: all.
+        content: what makes two records the same, but for case and blanks.
+    """
+    rng, kept, count = random.Random(seed), list[tuple[int, _T]](), 0
+    hashes = array("Q")
+    for count, record in enumerate(records, start=1):
+        hashes.append(_hash(content(record)))
+        if size is None or len(kept) < size:
+            kept.append((count - 1, record))
+        elif (place := rng.randrange(count)) < size:
+            kept[place] = (count - 1, record)
+    distinct = len(np.unique(np.frombuffer(hashes, dtype=np.uint64))) if count else 0
+    return Sampled(count, sorted(kept, key=lambda one: one[0]), count - distinct)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample as the LLM reads it."""
+
+    id: str
+    encoded: Encoded
+
+
+@dataclass
+class Lengths:
+    """Tokens of the samples of a stage.
+
+    Attributes:
+        tokens, learned: of each sample, int64 [n]: all tokens, visual ones included, and those with a label.
+        problems: id and reason of each sample that training would refuse.
+        shown: the first samples.
+    """
+
+    tokens: np.ndarray
+    learned: np.ndarray
+    problems: list[tuple[str, str]]
+    shown: list[Shown] = field(default_factory=list)
+
+    def summary(self, records: int, max_length: int) -> dict[str, Any]:
+        """Numbers for a table and a file; totals are extrapolated from the sample to all `records`."""
+        found: dict[str, Any] = {"records": records, "tokenized": len(self.tokens) + len(self.problems)}
+        found["refused"] = len(self.problems)
+        found["first_refused"] = [{"id": name, "reason": reason} for name, reason in self.problems[:_SHOWN]]
+        if not len(self.tokens):
+            return found
+        quantiles = np.quantile(self.tokens, [0.5, 0.95, 0.99])
+        edges = np.unique(np.linspace(self.tokens.min(), self.tokens.max() + 1, _BINS + 1).astype(int))
+        heights = np.histogram(self.tokens, edges)[0]
+        trainable = records * len(self.tokens) / found["tokenized"]
+        return {
+            **found,
+            "mean": float(self.tokens.mean()),
+            **dict(zip(("median", "p95", "p99"), map(float, quantiles), strict=True)),
+            "longest": int(self.tokens.max()),
+            "above_max_length": int((self.tokens > max_length).sum()),
+            "learned_share": float(self.learned.sum() / self.tokens.sum()),
+            "histogram": [[int(a), int(b) - 1, int(n)] for (a, b), n in zip(pairwise(edges), heights, strict=True)],
+            "tokens_an_epoch": round(self.tokens.mean() * trainable),
+            "learned_an_epoch": round(self.learned.mean() * trainable),
+            "exact": found["tokenized"] == records,
+        }  # fmt: skip
+
+
+def lengths_of(
+    samples: Iterable[tuple[str, Sequence[Message]]], processor: RevisionProcessor, show: int
+) -> Lengths:  # fmt: skip
+    """Tokenizes (id, messages) as training does, but without a limit of length."""
+    tokens, learned, problems, shown = [], [], list[tuple[str, str]](), list[Shown]()
+    for name, messages in samples:
+        try:
+            encoded = encode(processor, messages, name=name)
+        except ValueError as error:
+            problems.append((name, str(error)))
+            continue
+        tokens.append(len(encoded.input_ids))
+        learned.append(int((encoded.labels != IGNORED).sum()))
+        if len(shown) < show:
+            shown.append(Shown(name, encoded))
+    return Lengths(np.array(tokens, dtype=np.int64), np.array(learned, dtype=np.int64), problems, shown)
+
+
+def text_samples(sample: Sampled[Text], prompts: Sequence[str]) -> Iterable[tuple[str, Sequence[Message]]]:
+    """Stage 1 as conversations. Prompts come in turn here, not at random: it is their lengths that count."""
+    return (
+        (one.id, [Message("user", prompts[place % len(prompts)]), Message("assistant", one.text)])
+        for place, one in sample.kept
+    )
+
+
+def images_summary(images: Iterable[Image], *, look: bool) -> tuple[dict[str, Any], np.ndarray]:
+    """Counts of a source of pictures, and the sorted hashes of its ids.
+
+    Args:
+        look: whether files are looked for. Bytes inside of shards and tables are there.
+    """
+    hashes = array("Q")
+    missing, names = 0, list[str]()
+    for image in images:
+        hashes.append(hash_id(image.id))
+        if look and isinstance(image.picture, Path) and not image.picture.is_file():
+            missing += 1
+            if len(names) < _SHOWN:
+                names.append(f"{image.id}: {image.picture}")
+    ids = np.unique(np.frombuffer(hashes, dtype=np.uint64)) if hashes else np.empty(0, dtype=np.uint64)
+    found = {"records": len(hashes), "repeated_ids": len(hashes) - len(ids)}
+    return {**found, "missing": missing if look else None, "first_missing": names}, ids
+
+
+class Pictured:
+    """Passes conversations on and counts those with a picture, and those whose picture no source has."""
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self.ids = ids
+        self.pictured, self.unknown, self.first = 0, 0, list[str]()
+
+    def __call__(self, talks: Iterable[Conversation]) -> Iterable[Conversation]:
+        """The same conversations."""
+        for talk in talks:
+            if talk.image is not None:
+                self.pictured += 1
+                place = int(np.searchsorted(self.ids, np.uint64(hash_id(talk.image))))
+                if place == len(self.ids) or int(self.ids[place]) != hash_id(talk.image):
+                    self.unknown += 1
+                    self.first += [f"{talk.id}: {talk.image}"] if len(self.first) < _SHOWN else []
+            yield talk
+
+    def summary(self) -> dict[str, Any]:
+        """Counts."""
+        return {"with_picture": self.pictured, "picture_unknown": self.unknown, "first_unknown": self.first}
+
+
+def said(talk: Conversation) -> str:
+    """What makes two conversations the same: their picture and all turns."""
+    return "\n".join([talk.image or "", *(f"{message.role}: {message.content}" for message in talk.messages)])
+
+
+def _hash(text: str) -> int:
+    plain = " ".join(text.lower().split())
+    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,174 @@
+"""What lies at a location, found out by its content, and the rows that it holds."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from revision.embeddings.foreign.parts import file_sample
+from revision.records import huggingface, json_text, tables, tar_shards
+from revision.records.kinds import Location
+
+LocatedAny = tuple[str, Any]
+_KNOWN = "JSON lines, JSON, parquet, tar shards (webdataset), a data set of `datasets`, or hf://owner/name?split=..."
+_HEAD = 4096  # bytes that tell a format
+_CONTAINERS = ("parquet", "tar")  # files that may hold terabytes of pictures
+_LARGE = 1 << 30
+
+
+def open_rows(location: Location, parts: tuple[str, ...], *, pictures: bool, skip: int) -> Iterator[LocatedAny]:
+    """Yields (where, row) of everything at a location, without the first `skip` rows, in constant memory.
+
+    Args:
+        parts: the lists that count in the authors' mapping of lists.
+        pictures: False: bytes of pictures are left out where that spares reading them.
+
+    Raises:
+        ValueError: nothing is there, it is of an unknown format, or malformed.
+    """
+    if huggingface.is_hub(location):
+        yield from huggingface.hub_rows(str(location), pictures=pictures, skip=skip)
+        return
+    path = Path(location)
+    if huggingface.is_saved(path):
+        yield from huggingface.saved_rows(path, pictures=pictures, skip=skip)
+        return
+    for file in _files(path):
+        kind = _format(file)
+        if skip and (held := _rows_of(file, kind)) is not None and held <= skip:
+            skip -= held
+            continue
+        for one in _READERS[kind](file, parts, pictures):
+            if skip:
+                skip -= 1
+            else:
+                yield one
+
+
+def content_fingerprint(location: Location) -> str:
+    """The sha256 of what lies at a location; see `revision.records.fingerprint`."""
+    if huggingface.is_hub(location):
+        return huggingface.hub_fingerprint(str(location))
+    path = Path(location)
+    if path.is_file() and not (path.stat().st_size > _LARGE and _format(path) in _CONTAINERS):
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(path.rglob("*.arrow")) if huggingface.is_saved(path) else _files(path)
+    return hashlib.sha256("".join(f"{file.name} {file_sample(file)}\n" for file in files).encode()).hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a location, sorted by name: the file itself, those of a folder, or those that a pattern matches.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        for suffix in ("tar", "parquet", "jsonl", "json"):
+            found = sorted(path.glob(f"*.{suffix}"))
+            if found:
+                return found
+        raise ValueError(f"{path} is a folder without .tar, .parquet, .jsonl or .json files; known are {_KNOWN}")
+    found = sorted(Path(name) for name in glob.glob(str(path)) if Path(name).is_file()) if _is_pattern(path) else []
+    if not found:
+        raise ValueError(f"records file {path} does not exist; make it (see data.recipe) or correct the path")
+    return found
+
+
+def _is_pattern(path: Path) -> bool:
+    return any(letter in str(path) for letter in "*?[")
+
+
+def _format(path: Path) -> str:
+    """The key of the reader for a file, by its first bytes; the name decides only what they leave open.
+
+    Raises:
+        ValueError: it fits none.
+    """
+    with open_bytes(path) as file:
+        try:
+            head = file.read(_HEAD)
+        except (OSError, EOFError) as error:
+            raise ValueError(f"{path} is a damaged gzip file: {error}") from error
+    if head.startswith(b"PAR1") or (path.suffix == ".parquet" and not head.lstrip().startswith((b"{", b"["))):
+        return "parquet"
+    if head[257:262] == b"ustar" or path.suffix == ".tar":
+        return "tar"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or head[1::2].count(0) > len(head) // 4:
+        raise ValueError(f"{path} is UTF-16 text; save it as UTF-8")
+    match head.removeprefix(json_text.BOM).lstrip()[:1]:
+        case b"[":
+            return "json lines" if _lines_by_name(path) else "json list"
+        case b"{":
+            return "json lines" if _lines_by_name(path) or _first_line_is_a_record(path) else "json mapping"
+        case b"":
+            return "json lines" if _lines_by_name(path) else "json list"
+    if _lines_by_name(path):
+        return "json lines"
+    if path.suffix == ".json":
+        return "json list"
+    raise ValueError(
+        f"records file {path} begins with {head[:20]!r}, which is no format of records; known are {_KNOWN}"
+    )
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """A file for reading, unpacked where it is gzip."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]
+
+
+def _lines_by_name(path: Path) -> bool:
+    return bool({".jsonl", ".ndjson"} & set(path.suffixes))
+
+
+def _first_line_is_a_record(path: Path) -> bool:
+    """Whether a file that begins with a brace holds JSON lines, not one mapping."""
+    with open_bytes(path) as file:
+        row = json_text.first_line(file)
+    if not isinstance(row, dict):
+        return False
+    return not row.keys() & {"images", "texts"} or bool(row.keys() & {"id", "messages", "conversations"})
+
+
+def _rows_of(path: Path, kind: str) -> int | None:
+    """The number of rows of a file, where it is known without reading them."""
+    return tables.count(path) if kind == "parquet" else None
+
+
+def _json_lines(path: Path, parts: tuple[str, ...], pictures: bool) -> Iterator[LocatedAny]:
+    with open_bytes(path) as file:
+        yield from json_text.lines(file, path)
+
+
+def _json_list(path: Path, parts: tuple[str, ...], pictures: bool) -> Iterator[LocatedAny]:
+    with open_bytes(path) as file:
+        yield from json_text.items(file, path)
+
+
+def _json_mapping(path: Path, parts: tuple[str, ...], pictures: bool) -> Iterator[LocatedAny]:
+    yield from json_text.parts_of_mapping(lambda: open_bytes(path), path, parts)
+
+
+def _parquet(path: Path, parts: tuple[str, ...], pictures: bool) -> Iterator[LocatedAny]:
+    yield from tables.rows(path, pictures=pictures)
+
+
+def _tar(path: Path, parts: tuple[str, ...], pictures: bool) -> Iterator[LocatedAny]:
+    yield from tar_shards.rows(path, pictures=pictures)
+
+
+_READERS: dict[str, Callable[[Path, tuple[str, ...], bool], Iterator[LocatedAny]]] = {
+    "json lines": _json_lines,
+    "json list": _json_list,
+    "json mapping": _json_mapping,
+    "parquet": _parquet,
+    "tar": _tar,
+}

@@ -1,0 +1,132 @@
+"""Data sets of the `datasets` library: on the hub, streamed or not, and saved to disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from revision.embeddings.foreign.parts import file_sample
+from revision.records.tables import picture_columns, with_blobs
+
+_SCHEME = "hf://"
+_OPTIONS = {"split", "config", "revision", "streaming"}
+
+
+def is_hub(location: Path | str) -> bool:
+    """Whether a location names a data set of the hub."""
+    return str(location).startswith((_SCHEME, "hf:/"))  # a Path swallows one of the slashes
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `datasets` has saved a data set, or several splits of one, in a folder."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def saved_rows(path: Path, *, pictures: bool, skip: int) -> Iterator[tuple[str, Any]]:
+    """Yields (where, row) of a data set that `save_to_disk` wrote. Raises ValueError where it cannot be read."""
+    import datasets
+
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(folder.name for folder in path.iterdir() if (folder / "state.json").is_file())
+        if len(splits) != 1:
+            raise ValueError(f"{path} holds the splits {', '.join(splits) or 'none'}; name one: {path}/SPLIT")
+        path = path / splits[0]
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"{path} is not a readable data set of `datasets`: {error}") from error
+    yield from _rows(dataset, str(path), pictures=pictures, skip=skip)
+
+
+def hub_rows(location: str, *, pictures: bool, skip: int) -> Iterator[tuple[str, Any]]:
+    """Yields (where, row) of `hf://owner/name?split=train&config=...&revision=...&streaming=true`.
+
+    Raises:
+        ValueError: there is no such data set, configuration or split, or the hub cannot be reached.
+    """
+    yield from _rows(_load(location), location, pictures=pictures, skip=skip)
+
+
+def hub_fingerprint(location: str) -> str:
+    """The sha256 of the data set's files where they are at hand, of its revision where it is streamed.
+
+    Raises:
+        ValueError: it cannot be had.
+    """
+    name, options = _parse(location)
+    if Path(name).is_dir():
+        files = [file for file in sorted(Path(name).rglob("*")) if file.is_file()]
+    elif options.get("streaming") == "true":
+        return hashlib.sha256(f"{location} {_revision(name, options)}".encode()).hexdigest()
+    else:
+        files = [Path(cache["filename"]) for cache in _load(location).cache_files]
+    listed = "".join(f"{file.name} {file_sample(file)}\n" for file in files)
+    return hashlib.sha256(f"{location} {listed}".encode()).hexdigest()
+
+
+def _parse(location: str) -> tuple[str, dict[str, str]]:
+    """Name and options of a location."""
+    url = urlsplit(_SCHEME + location.split(":", 1)[1].removeprefix("/").removeprefix("/"))
+    options = dict(parse_qsl(url.query, keep_blank_values=True))
+    name = f"{url.netloc}{url.path}"
+    if location.startswith((_SCHEME + "/", "hf:///")):  # a folder of this machine
+        name = "/" + name.lstrip("/")
+    unknown = options.keys() - _OPTIONS
+    if unknown or not name:
+        raise ValueError(
+            f"{location}: write hf://owner/name?split=train, with {', '.join(sorted(_OPTIONS))} as options"
+            + (f", not {sorted(unknown)[0]!r}" if unknown else "")
+        )
+    return name, options
+
+
+def _load(location: str) -> Any:
+    import datasets
+
+    name, options = _parse(location)
+    streaming = options.get("streaming") == "true"
+    try:
+        return datasets.load_dataset(
+            name,
+            options.get("config"),
+            split=options.get("split", "train"),
+            revision=options.get("revision"),
+            streaming=streaming,
+        )
+    # Whatever the hub, the network or a builder says about a data set that cannot be had.
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{location} cannot be loaded: {reason}; look at its name, split and config") from error
+
+
+def _revision(name: str, options: dict[str, str]) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return str(HfApi().dataset_info(name, revision=options.get("revision")).sha)
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise ValueError(f"hf://{name}: the hub does not tell its revision ({error}); try again") from error
+
+
+def _rows(dataset: Any, name: str, *, pictures: bool, skip: int) -> Iterator[tuple[str, Any]]:
+    import datasets
+    import pyarrow as pa
+
+    number = skip
+    try:
+        for column, feature in (dataset.features or {}).items():
+            if isinstance(feature, datasets.Image):
+                dataset = dataset.cast_column(column, datasets.Image(decode=False))
+        held = [] if dataset.features is None else picture_columns(dataset.features.arrow_schema)
+        if not pictures and held:
+            dataset = dataset.remove_columns(held)
+        for row in dataset.skip(skip) if skip else dataset:
+            where = f"{name}, row {number + 1}"
+            yield where, with_blobs(row, held, where)
+            number += 1
+    except (OSError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"{name} cannot be read (after row {number}): {error}") from error

@@ -1,0 +1,163 @@
+"""Records read from a location: texts, pictures, pairs, conversations; counted and checked before they are used."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from revision.embeddings import hash_id
+from revision.records.conversations import conversation_of
+from revision.records.formats import content_fingerprint, open_rows
+from revision.records.kinds import (
+    Conversation,
+    Fields,
+    Image,
+    Located,
+    Location,
+    Pair,
+    Row,
+    Text,
+    identity_of,
+    image_of,
+    pair_of,
+    text_of,
+)
+
+ROW_NUMBER = "#"  # as a field's name: the number of the row, from 0 on, for files without ids
+
+
+def read_rows(location: Location, fields: Fields | None = None) -> Iterator[Row]:
+    """Yields rows as mappings, unchecked but for being mappings.
+
+    Of the authors' mapping of two lists, the images come first, then the texts.
+
+    Raises:
+        ValueError: nothing is there, it is of an unknown format, or malformed.
+    """
+    return (row for _, row in located(location, "images", "texts", fields=fields))
+
+
+def read_texts(location: Location, fields: Fields | None = None, *, skip: int = 0) -> Iterator[Text]:
+    """Yields the texts of rows {"id", "text"}, without the first `skip`. Raises ValueError for a malformed row."""
+    rows = located(location, "texts", fields=fields, pictures=False, skip=skip)
+    return (text_of(*one) for one in rows)
+
+
+def read_images(
+    location: Location, image_root: Path | None = None, fields: Fields | None = None, *, skip: int = 0
+) -> Iterator[Image]:
+    """Yields the pictures of rows {"id", "image"}, without the first `skip`. Raises ValueError for a malformed row.
+
+    Args:
+        image_root: folder that relative paths start from; None: the folder of the records file.
+    """
+    root = _root(location, image_root)
+    return (image_of(*one, root) for one in located(location, "images", fields=fields, skip=skip))
+
+
+def read_pairs(location: Location, image_root: Path | None = None, fields: Fields | None = None) -> Iterator[Pair]:
+    """Yields the pairs of rows {"id", "image", "text"}; paths as in `read_images`."""
+    root = _root(location, image_root)
+    return (pair_of(*one, root) for one in located(location, fields=fields))
+
+
+def read_conversations(location: Location, fields: Fields | None = None) -> Iterator[Conversation]:
+    """Yields conversations, from rows as `revision.records.conversations.conversation_of` takes them.
+
+    Raises:
+        ValueError: a malformed row; turns without an answer; `<image>` marks that do not fit the `image` field.
+    """
+    return (conversation_of(*one) for one in located(location, fields=fields))
+
+
+def count_records(location: Location, kind: Literal["text", "image"], fields: Fields | None = None) -> int:
+    """Reads a whole source once and checks what can be checked before anything is embedded.
+
+    Every row is well formed and no id occurs twice. Takes 8 bytes of memory a row.
+
+    Returns:
+        The number of records.
+
+    Raises:
+        ValueError: a malformed row; a duplicate id, with both its places; a source without records.
+    """
+
+    def rows() -> Iterator[Located]:
+        return located(location, "texts" if kind == "text" else "images", fields=fields, pictures=False)
+
+    check: Callable[[str, Row], Text | Image] = text_of if kind == "text" else _image_anywhere
+    hashes = array("Q", (hash_id(check(*one).id) for one in rows()))
+    if not hashes:
+        raise ValueError(f"{location} holds no {kind} records; embedding needs at least one")
+    values, counts = np.unique(np.frombuffer(hashes, dtype=np.uint64), return_counts=True)
+    suspects = set(values[counts > 1].tolist())
+    first: dict[str, str] = {}
+    for where, row in rows() if suspects else ():
+        identity = identity_of(where, row)
+        if hash_id(identity) in suspects:
+            if identity in first:
+                raise ValueError(f"id {identity!r} occurs twice: {first[identity]}, and {where}; ids must be unique")
+            first[identity] = where
+    return len(hashes)
+
+
+def fingerprint(location: Location, fields: Fields | None = None) -> str:
+    """What records are a function of, as hexadecimal digits: the sha256 of a file's bytes.
+
+    Of several files, of one above 1 GiB that holds pictures, and of a data set, it is that of their names, sizes and
+    of blocks of their contents. Where `fields` rename something, they are part of it.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    found = content_fingerprint(location)
+    if not fields:
+        return found
+    return hashlib.sha256(f"{found} {sorted(fields.items())}".encode()).hexdigest()
+
+
+def located(
+    location: Location, *parts: str, fields: Fields | None = None, pictures: bool = True, skip: int = 0
+) -> Iterator[Located]:
+    """Yields (where, row) under our names of fields.
+
+    Args:
+        parts: the lists that count in the authors' mapping of lists.
+        fields: names that fields have in the file; a dot leads into a mapping; "#" is the number of the row.
+        pictures: False spares reading the bytes of pictures that lie inside the files.
+        skip: rows to leave out at the start.
+    """
+    for number, (where, row) in enumerate(open_rows(location, parts, pictures=pictures, skip=skip), start=skip):
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: a record must be a mapping, not {type(row).__name__}")
+        yield where, _renamed(row, fields, number) if fields else row
+
+
+def _renamed(row: Row, fields: Fields, number: int) -> Row:
+    """The row with our names beside its own. A name that is not there stays out, and is missed where it is needed."""
+    renamed = {name: value for name, value in row.items() if name not in fields}
+    for ours, theirs in fields.items():
+        if theirs == ROW_NUMBER:
+            renamed[ours] = number
+            continue
+        value: object = row
+        for part in [theirs] if theirs in row else theirs.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            renamed[ours] = value
+    return renamed
+
+
+def _root(location: Location, image_root: Path | None) -> Path:
+    if image_root is not None:
+        return image_root
+    return Path(location) if Path(location).is_dir() else Path(location).parent
+
+
+def _image_anywhere(where: str, row: Row) -> Image:
+    return image_of(where, row, Path())

@@ -1,0 +1,67 @@
+"""Rows of parquet files, and of any table of Arrow: pictures inside become blobs, or are spared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from revision.pictures import Blob
+
+_ROWS = 1024
+_PICTURES = 32  # rows at once where they hold pictures: a batch of a thousand could be gigabytes
+
+
+def rows(path: Path, *, pictures: bool) -> Iterator[tuple[str, Any]]:
+    """Yields (where, row) of a parquet file. Raises ValueError where it cannot be read."""
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            held = picture_columns(file.schema_arrow)
+            columns = None if pictures else [name for name in file.schema_arrow.names if name not in held]
+            size = _PICTURES if pictures and held else _ROWS
+            for batch in file.iter_batches(batch_size=size, columns=columns):
+                for row in batch.to_pylist():
+                    where = f"{path}, row {number + 1}"
+                    yield where, with_blobs(row, held, where)
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a readable parquet file (after row {number}): {error}") from error
+
+
+def count(path: Path) -> int:
+    """Rows of a parquet file, from its footer. Raises ValueError where it has none."""
+    try:
+        with pq.ParquetFile(path) as file:
+            return int(file.metadata.num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a readable parquet file: {error}") from error
+
+
+def picture_columns(schema: pa.Schema) -> list[str]:
+    """The columns that hold bytes: plain, or as `datasets` stores a picture, with its path."""
+    return [field.name for field in schema if _is_bytes(field.type) or _is_picture(field.type)]
+
+
+def with_blobs(row: dict[str, Any], held: Sequence[str], where: str) -> dict[str, Any]:
+    """A row whose bytes are blobs. Bytes that are null, or were not read, are an empty one, which no decoder takes."""
+    for name in held:
+        value = row.get(name)
+        cell = value if isinstance(value, dict) else {"bytes": value}
+        if cell.get("bytes") is None and cell.get("path"):
+            row[name] = cell["path"]
+        else:
+            row[name] = Blob(f"{where}, {name}", cell.get("bytes") or b"")
+    return row
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+def _is_picture(kind: pa.DataType) -> bool:
+    names = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
+    return names.keys() == {"bytes", "path"} and _is_bytes(names["bytes"])

@@ -1,0 +1,435 @@
+"""Recipes of published corpora, each on a small sample in its publisher's own format."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+RECIPES = Path(__file__).parent.parent / "data_recipes"
+sys.path.insert(0, str(RECIPES))
+
+import bunny  # noqa: E402
+import densefusion  # noqa: E402
+import internvl_sft  # noqa: E402
+import llava_instruct  # noqa: E402
+import llava_pretrain  # noqa: E402
+import mixture  # noqa: E402
+import sharegpt4v  # noqa: E402
+import text  # noqa: E402
+import unicorn  # noqa: E402
+from corpus_parts import keeping  # noqa: E402
+from corpus_parts.duplicates import Duplicates, normal_form, similarity  # noqa: E402
+from corpus_parts.quality import Quality  # noqa: E402
+from corpus_parts.sentences import paragraphs, passages, sentences  # noqa: E402
+
+from revision.records import count_records, read_conversations, read_images, read_pairs, read_texts  # noqa: E402
+
+Rows = list[dict[str, Any]]
+CAPTIONS = ["A cat on a red sofa.", "Two dogs run over the beach.", "An old clock on the wall of a station."]
+
+
+def rows_of(file: Path) -> Rows:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def asked(*turns: str) -> Rows:
+    return [{"from": ("human", "gpt")[place % 2], "value": said} for place, said in enumerate(turns)]
+
+
+def caption_rows() -> Rows:
+    """LLaVA's form, as LLaVA, Bunny and ShareGPT4V ship captions; two of the five are unusable."""
+    rows = [
+        {"id": f"00{n}", "image": f"{n}.jpg", "conversations": asked("<image>\nDescribe it.", caption)}
+        for n, caption in enumerate(CAPTIONS)
+    ]
+    rows.append({"id": "003", "image": "3.jpg", "conversations": asked("<image>\nDescribe it.", " ")})
+    rows.append({"id": "004", "image": ["4.jpg", "5.jpg"], "conversations": asked("<image>", "Two pictures.")})
+    return rows
+
+
+def talk_rows() -> Rows:
+    about = {"image": "a/1.jpg", "conversations": asked("<image>\nWhat?", "A cat.", "Which?", "A red one.")}
+    return [
+        {"id": 1, **about},
+        {"id": 1, **about},  # ids repeat in the source, and pictures too
+        {"id": 2, "conversations": asked("Hi.", "Hello.")},
+        {"id": 3, "conversations": [{"from": "gpt", "value": "(before)"}, *asked("Hi.", "Hello.")]},
+        {"id": 4, "image": "a/2.jpg", "conversations": asked("<image><image>", "Two marks.")},
+        {"id": 5, "conversations": asked("What is <image>?", "A mark without a picture.")},
+        {"id": 6, "image": "a/3.jpg", "conversations": asked("<image>\nWhat?")},
+    ]
+
+
+def check_talks(out: Path, root: str = "") -> None:
+    found = list(read_conversations(out / "conversations.jsonl"))
+    assert [(one.image, len(one.messages)) for one in found] == [
+        (f"{root}a/1.jpg", 4), (f"{root}a/1.jpg", 4), (None, 2), (None, 2)
+    ]  # fmt: skip
+    assert len({one.id for one in found}) == 4
+    assert [image.picture for image in read_images(out / "images.jsonl", out / "images")] == [
+        out / f"images/{root}a/1.jpg"
+    ]
+    reasons = [row["reason"] for row in rows_of(out / "rejected.jsonl")]
+    assert [("2 <image> mark" in reasons[0]), ("but no image" in reasons[1]), ("no answer" in reasons[2])] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "file", "options"),
+    [
+        (bunny, "pretrain/bunny_pretrain_laion_2m.json", []),
+        (llava_pretrain, "blip_laion_cc_sbu_558k.json", []),
+        (sharegpt4v, "share-captioner_coco_lcs_sam_1246k_1107.json", []),
+        (sharegpt4v, "sharegpt4v_instruct_gpt4-vision_cap100k.json", ["--part", "gpt4v"]),
+    ],
+)
+def test_captions_in_llavas_form(tmp_path: Path, recipe: Any, file: str, options: list[str]) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    (source / file).parent.mkdir(parents=True)
+    (source / file).write_text(json.dumps(caption_rows()))
+    arguments = ["--out", str(out), "--source", str(source), *options]
+    counts = recipe.main(arguments)
+    assert counts == {"texts": 3, "images": 3, "pairs": 3, "conversations": 0, "rejected": 2, "statistics": 3}
+    name = recipe.CARD.name
+    assert [(one.id, one.text) for one in read_texts(out / "texts.jsonl")] == [
+        (f"{name}-{n:07d}", caption) for n, caption in enumerate(CAPTIONS)
+    ]
+    pairs = list(read_pairs(out / "pairs.jsonl", out / "images"))
+    assert [(pair.path, pair.text) for pair in pairs] == [
+        (out / f"images/{n}.jpg", one) for n, one in enumerate(CAPTIONS)
+    ]
+    assert count_records(out / "statistics.jsonl", "image") == 3
+    assert [row["reason"] for row in rows_of(out / "rejected.jsonl")] == [
+        "its caption is missing or empty", "its picture is ['4.jpg', '5.jpg'], not one path"
+    ]  # fmt: skip
+    mark = json.loads((out / "recipe.json").read_text())
+    assert mark["corpus"]["licence"] and mark["corpus"]["homepage"].startswith("https://") and mark["counts"] == counts
+    before = (out / "texts.jsonl").stat().st_mtime_ns
+    assert recipe.main(arguments) == counts
+    assert (out / "texts.jsonl").stat().st_mtime_ns == before, "a finished corpus is left alone"
+    assert recipe.main([*arguments, "--keep", "2"])["texts"] == 2
+    kept = [{row["id"] for row in rows_of(out / f"{part}.jsonl")} for part in ("texts", "images", "pairs")]
+    assert kept[0] == kept[1] == kept[2] and len(kept[0]) == 2
+
+
+def test_bunny_filtered(tmp_path: Path) -> None:
+    said = [*CAPTIONS, "a CAT, on a red sofa", "Buy", "see https://x.org for more of it", "12 34 56 78"]
+    rows = [{"id": n, "image": f"{n}.jpg", "conversations": asked("<image>", one)} for n, one in enumerate(said)]
+    (tmp_path / "bunny.json").write_text(json.dumps(rows))
+    counts = bunny.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path / "bunny.json"), "--filter"])
+    assert counts["texts"] == 3
+    reasons = " ".join(row["reason"] for row in rows_of(tmp_path / "out/rejected.jsonl"))
+    for part in ("it is a duplicate", "it has 1 words", "an address: 'https://'", "0% of it are letters"):
+        assert part in reasons
+
+
+def test_densefusion(tmp_path: Path) -> None:
+    rows = [
+        {"image_id": 1, "image_path": "000001/1.jpg", "caption": CAPTIONS[0], "url": "https://x/1"},
+        {"image_id": 2, "caption": CAPTIONS[1], "url": "https://x/2"},
+        {"image_id": 3, "image_path": "000001/3.jpg", "caption": None},
+        {"image_id": 4, "image_path": "../../etc/passwd", "caption": CAPTIONS[2]},
+    ]
+    (tmp_path / "DenseFusion-1M.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    counts = densefusion.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path)])
+    assert counts["texts"] == counts["images"] == 2 and counts["rejected"] == 2
+    assert [row["image"] for row in rows_of(tmp_path / "out/images.jsonl")] == ["000001/1.jpg", "2.png"]
+    assert "leads out of the folder" in rows_of(tmp_path / "out/rejected.jsonl")[1]["reason"]
+
+
+@pytest.mark.parametrize(("recipe", "options"), [(llava_instruct, []), (sharegpt4v, ["--part", "mix"])])
+def test_conversations_in_llavas_form(tmp_path: Path, recipe: Any, options: list[str]) -> None:
+    file = tmp_path / (recipe.PARTS["mix"] if options else recipe.CARD.files[0])
+    file.write_text(json.dumps(talk_rows()))
+    recipe.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path), *options])
+    check_talks(tmp_path / "out")
+
+
+def test_internvl_roots_and_subset(tmp_path: Path) -> None:
+    (tmp_path / "opensource").mkdir()
+    for name in internvl_sft.SETS:
+        lines = "".join(json.dumps(row) + "\n" for row in talk_rows())
+        (tmp_path / "opensource" / name).write_text(lines)
+    assert sum(rows for rows, _ in internvl_sft.SETS.values()) == 1_267_819
+    out = tmp_path / "one"
+    internvl_sft.main(["--out", str(out), "--source", str(tmp_path), "--sets", "dvqa_train_200k.jsonl"])
+    check_talks(out, "dvqa/")
+    out = tmp_path / "all"
+    counts = internvl_sft.main(["--out", str(out), "--source", str(tmp_path), "--keep", "7"])
+    # Two of the nine share a root, so they share the picture.
+    assert counts["conversations"] == len(rows_of(out / "conversations.jsonl")) == 7 and counts["images"] == 8
+    assert counts["rejected"] == 27
+    first = (out / "conversations.jsonl").read_text()
+    again = tmp_path / "again"
+    internvl_sft.main(["--out", str(again), "--source", str(tmp_path), "--keep", "7"])
+    assert (again / "conversations.jsonl").read_text() == first, "a function of the seed"
+    internvl_sft.main(["--out", str(again), "--source", str(tmp_path), "--keep", "7", "--seed", "1"])
+    assert (again / "conversations.jsonl").read_text() != first
+
+
+def test_unicorn(tmp_path: Path) -> None:
+    pretrain: Rows = [{"id": f"p{n}", "conversations": asked("<image>", one)} for n, one in enumerate(CAPTIONS)]
+    pretrain += [{"id": "p0", "conversations": asked("<image>", "Again.")}, {"id": None, "caption": "No id."}]
+    instruct = [
+        {"id": "p1", "conversations": asked("<image>\nWhat?", "Dogs.")},
+        {"id": "q", "caption": "A tall tree.", "conversations": asked("<image>\nWhat?", "A tree.")},
+        {"id": "r", "conversations": asked("<image>\nWhat?", "Nobody knows.")},
+    ]
+    (tmp_path / "p.json").write_text(json.dumps(pretrain))
+    (tmp_path / "i.json").write_text(json.dumps(instruct))
+    out = tmp_path / "out"
+    arguments = ["--out", str(out), "--pretrain", str(tmp_path / "p.json"), "--instruct", str(tmp_path / "i.json")]
+    assert unicorn.main(arguments) == {
+        "texts": 4, "images": 0, "pairs": 0, "conversations": 2, "rejected": 3, "statistics": 0
+    }  # fmt: skip
+    texts = {one.id: one.text for one in read_texts(out / "texts.jsonl")}
+    talks = list(read_conversations(out / "conversations.jsonl"))
+    assert [texts[str(talk.image)] for talk in talks] == [CAPTIONS[1], "A tall tree."]
+    (out / "images").mkdir()
+    (out / "images/x.PNG").write_bytes(b"")
+    assert unicorn.main([*arguments, "--statistics", "5"])["statistics"] == 1
+    with pytest.raises(ValueError, match="give --pretrain FILE, --instruct FILE or both"):
+        unicorn.main(["--out", str(out)])
+
+
+PROSE = """Dr. Smith came at 5 p.m. on Monday. He saw J. R. Brown there! "Was it late?" he asked.
+
+A second paragraph follows it here. It has three sentences of some length. This is the last one of them all.
+"""
+
+
+def test_sentences_and_passages() -> None:
+    first, second = paragraphs(PROSE)
+    assert list(sentences(first)) == [
+        "Dr. Smith came at 5 p.m. on Monday.", "He saw J. R. Brown there!", '"Was it late?" he asked.'
+    ]  # fmt: skip
+    assert [len(one.split()) for one in passages(second, 13)] == [13, 8]
+    assert " ".join(passages(second, 13)) == second
+
+
+def test_near_duplicates_against_jaccard() -> None:
+    """The estimate is near the true similarity of 3-word shingles, and the rule goes by it."""
+    rng = np.random.default_rng(0)
+    words = [f"w{n}" for n in range(400)]
+    base = [str(word) for word in rng.choice(words, 60)]
+
+    def shingles(text: str) -> set[tuple[str, ...]]:
+        parts = text.split()
+        return {tuple(parts[n : n + 3]) for n in range(len(parts) - 2)}
+
+    met = Duplicates(near=0.8)
+    errors = []
+    for changed in (0, 1, 3, 8, 20):
+        other = [*base]
+        for place in rng.choice(60, changed, replace=False):
+            other[place] = "new"
+        one, two = " ".join(base), " ".join(other)
+        true = len(shingles(one) & shingles(two)) / len(shingles(one) | shingles(two))
+        errors.append(abs(similarity(met.signature(one), met.signature(two)) - true))
+    assert max(errors) < 0.15  # two and a half standard deviations of 64 draws
+    assert met.fault(" ".join(base)) is None
+    assert met.fault(" ".join(base).upper() + " !") == "it is a duplicate"
+    assert met.fault(" ".join([*base[:-1], "new"])) == "it is a near duplicate"
+    assert met.fault(" ".join(rng.permutation(base))) is None
+    assert Duplicates(near=None).fault("x") is None
+    assert normal_form("A  Cat, (red)") == "a cat red"
+
+
+def test_quality() -> None:
+    quality = Quality(min_words=2, max_words=20)
+    assert quality.fault("Eine große Katze. 一只猫") is None
+    for said, fault in [
+        ("one", "1 words"), ("w " * 21, "21 words"), ("a b\ufffd", "replacement"), ("<b>bold</b> text", "markup"),
+        ("1 2 3 four", "are letters"), ("spam " * 8 + "egg ham", "one word is 80%"),
+    ]:  # fmt: skip
+        assert fault in str(quality.fault(said))
+
+
+@pytest.mark.parametrize("level", ["sentence", "passage", "document"])
+def test_text_folder(tmp_path: Path, level: str) -> None:
+    source, out = tmp_path / "texts", tmp_path / "out"
+    source.mkdir()
+    (source / "a.txt").write_text(PROSE)
+    (source / "b.md").write_text("Another file says something else, at some length, here.\n\n" + PROSE)
+    (source / "c.txt").write_bytes(b"\xff\xfe\x00")
+    (source / "d.txt").write_text("")
+    arguments = ["--out", str(out), "--source", str(source), "--level", level, "--near", "0"]
+    counts = text.main(arguments)
+    said = [one.text for one in read_texts(out / "texts.jsonl")]
+    reasons = Counter(row["reason"].split(":")[0] for row in rows_of(out / "rejected.jsonl"))
+    assert len(set(said)) == len(said) == counts["texts"] == {"sentence": 7, "passage": 3, "document": 2}[level]
+    assert any("c.txt is not UTF-8" in reason for reason in reasons)
+    assert reasons["it is a duplicate"] == {"sentence": 6, "passage": 2, "document": 0}[level]
+
+
+def test_text_records(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"body": one}) + "\n" for one in [*CAPTIONS, None]))
+    arguments = ["--out", str(tmp_path / "out"), "--source", str(tmp_path / "t.jsonl"), "--level", "document"]
+    assert text.main([*arguments, "--column", "body"])["texts"] == 3
+    with pytest.raises(ValueError, match="no row of .*t.jsonl became a record; the first: its text is NoneType"):
+        text.main([*arguments, "--column", "nobody"])
+
+
+def test_a_killed_recipe_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at every place where it can be, it ends with the same bytes, and meets the same duplicates."""
+    rows = [{"body": f"{CAPTIONS[n % 3]} It is number {n // 6}."} for n in range(30)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def arguments(out: str) -> list[str]:
+        return ["--out", str(tmp_path / out), "--source", str(tmp_path / "t.jsonl"), "--column", "body"]
+
+    monkeypatch.setattr(keeping.Keeper.__init__, "__defaults__", (4,))
+    whole = text.main(arguments("whole"))
+    step, left = keeping.Keeper.step, 0
+
+    def dying(self: keeping.Keeper) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        step(self)
+
+    monkeypatch.setattr(keeping.Keeper, "step", dying)
+    starts = []
+    for _ in range(10):
+        left = 7
+        try:
+            counts = text.main(arguments("killed"))
+            break
+        except KeyboardInterrupt:
+            starts.append(json.loads((tmp_path / "killed/progress.json").read_text())["done"])
+    assert starts == sorted(set(starts)) and len(starts) > 3, "each start goes on after the last note"
+    assert counts == whole and whole["rejected"] > 5
+    for file in ("texts.jsonl", "rejected.jsonl"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert not list((tmp_path / "killed").glob("*.partial"))
+
+
+def test_missing_pictures_are_rejected_where_asked(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(json.dumps(caption_rows()[:2]))
+    out = tmp_path / "out"
+    (out / "images").mkdir(parents=True)
+    (out / "images/1.jpg").write_bytes(b"")
+    counts = llava_pretrain.main(["--out", str(out), "--source", str(tmp_path / "s.json"), "--check-images"])
+    assert counts["texts"] == counts["rejected"] == 1
+    assert rows_of(out / "rejected.jsonl")[0]["reason"] == "picture images/0.jpg does not exist"
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no blip_laion_cc_sbu_558k\.json; get it from https://"):
+        llava_pretrain.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"of liuhaotian/LLaVA-Pretrain cannot be fetched .*give --source"):
+        llava_pretrain.main(["--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("file", sorted((RECIPES.parent / "configs/data").glob("*.yaml")), ids=lambda file: file.stem)
+def test_recipes_of_configurations_know_their_options(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `revision run` starts is a recipe that takes these words; --help ends it before it does anything."""
+    content = yaml.safe_load(file.read_text())
+    if content.get("recipe") is None or "nano" in content["recipe"]:
+        return
+    recipe: Any = importlib.import_module(Path(content["recipe"]).stem)
+    assert (RECIPES.parent / content["recipe"]).is_file()
+    words = ["--out", content["folder"], *content.get("recipe_options", [])]
+    with pytest.raises(SystemExit) as ended:
+        recipe.main([*words, "--help"])
+    assert ended.value.code == 0
+    with pytest.raises(SystemExit) as ended:
+        recipe.main([*words, "--no-such-option"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and ("unrecognized arguments: --no-such-option\n" in said or "--source" in said)
+
+
+def test_a_recipe_is_a_program(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text(json.dumps(caption_rows()))
+    words = [sys.executable, str(RECIPES / "llava_pretrain.py"), "--out", str(tmp_path / "out"), "--source"]
+    environment = {**os.environ, "PYTHONPATH": str(RECIPES.parent)}
+    subprocess.run([*words, str(tmp_path / "s.json")], check=True, capture_output=True, env=environment)
+    assert len(rows_of(tmp_path / "out/texts.jsonl")) == 3
+    done = subprocess.run([*words, str(tmp_path / "no.json")], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "llava-pretrain: --source" in done.stderr and "Traceback" not in done.stderr
+
+
+def make_parts(root: Path) -> None:
+    for name, count in (("big", 60), ("small", 12)):
+        rows = [{"id": n, "image": f"{n}.jpg", "conversations": asked("<image>", f"{name} {n}")} for n in range(count)]
+        (root / f"{name}.json").write_text(json.dumps(rows))
+        llava_instruct.main(["--out", str(root / name), "--source", str(root / f"{name}.json")])
+        texts = "".join(json.dumps({"id": str(n), "text": f"{name} {n}"}) + "\n" for n in range(count))
+        (root / name / "texts.jsonl").write_text(texts)
+
+
+def test_mixtures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_parts(tmp_path)
+    common = ["--root", str(tmp_path), "--texts", "big=3", "small=1", "--conversations", "small"]
+    counts = mixture.main(["--out", str(tmp_path / "mix"), *common])
+    assert counts["texts"] == 48 and counts["conversations"] == counts["images"] == 12, "until small is used up"
+    texts = [one.id for one in read_texts(tmp_path / "mix/texts.jsonl")]
+    parts = Counter(name.split("/")[0] for name in texts)
+    assert parts == {"big": 36, "small": 12} and len(set(texts)) == 48
+    assert texts[:36] != sorted(texts)[:36] and "small" in " ".join(texts[:16]), "parts are mixed, not in a row"
+    images = {image.id: image.picture for image in read_images(tmp_path / "mix/images.jsonl")}
+    talks = list(read_conversations(tmp_path / "mix/conversations.jsonl"))
+    assert {talk.image for talk in talks} == images.keys()
+    assert str(images["small/3.jpg"]).endswith("mix/../small/images/3.jpg")
+
+    mixture.main(["--out", str(tmp_path / "again"), *common])
+    assert (tmp_path / "again/texts.jsonl").read_bytes() == (tmp_path / "mix/texts.jsonl").read_bytes()
+    mixture.main(["--out", str(tmp_path / "other"), *common, "--seed", "1"])
+    assert (tmp_path / "other/texts.jsonl").read_bytes() != (tmp_path / "mix/texts.jsonl").read_bytes()
+
+    with pytest.raises(ValueError, match=r"big has 60 rows and the mixture takes 75; lower its weight or --total"):
+        mixture.main(["--out", str(tmp_path / "mix"), *common, "--total", "100"])
+    mixture.main(["--out", str(tmp_path / "mix"), *common, "--total", "100", "--repeat"])
+    texts = [one.id for one in read_texts(tmp_path / "mix/texts.jsonl")]
+    assert len(set(texts)) == 100 and Counter(name.rpartition("#")[2] for name in texts if "#" in name) == {
+        "1": 15 + 12, "2": 1
+    }  # fmt: skip
+
+
+def test_a_killed_mixture_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_parts(tmp_path)
+    common = ["--root", str(tmp_path), "--texts", "big", "small", "--conversations", "small"]
+    mixture.main(["--out", str(tmp_path / "whole"), *common])
+    monkeypatch.setattr(keeping.Keeper.__init__, "__defaults__", (5,))
+    add, left = keeping.Keeper.add, 33
+
+    def dying(self: keeping.Keeper, name: str, row: keeping.Row) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        add(self, name, row)
+
+    monkeypatch.setattr(keeping.Keeper, "add", dying)
+    with pytest.raises(KeyboardInterrupt):
+        mixture.main(["--out", str(tmp_path / "killed"), *common])
+    assert json.loads((tmp_path / "killed/progress.json").read_text())["done"] == 30
+    left = 10_000
+    mixture.main(["--out", str(tmp_path / "killed"), *common])
+    assert left == 10_000 - (24 + 12 + 12 - 30), "only what was missing is written"
+    for file in ("texts", "conversations", "images", "statistics"):
+        one, other = (tmp_path / folder / f"{file}.jsonl" for folder in ("killed", "whole"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("words", [["a=x"], ["a=0"], ["a=-1"], ["a=inf"], ["=1"], ["a", "a=2"]])
+def test_weights_that_are_none(words: list[str]) -> None:
+    with pytest.raises(ValueError, match="is not NAME=WEIGHT"):
+        mixture.weights_of(words)
+
+
+def test_shares_add_up() -> None:
+    available = {"a": 100, "b": 100, "c": 100}
+    counts = mixture.shares({"a": 1, "b": 1, "c": 1}, available, 100, repeat=False)
+    assert sum(counts.values()) == 100 and max(counts.values()) - min(counts.values()) == 1
+    assert mixture.shares({"a": 0.1, "b": 0.3}, available, None, repeat=False) == {"a": 33, "b": 100}

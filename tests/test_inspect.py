@@ -1,0 +1,110 @@
+"""`revision inspect`: its numbers against independent counting, its samples, and what it says of a bad corpus."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_corpus import make_corpus, make_groups
+from transformers import AutoTokenizer
+
+from revision.cli import main
+from revision.inspection import sample_of
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_llm: Path) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("inspect")
+    made = make_corpus(folder / "corpus", tiny_llm)
+    return made, make_groups(folder / "groups", made)
+
+
+def inspect(corpus: tuple[Path, Path], runs: Path, *more: str) -> int:
+    options = ["data=tiny", "encoder=tiny", "model.llm=${data.folder}/assets/llm", "model.num_visual_tokens=3"]
+    return main(["inspect", *options, f"runs={runs}", "--config-dir", str(corpus[1]), *more])
+
+
+def report_of(runs: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((runs / "default/inspect/inspect.json").read_text())
+    return report
+
+
+def test_numbers(corpus: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first_stage = ["num_train_epochs=2", "max_steps=-1"]
+    second_stage = ["max_steps=5", "per_device_train_batch_size=2", "gradient_accumulation_steps=3"]
+    trainer = [f"pretrain.trainer.{one}" for one in first_stage] + [f"instruct.trainer.{one}" for one in second_stage]
+    assert inspect(corpus, tmp_path, *trainer) == 0
+    report = report_of(tmp_path)
+    first, second = report["stages"]["pretrain"], report["stages"]["instruct"]
+    texts = [json.loads(line)["text"] for line in (corpus[0] / "texts.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(corpus[0] / "assets/llm")
+    learned = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in texts]
+    assert first["records"] == first["tokenized"] == len(texts) and first["exact"]
+    assert first["learned_an_epoch"] == sum(learned), "the text and the token that ends the turn"
+    assert first["tokens_an_epoch"] > sum(learned) + 3 * len(texts), "three visual tokens each, and the template"
+    assert first["samples_trained"] == 2 * len(texts) and first["tokens_trained"] == 2 * first["tokens_an_epoch"]
+    assert sum(count for _, _, count in first["histogram"]) == len(texts)
+    assert second["records"] == 12 and second["samples_trained"] == 30
+    assert second["with_picture"] == 12 and second["picture_unknown"] == 0
+    assert second["duplicates"] == 0, "the same words about other pictures"
+    assert report["images"]["statistics"] == {"records": 6, "repeated_ids": 0, "missing": 0, "first_missing": []}
+    assert report["tokens_trained"] == first["tokens_trained"] + second["tokens_trained"]
+    out = capsys.readouterr().out
+    assert "<image>×3" in out and "instruct: c0" in out and texts[0] in out
+    assert not (tmp_path / "default/inspect/finished.json").exists()
+
+
+def test_what_is_wrong_is_named(corpus: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "a cat"}]
+    rows = [{"id": "x", "image": "0", "messages": turns}, {"id": "y", "image": "nobody", "messages": turns},
+            {"id": "z", "image": "0", "messages": turns},
+            {"id": "w", "messages": [*turns[1:], {"role": "assistant", "content": "see <image>"}]}]  # fmt: skip
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "t.jsonl").write_text('{"key": 1, "said": "A  cat"}\n{"key": 2, "said": "a CAT"}\n')
+    more = [f"data.conversations={tmp_path}/c.jsonl", f"data.sources.texts.records={tmp_path}/t.jsonl",
+            "data.sources.texts.fields={id: key, text: said}", f"data.sources.pictures.image_root={tmp_path}",
+            "pretrain.max_length=5", "inspect.show=1"]  # fmt: skip
+    assert inspect(corpus, tmp_path, *more) == 0
+    report = report_of(tmp_path)
+    first, second = report["stages"]["pretrain"], report["stages"]["instruct"]
+    assert first["duplicates"] == 1 and first["above_max_length"] == 2
+    assert second["duplicates"] == 1 and second["picture_unknown"] == 1 and second["refused"] == 1
+    assert second["first_unknown"] == ["y: nobody"] and second["first_refused"][0]["id"] == "w"
+    assert report["images"]["pictures"]["missing"] == 6 and report["images"]["statistics"]["missing"] == 0
+    out = capsys.readouterr().out
+    assert "no image source has the picture of y: nobody" in out and "6 missing" in out and "pretrain: 1" in out
+    assert "instruct: x" not in out, "one sample is shown"
+
+
+def test_a_sample_stands_for_all(corpus: tuple[Path, Path], tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"id": n, "text": "a red cat " * (1 + n % 7)}) + "\n" for n in range(400))
+    (tmp_path / "t.jsonl").write_text(lines)
+    source = f"data.sources.texts.records={tmp_path}/t.jsonl"
+    assert inspect(corpus, tmp_path, source, "inspect.sample=null") == 0
+    whole = report_of(tmp_path)["stages"]["pretrain"]
+    assert inspect(corpus, tmp_path, source, "inspect.sample=100") == 0
+    part = report_of(tmp_path)["stages"]["pretrain"]
+    assert whole["exact"] and not part["exact"] and part["tokenized"] == 100 and part["records"] == 400
+    assert abs(part["tokens_an_epoch"] / whole["tokens_an_epoch"] - 1) < 0.15
+    assert part["duplicates"] == whole["duplicates"] == 393
+
+
+def test_the_sample_is_uniform_and_seeded() -> None:
+    counts = np.zeros(20)
+    for seed in range(400):
+        sample = sample_of(range(20), 5, seed, str)
+        assert sample.count == 20 and len(sample.kept) == 5 and [one for one, _ in sample.kept] == sorted(
+            one for one, _ in sample.kept
+        )  # fmt: skip
+        counts[[one for one, _ in sample.kept]] += 1
+    assert counts.min() > 65 and counts.max() < 135, "100 on average, with a standard deviation of 9"
+    assert sample_of(range(20), 5, 3, str) == sample_of(range(20), 5, 3, str)
+    assert sample_of([], 5, 0, str).count == 0
+
+
+def test_nothing_to_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "data=nano_styles", f"runs={tmp_path}"]) == 1
+    assert "has neither data.sources nor data.conversations" in capsys.readouterr().err

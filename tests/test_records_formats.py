@@ -1,0 +1,212 @@
+"""Every format of records gives the same records, from its content alone, in constant memory."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image as Pillow
+
+from revision import records
+from revision.pictures import Blob, open_picture
+from revision.records import Conversation, Image, Message, Text
+
+ROWS = [{"id": "a", "text": "a cat"}, {"id": "b", "text": "ein großer Hund"}, {"id": "c", "text": "un chat"}]
+TEXTS = [Text(row["id"], row["text"]) for row in ROWS]
+
+
+def png(colour: int = 0, size: tuple[int, int] = (3, 2)) -> bytes:
+    file = io.BytesIO()
+    Pillow.new("RGB", size, (colour, colour, colour)).save(file, "png")
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write(folder: Path, form: str) -> Path:
+    """The rows in one form; the names of files say as little as they can."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+    file = folder / "records"
+    match form:
+        case "json lines":
+            file.write_bytes(lines)
+        case "json lines with BOM and CRLF":
+            file.write_bytes(b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n"))
+        case "json lines, gzip":
+            file.write_bytes(gzip.compress(lines))
+        case "json list":
+            file.write_text(json.dumps(ROWS, indent=1))
+        case "json list with BOM":
+            file.write_bytes(b"\xef\xbb\xbf\n " + json.dumps(ROWS).encode())
+        case "one line":
+            file.write_text(json.dumps({"images": [{"id": "i", "image": "i.png"}], "texts": ROWS}))
+        case "mapping of lists":
+            file.write_text(json.dumps({"version": [1, [2]], "texts": ROWS, "images": []}, indent=2))
+        case "parquet":
+            pq.write_table(pa.Table.from_pylist(ROWS), file, row_group_size=2)
+        case "folder of parquet":
+            file.mkdir()
+            pq.write_table(pa.Table.from_pylist(ROWS[:1]), file / "train-0.parquet")
+            pq.write_table(pa.Table.from_pylist(ROWS[1:]), file / "train-1.parquet")
+        case "pattern":
+            (folder / "part-0.jsonl").write_bytes(lines.split(b"\n")[0])
+            (folder / "part-1.jsonl").write_bytes(b"\n".join(lines.split(b"\n")[1:]))
+            return folder / "part-*.jsonl"
+        case "tar":
+            write_tar(file, {f"{row['id']}.txt": row["text"].encode() for row in ROWS})
+        case "saved data set":
+            datasets.Dataset.from_list(ROWS).save_to_disk(file)
+        case "saved data set with a split":
+            datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(file)
+    return file
+
+
+FORMS = [
+    "json lines", "json lines with BOM and CRLF", "json lines, gzip", "json list", "json list with BOM", "one line",
+    "mapping of lists", "parquet", "folder of parquet", "pattern", "tar", "saved data set",
+    "saved data set with a split",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_formats_agree(tmp_path: Path, form: str) -> None:
+    location = write(tmp_path, form)
+    assert list(records.read_texts(location)) == TEXTS
+    assert list(records.read_texts(location, skip=1)) == TEXTS[1:]
+    assert records.count_records(location, "text") == 3
+    assert records.fingerprint(location) == records.fingerprint(location)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
+    """`load_dataset` takes a folder in place of a name, which needs no network."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    location = f"hf://{tmp_path}/corpus?split=train&streaming={str(streaming).lower()}"
+    assert list(records.read_texts(location)) == TEXTS
+    assert list(records.read_texts(location, skip=2)) == TEXTS[2:]
+    before = records.fingerprint(location)
+    (tmp_path / "corpus" / "train.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    assert records.fingerprint(location) != before
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*look at its name, split and config"):
+        list(records.read_texts(location.replace("split=train", "split=no")))
+    with pytest.raises(ValueError, match=r"write hf://owner/name\?split=train, .* not 'splt'"):
+        list(records.read_texts(location.replace("split=", "splt=")))
+
+
+def test_pictures_inside_of_files(tmp_path: Path) -> None:
+    """A tar shard, a parquet file of bytes, one as `datasets` writes it, and a saved data set: the same pictures."""
+    names, contents = ["x", "y"], [png(10), png(200)]
+    members: dict[str, bytes] = {}
+    for name, content in zip(names, contents, strict=True):
+        members |= {f"00/{name}.jpg": content, f"00/{name}.json": b'{"url": "u"}', f"00/{name}.cls": b"1"}
+    shard = write_tar(tmp_path / "shard.tar", members)
+    plain = tmp_path / "plain.parquet"
+    pq.write_table(pa.table({"id": names, "image": pa.array(contents, pa.binary())}), plain)
+    saved, exported = tmp_path / "saved", tmp_path / "hf.parquet"
+    rows = [{"id": name, "image": {"bytes": data, "path": None}} for name, data in zip(names, contents, strict=True)]
+    features = datasets.Features({"id": datasets.Value("string"), "image": datasets.Image()})
+    dataset = datasets.Dataset.from_list(rows, features=features)
+    dataset.save_to_disk(saved)
+    dataset.to_parquet(exported)
+    for location in (shard, plain, saved, exported):
+        found = list(records.read_images(location))
+        assert [image.id for image in found] == names
+        assert [image.picture.content for image in found if isinstance(image.picture, Blob)] == contents
+        assert [np.asarray(open_picture(image.picture))[0, 0, 0] for image in found] == [10, 200]
+        assert len({str(image.picture) for image in found}) == 2, "each says where it lies"
+        assert [image.id for image in records.read_images(location, skip=1)] == ["y"]
+        assert records.count_records(location, "image") == 2
+
+
+def test_counting_reads_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = write_tar(tmp_path / "shard.tar", {f"{number}.png": png(number) for number in range(3)})
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", None)
+    assert records.count_records(shard, "image") == 3
+
+
+def test_a_table_may_name_files(tmp_path: Path) -> None:
+    table = pa.table({"id": ["x"], "image": [{"bytes": None, "path": "p/x.png"}]}, schema=pa.schema(
+        {"id": pa.string(), "image": pa.struct({"bytes": pa.binary(), "path": pa.string()})}))  # fmt: skip
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert list(records.read_images(tmp_path / "t.parquet")) == [Image("x", tmp_path / "p/x.png")]
+
+
+def test_fields_are_renamed(tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text('{"key": 7, "json": {"caption": "a cat"}, "id": "other"}\n')
+    fields = {"id": "key", "text": "json.caption"}
+    assert list(records.read_texts(file, fields)) == [Text("7", "a cat")]
+    assert records.count_records(file, "text", fields) == 1
+    assert list(records.read_texts(file, {"id": "#", "text": "json.caption"})) == [Text("0", "a cat")]
+    assert records.fingerprint(file, fields) != records.fingerprint(file) == records.fingerprint(file, {})
+    with pytest.raises(ValueError, match=r"line 1: the record has no 'text'; it has 'key', 'json', 'id'"):
+        list(records.read_texts(file, {"text": "captoin"}))
+
+
+USER = {"role": "user", "content": "<image>\nWhat?"}
+ANSWER = {"role": "assistant", "content": "A cat."}
+EXPECTED = Conversation("a", "row-1", [Message("user", "<image>\nWhat?"), Message("assistant", "A cat.")])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image": "row-1", "messages": [USER, ANSWER]},
+        {"images": ["row-1"], "messages": [USER, ANSWER]},
+        {"image": ["row-1"], "conversations": [{"from": "human", "value": USER["content"]},
+                                               {"from": "gpt", "value": "A cat."}]},
+        {"image": "row-1", "conversations": [{"from": "user", "value": USER["content"]},
+                                             {"from": "assistant", "value": "A cat."}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "row-1"}},
+                                                   {"type": "text", "text": "What?"}]}, ANSWER]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": "row-1", "text": None},
+                                                   {"type": "text", "text": "What?", "image": None}]},
+                      {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}]},
+        {"image": "row-1", "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text",
+                                                                                       "text": "What?"}]}, ANSWER]},
+    ],
+)  # fmt: skip
+def test_conversations_of_every_form(tmp_path: Path, row: dict[str, Any]) -> None:
+    file = tmp_path / "c.jsonl"
+    file.write_text(json.dumps({"id": "a", **row}))
+    assert list(records.read_conversations(file)) == [EXPECTED]
+
+
+def test_a_long_list_is_read_in_constant_memory(tmp_path: Path) -> None:
+    """A JSON list of 60,000 records and 12 MB, in chunks of 1 MiB."""
+    file = tmp_path / "t.json"
+    with file.open("w") as out:
+        out.write("[")
+        out.writelines(f'{"," if number else ""}{{"id": {number}, "text": "{"x" * 180}"}}' for number in range(60_000))
+        out.write("]")
+    tracemalloc.start()
+    assert sum(1 for _ in records.read_texts(file)) == 60_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert file.stat().st_size > 12_000_000 and peak < 8_000_000
+
+
+def test_records_that_span_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("revision.records.json_text._CHUNK", 3)
+    for form in ("json list", "json list with BOM", "mapping of lists"):
+        (tmp_path / form).mkdir()
+        assert list(records.read_texts(write(tmp_path / form, form))) == TEXTS

@@ -11,8 +11,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from revision.schema import Config
 
-# Mappings whose keys the schema does not list: transformers.TrainingArguments knows them.
-OPEN_MAPPINGS = ("trainer", "pretrain.trainer", "instruct.trainer")
+# Mappings whose keys the schema does not list: transformers.TrainingArguments knows them, or the package of an encoder.
+OPEN_MAPPINGS = ("encoder.options", "trainer", "pretrain.trainer", "instruct.trainer")
 
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", NoneType: "null"}
 

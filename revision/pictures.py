@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-Preprocess = Callable[[Image.Image], torch.Tensor]
+OpenFile = Callable[[Path], Any]  # a file -> a picture, or what another kind of encoder reads
+Preprocess = Callable[[Any], torch.Tensor]
 
 # What Pillow's decoders are known to raise on damaged files; every one of them says "this file", none "this program".
 _DECODING_ERRORS = (
@@ -76,8 +78,10 @@ class Pixels:
     """One batch of picture files after decoding and preprocessing.
 
     Attributes:
-        tensor: float32 [n, 3, height, width], the readable pictures in the order of the batch; n may be 0.
-        sizes: width x height in pixels of each file before preprocessing; 0 where it could not be read.
+        tensor: float32 [n, ...] ([n, 3, height, width] for most encoders), the readable files in the order of the
+            batch; n may be 0.
+        sizes: width x height in pixels of each picture before preprocessing, or the number of values after it where the
+            file is no picture; 0 where it could not be read.
         problems: for each file of the batch, why it could not be read, or None.
     """
 
@@ -86,26 +90,27 @@ class Pixels:
     problems: list[str | None]
 
 
-def read_pixels(paths: Sequence[Path], preprocess: Preprocess) -> Pixels:
+def read_pixels(paths: Sequence[Path], preprocess: Preprocess, open_file: OpenFile = open_picture) -> Pixels:
     """Decodes and preprocesses one batch of files; an unreadable file becomes a reason instead of a row."""
     tensors: list[torch.Tensor] = []
     sizes: list[int] = []
     problems: list[str | None] = []
     for path in paths:
         try:
-            picture = open_picture(path)
-            tensors.append(preprocess(picture))
+            opened = open_file(path)
+            tensors.append(preprocess(opened))
         except ValueError as error:  # preprocess raises it for a picture so narrow that a side scales to zero pixels
             sizes.append(0)
             problems.append(str(error))
         else:
-            sizes.append(picture.width * picture.height)
+            is_picture = isinstance(opened, Image.Image)
+            sizes.append(opened.width * opened.height if is_picture else tensors[-1].numel())
             problems.append(None)
     return Pixels(torch.stack(tensors) if tensors else torch.empty(0), sizes, problems)
 
 
 def read_pixel_batches(
-    batches: Iterable[Sequence[Path]], preprocess: Preprocess, *, workers: int
+    batches: Iterable[Sequence[Path]], preprocess: Preprocess, *, workers: int, open_file: OpenFile = open_picture
 ) -> Generator[Pixels, None, None]:
     """Yields `read_pixels` of every batch, in order, decoded ahead of the consumer by `workers` processes.
 
@@ -115,7 +120,7 @@ def read_pixel_batches(
     Raises:
         ValueError: a worker process died (in practice: memory ran out).
     """
-    read = partial(read_pixels, preprocess=preprocess)
+    read = partial(read_pixels, preprocess=preprocess, open_file=open_file)
     if workers == 0:
         yield from map(read, batches)
         return

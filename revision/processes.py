@@ -13,6 +13,9 @@ from omegaconf import OmegaConf
 
 from revision.schema import MODEL_STEPS, Config
 
+# Commands that share their work among the processes of a launcher.
+LAUNCHED = ("embed", *MODEL_STEPS)
+
 # Hydra's own settings that decide where and how often a job is started: a job does not pass them on.
 _STAY_BEHIND = ("hydra.mode=", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
 
@@ -64,7 +67,7 @@ def job_overrides() -> tuple[list[str], list[str]]:
 
 def needs_launcher(config: Config, command: str) -> bool:
     """Whether `command` is to run on several processes and no launcher has started them yet."""
-    return command in MODEL_STEPS and config.engine.processes > 1 and "RANK" not in os.environ
+    return command in LAUNCHED and config.engine.processes > 1 and "RANK" not in os.environ
 
 
 def refuse_ranks(what: str) -> None:

@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 def run(config: Config) -> None:
     """Embeds `embed.sources`, or all sources of the corpus."""
     from revision import rundir
-    from revision.encoders import load_encoder
+    from revision.assembly import load_encoder
     from revision.records import count_records
 
     sources = _sources(config)
@@ -39,14 +39,7 @@ def run(config: Config) -> None:
         return
     # Every record file is checked before the encoder is loaded and before anything is written.
     counts = {name: count_records(_records(source), source.kind.value) for name, source in sources.items()}
-    encoder = load_encoder(
-        kind=config.encoder.kind.value,
-        model=config.encoder.model,
-        pretrained=config.encoder.pretrained,
-        dtype=config.encoder.dtype.value,
-        device=config.embed.device,
-        name=config.encoder.name,
-    )
+    encoder = load_encoder(config, config.embed.device)
     facts = {name: _embed_source(config, name, source, counts[name], encoder) for name, source in sources.items()}
     rundir.finish(config, "embed", stores=facts)
 
@@ -109,8 +102,11 @@ def _embed_source(
     if not main:
         return {}
     store = EmbeddingStore.open(path)
+    cut = writer.count_cut()
+    if cut:
+        say(f"{name}: {cut} of {len(store)} texts were longer than the encoder reads and were cut at their end")
     return {"path": str(path), "fingerprint": store.fingerprint(), "count": len(store),
-            "rejected": store.manifest.rejected}  # fmt: skip
+            "rejected": store.manifest.rejected, "cut": cut}  # fmt: skip
 
 
 def _shards(records: Iterable[_T], writer: StoreWriter, shards: Sequence[int]) -> Iterator[tuple[int, list[_T]]]:
@@ -142,11 +138,12 @@ def _write_texts(
         kept = [record for record in records if record.text.strip()]
         rejected = [Rejected(record.id, "the text is empty") for record in records if not record.text.strip()]
         texts = [record.text for record in kept]
+        cut = encoder.cut_texts
         rows = encoder.encode_texts(texts, batch_size, on_batch=lambda done: progress.advance(task, done))
         progress.advance(task, len(rejected))
         writer.write(
             shard, rows=rows, ids=[record.id for record in kept], payloads=texts, lengths=list(map(len, texts)),
-            rejected=rejected,
+            rejected=rejected, cut=encoder.cut_texts - cut,
         )  # fmt: skip
 
 
@@ -167,7 +164,8 @@ def _write_images(
     # The decoding processes read ahead, over the border of a shard too, so they have an iterator of their own.
     shards, ahead = tee(shards)
     paths = ([record.path for record in batch] for _, records in ahead for batch in _batches(records, batch_size))
-    with closing(read_pixel_batches(paths, encoder.preprocess, workers=workers)) as decoded:
+    reading = read_pixel_batches(paths, encoder.preprocess, workers=workers, open_file=encoder.open_file)
+    with closing(reading) as decoded:
         for shard, records in shards:
             rows = [np.empty((0, encoder.dim), dtype=np.float32)]
             kept: list[tuple[Image, int]] = []

@@ -80,7 +80,7 @@ def refuse_ranks(what: str) -> None:
     if world != "1":
         raise ValueError(
             f"{what} was started on {world} processes, each of which would do all of it: start it plainly, "
-            f"and set engine.processes={world} for the steps that train."
+            f"and set engine.processes={world} for the steps that embed and train."
         )
 
 

@@ -242,7 +242,7 @@ class StageConfig:
 
 @dataclass
 class EngineConfig:
-    """How many processes a training command is expected to run on; checked at start."""
+    """How many processes `embed` and the training commands run on; training checks it at start."""
 
     processes: int = 1
 

@@ -165,6 +165,10 @@ def test_architecture_with_weights_file(tiny_clip: Path) -> None:
     with torch.no_grad():
         expected = model.encode_text(tokenizer(["a cat", "a much longer text about a dog", "b"]), normalize=True)
     np.testing.assert_allclose(rows, expected.numpy(), atol=1e-6)
+    assert encoder.cut_texts == 0
+    fits, over = "a " * 10, "a " * 11  # between start and end token, in a context of 12
+    np.testing.assert_allclose(encoder.encode_texts([fits]), encoder.encode_texts([over, "a"])[:1], atol=1e-6)
+    assert encoder.cut_texts == 1
     assert encoder.describe()["model"] == "revision-tiny-clip"
     assert encoder.describe()["weights"] == state_sha256(load_file(tiny_clip))
 
@@ -172,7 +176,7 @@ def test_architecture_with_weights_file(tiny_clip: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"kind": "clip"}, "encoder.kind is 'clip'; known is open_clip"),
+        ({"kind": "open_clap"}, r"encoder.kind = open_clap: must be one of open_clip, .*did you mean 'open_clip'\?"),
         ({"dtype": "int8"}, "encoder.dtype is 'int8'; known are float32"),
         ({"device": "gpu"}, "device 'gpu' is unknown; use auto, cpu"),
         ({"device": "cuda:97"}, "device 'cuda:97' is not there: this machine has"),
@@ -180,6 +184,10 @@ def test_architecture_with_weights_file(tiny_clip: Path) -> None:
         ({"model": "qqqq"}, "is not known to open_clip; name an architecture"),
         ({"model": "ViT-B-32"}, "encoder.pretrained is null, so ViT-B-32 would have random weights"),
         ({"model": "ViT-B-32", "pretrained": "mine"}, "neither a file nor a tag of ViT-B-32; tags are openai"),
+        (
+            {"model": "ViT-L-14", "pretrained": "openai"},
+            "trained with QuickGELU, .* set encoder.model to ViT-L-14-quickgelu",
+        ),
         ({"model": "local-dir:/no/such"}, "open_clip folder /no/such does not exist"),
     ],
 )

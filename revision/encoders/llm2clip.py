@@ -108,7 +108,8 @@ class LLM2ClipEncoder(TorchEncoder):
         self._text_folder = text_folder
         self.max_length = max_length
         self.tokenizer = read_tokenizer("encoder.text_model", text_folder)
-        require_marks("encoder.text_model", self.tokenizer)
+        rows = int(read_json("encoder.text_model", text_folder / "config.json").get("vocab_size", 0))
+        require_marks("encoder.text_model", self.tokenizer, rows)
 
     @cached_property
     def image_tower(self) -> nn.Module:

@@ -46,14 +46,18 @@ class Prompt:
     cut: bool
 
 
-def require_marks(field: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Holds that the marks of a turn are single tokens; spelled out in letters, they would be text.
+def require_marks(field: str, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Holds that the marks of a turn are tokens that the model knows; spelled out in letters, they would be text.
+
+    Args:
+        rows: of the model's token embeddings.
 
     Raises:
-        ValueError: a tokenizer of another family.
+        ValueError: a tokenizer of another model.
     """
+    vocabulary = tokenizer.get_vocab()
     for mark in _MARKS:
-        if len(tokenizer(mark, add_special_tokens=False)["input_ids"]) != 1:
+        if vocabulary.get(mark, rows) >= rows:
             raise ValueError(f"{field}: its tokenizer has no token {mark}; LLM2CLIP's text towers are Llama 3 models")
 
 

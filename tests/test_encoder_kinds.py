@@ -1,6 +1,7 @@
 """Kinds of encoders: those that a package adds, the fields that ours take, and what is said where files are missing."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -266,7 +267,12 @@ def test_hub_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: pyt
     """Nothing listens at this address; without the question, each file would be asked for with pauses between."""
     asked: list[str] = []
     answers = sources._answers
-    monkeypatch.setattr(sources, "_answers", lambda endpoint: asked.append(endpoint) or answers(endpoint))
+
+    def counting(endpoint: str) -> bool:
+        asked.append(endpoint)
+        return answers(endpoint)
+
+    monkeypatch.setattr(sources, "_answers", counting)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
@@ -305,8 +311,6 @@ def test_hash_of_a_large_file_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("REVISION_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sources, "_WORTH_KEEPING", 1)
     file.write_bytes(b"others!")
-    import os
-
     os.utime(file, ns=(1, 1))
     assert weights_sha256([file]) != plain
     assert weights_sha256([file, file]) != weights_sha256([file])

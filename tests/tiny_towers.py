@@ -130,9 +130,10 @@ def llama_folder(folder: Path, seed: int = 0, width: int = 16) -> Path:
     torch.manual_seed(seed)
     tokenizer = word_tokenizer(["<unk>", *MARKS], MARKS[0], None, pad_token=MARKS[3], eos_token=MARKS[3])
     tokenizer.add_special_tokens({"additional_special_tokens": MARKS})
+    remote: dict[str, Any] = {"auto_map": {"AutoModel": "modeling.Remote"}}
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=600, auto_map={"AutoModel": "modeling.Remote"},
+        num_key_value_heads=2, max_position_embeddings=600, **remote,
     )  # fmt: skip
     return _save(LlamaModel(config), folder, tokenizer)
 

@@ -102,11 +102,10 @@ def _embed_source(
     if not main:
         return {}
     store = EmbeddingStore.open(path)
-    cut = writer.count_cut()
-    if cut:
-        say(f"{name}: {cut} of {len(store)} texts were longer than the encoder reads and were cut at their end")
+    if store.manifest.cut:
+        say(f"{name}: {store.manifest.cut} of {len(store)} texts are longer than the encoder reads, and are cut")
     return {"path": str(path), "fingerprint": store.fingerprint(), "count": len(store),
-            "rejected": store.manifest.rejected, "cut": cut}  # fmt: skip
+            "rejected": store.manifest.rejected, "cut": store.manifest.cut}  # fmt: skip
 
 
 def _shards(records: Iterable[_T], writer: StoreWriter, shards: Sequence[int]) -> Iterator[tuple[int, list[_T]]]:

@@ -178,6 +178,7 @@ class StoreWriter:
                 rejected=len(rejected),
                 shards=shards,
                 index_sha256=self._write_index(),
+                cut=sum(self._cut(shard) for shard in range(self._shards)),
             )
             write_whole(self.path / MANIFEST, _text_writer(manifest.to_json()))
             # Of killed processes, and of an earlier plan with more shards that left no rows.
@@ -186,11 +187,6 @@ class StoreWriter:
                 leftover.unlink(missing_ok=True)
         self.complete = True
         return manifest
-
-    def count_cut(self) -> int:
-        """How many texts of the finished store were cut; none is known of in stores from before it was counted."""
-        metadata = (pq.read_schema(self._sidecar(shard)).metadata for shard in range(self._shards))
-        return sum(int(entry.get(_CUT_KEY, b"0")) for entry in metadata)
 
     def _mine(self, *, present: bool) -> list[int]:
         return [s for s in range(self.rank, self._shards, self.world) if self._is_present(s) == present]
@@ -204,6 +200,9 @@ class StoreWriter:
     def _rejects(self, shard: int) -> list[Rejected]:
         metadata = pq.read_schema(self._sidecar(shard)).metadata
         return [Rejected(**reject) for reject in json.loads(metadata[_REJECTED_KEY])]
+
+    def _cut(self, shard: int) -> int:
+        return int(pq.read_schema(self._sidecar(shard)).metadata.get(_CUT_KEY, b"0"))
 
     def _shard(self, shard: int) -> Shard:
         with pq.ParquetFile(self._sidecar(shard)) as file:

@@ -92,7 +92,7 @@ class TransformersEncoder(TorchEncoder):
         self, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: int, siglip: bool, **others: Any
     ) -> None:
         super().__init__(**others)
-        assert isinstance(model, TwoTowers)
+        assert _has_two_towers(model)
         self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.context = context
@@ -143,6 +143,10 @@ class TransformersEncoder(TorchEncoder):
         )
 
 
+def _has_two_towers(model: object) -> bool:
+    return isinstance(model, TwoTowers)
+
+
 def _pooled(output: Any) -> torch.Tensor:
     """transformers 5 returns an output with the projected features as `pooler_output`, before it the features alone."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
@@ -165,7 +169,7 @@ def load(source: EncoderSource) -> TransformersEncoder:
     files = weight_files("encoder.model", folder)
     tokenizer_hash = tokenizer_sha256("encoder.model", folder)
     model: Any = read_pretrained(AutoModel, "encoder.model", folder, dtype)
-    if not isinstance(model, TwoTowers):
+    if not _has_two_towers(model):
         raise ValueError(f"encoder.model = {source.model}: {type(model).__name__} is no dual encoder; choose another")
     tokenizer, processor = read_tokenizer("encoder.model", folder), _read_processor(folder)
     siglip = config.get("model_type") in _SIGLIP

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ ADAPTER = "text_adapter.adaptor."
 class _ImageTower(CLIPVisionModelWithProjection):
     """The other half of the file is the adapter, which is read by itself."""
 
-    _keys_to_ignore_on_load_unexpected: ClassVar = [r"^text_", r"^logit_scale$"]
+    _keys_to_ignore_on_load_unexpected = [r"^text_", r"^logit_scale$"]  # noqa: RUF012  (transformers reads it here)
 
 
 class _Block(nn.Module):

@@ -8,12 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece as spm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_encoder import make_picture
+from tiny_encoder import WORDS, make_picture
 from tiny_towers import MARKS, align_folder, clip_folder, llama_folder, llm2clip_folder, naflex_folder, siglip_folder
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPVisionModelWithProjection, LlamaModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    CLIPVisionModelWithProjection,
+    LlamaModel,
+    SiglipTokenizer,
+)
 
 from revision.commands import align, embed
 from revision.embeddings import EmbeddingStore
@@ -113,6 +121,31 @@ def test_low_picture_is_not_taken_for_channels(folders: dict[str, Path]) -> None
     pixels = load_encoder(**settings(folders, "siglip")).preprocess(pictures()[3])
     expected = torch.tensor([0, 128, 0]) / 255 * 2 - 1
     torch.testing.assert_close(pixels, expected[:, None, None].expand(3, 32, 32), atol=1e-6, rtol=0)
+
+
+def test_siglip_with_its_own_sentencepiece_tokenizer(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The class that google/siglip-* are saved with: capitals and punctuation go, 64 positions, no mask."""
+    folder = Path(shutil.copytree(folders["siglip"], tmp_path / "siglip"))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    (tmp_path / "corpus.txt").write_text("\n".join([*TEXTS, *WORDS] * 20))
+    spm.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "spiece"), vocab_size=40, minloglevel=2,
+        bos_id=-1, pad_id=0, eos_id=1, unk_id=2, pad_piece="<pad>", eos_piece="</s>", hard_vocab_limit=False,
+    )  # fmt: skip
+    SiglipTokenizer(str(tmp_path / "spiece.model"), model_input_names=["input_ids"]).save_pretrained(folder)
+    encoder = load_encoder(**settings({"siglip": folder}, "siglip"))
+    assert isinstance(encoder, TransformersEncoder) and isinstance(encoder.tokenizer, SiglipTokenizer)
+    found = encoder.encode_texts(["A red, CAT!", "a red cat", "dog", "a cat " * 60], batch_size=2)
+    pieces = spm.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    model: Any = AutoModel.from_pretrained(folder, dtype=torch.float64).eval()
+    for row, text in ((1, "a red cat"), (2, "dog"), (3, "a cat " * 60)):
+        ids = [*pieces.encode(text)[:63], 1]
+        with torch.no_grad():
+            features = model.get_text_features(torch.tensor([ids + [1] * (64 - len(ids))])).pooler_output[0]
+        np.testing.assert_allclose(found[row], (features / features.norm()).numpy(), atol=2e-6)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+    assert encoder.cut_texts == 1
 
 
 def adapter_by_hand(weights: dict[str, torch.Tensor], mean: torch.Tensor) -> torch.Tensor:

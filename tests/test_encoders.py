@@ -10,11 +10,13 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_encoder import DIM, MODEL_CFG, PREPROCESS_CFG, SIZE, make_encoder_folder, make_picture, make_text_tower
 
 from revision.encoders import OpenClipEncoder, load_encoder, resolve_device
+from revision.encoders.openclip import require_architecture
 from revision.openclip_folder import (
     apply_heads,
     build_open_clip_model,
@@ -26,6 +28,7 @@ from revision.openclip_folder import (
     save_open_clip_folder,
     state_sha256,
 )
+from revision.shipped import shipped
 
 TEXTS = ["a red cat", "dog", "a green tree a house", "a red cat", "unheard-of words", "blue blue blue blue"]
 
@@ -194,6 +197,14 @@ def test_architecture_with_weights_file(tiny_clip: Path) -> None:
 def test_unknown_names(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         load("ViT-B-32", **changes)
+
+
+def test_shipped_architectures_have_their_weights_and_activation() -> None:
+    files = {file.stem: yaml.safe_load(file.read_text()) for file in (shipped("configs") / "encoder").glob("*.yaml")}
+    named = {name: file for name, file in files.items() if file.get("pretrained")}
+    assert {"openclip_vit_l14", "openclip_vit_l14_336", "openclip_vit_h14", "openclip_vit_bigg14"} == set(named)
+    for file in named.values():
+        require_architecture(file["model"], file["pretrained"])
 
 
 def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

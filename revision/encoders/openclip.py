@@ -113,7 +113,7 @@ def load(source: EncoderSource) -> OpenClipEncoder:
     if model.startswith((_LOCAL_DIR, _HUB)) and pretrained is not None:
         raise ValueError(f"encoder.pretrained is {pretrained!r}, but {model} has its own weights; set it to null")
     if not model.startswith((_LOCAL_DIR, _HUB)):
-        _require_architecture(model, pretrained)
+        require_architecture(model, pretrained)
     overrides: dict[str, Any] = {}
     if model.startswith(_LOCAL_DIR):
         local_cfg, _ = read_config(Path(model.removeprefix(_LOCAL_DIR)))
@@ -159,7 +159,12 @@ def _describe(
     }
 
 
-def _require_architecture(model: str, pretrained: str | None) -> None:
+def require_architecture(model: str, pretrained: str | None) -> None:
+    """Holds that open_clip knows an architecture and weights for it, trained with its activation; nothing is loaded.
+
+    Raises:
+        ValueError: an unknown or missing name, with the nearest one, or weights that ask for another activation.
+    """
     if model not in open_clip.list_models():
         near = get_close_matches(model, open_clip.list_models(), n=1)
         hint = f"; did you mean {near[0]}?" if near else "; name an architecture of open_clip or local-dir:FOLDER"

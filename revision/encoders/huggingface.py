@@ -168,7 +168,7 @@ def load(source: EncoderSource) -> TransformersEncoder:
     config = read_json("encoder.model", folder / "config.json")
     files = weight_files("encoder.model", folder)
     tokenizer_hash = tokenizer_sha256("encoder.model", folder)
-    model: Any = read_pretrained(AutoModel, "encoder.model", folder, dtype)
+    model: Any = read_pretrained(AutoModel, "encoder.model", folder, dtype, device)
     if not _has_two_towers(model):
         raise ValueError(f"encoder.model = {source.model}: {type(model).__name__} is no dual encoder; choose another")
     tokenizer, processor = read_tokenizer("encoder.model", folder), _read_processor(folder)
@@ -182,7 +182,7 @@ def load(source: EncoderSource) -> TransformersEncoder:
         "text": f"at most {context} tokens" + (", lowercased, padded to all of them without a mask" if siglip else ""),
     }  # fmt: skip
     encoder = TransformersEncoder(
-        model=model.to(device), tokenizer=tokenizer, context=context, siglip=siglip, name=source.name, dim=0,
+        model=model, tokenizer=tokenizer, context=context, siglip=siglip, name=source.name, dim=0,
         preprocess=preprocess, dtype=dtype, device=device, description=partial(_describe, described, files),
     )  # fmt: skip
     encoder.dim = _dimension(encoder)
@@ -200,11 +200,14 @@ def _dimension(encoder: TransformersEncoder) -> int:
     return encoder.text_features(tokens).shape[-1]
 
 
-def read_pretrained(family: Any, field: str, folder: Path, dtype: torch.dtype, **settings: Any) -> PreTrainedModel:
+def read_pretrained(
+    family: Any, field: str, folder: Path, dtype: torch.dtype, device: torch.device, **settings: Any
+) -> PreTrainedModel:
     """A model of transformers from a folder, whole.
 
     Args:
         family: a class with `from_pretrained`.
+        device: where it is put, tensor by tensor: eight processes need not hold eight models in the machine's memory.
         settings: further ones of `from_pretrained`.
 
     Raises:
@@ -212,8 +215,9 @@ def read_pretrained(family: Any, field: str, folder: Path, dtype: torch.dtype, *
     """
     try:
         model, info = family.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **settings
-        )
+            folder, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True, **settings,
+        )  # fmt: skip
     except LOADING_ERRORS as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         if "trust_remote_code" in str(error):

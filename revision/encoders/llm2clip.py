@@ -114,7 +114,7 @@ class LLM2ClipEncoder(TorchEncoder):
     @cached_property
     def image_tower(self) -> nn.Module:
         """Pixels -> features."""
-        return self._ready(read_pretrained(_ImageTower, "encoder.model", self._folder, self.dtype))
+        return self._ready(read_pretrained(_ImageTower, "encoder.model", self._folder, self.dtype, self.device))
 
     @cached_property
     def adapter(self) -> TextAdapter:
@@ -127,7 +127,7 @@ class LLM2ClipEncoder(TorchEncoder):
     def language_model(self) -> LlamaModel:
         """Token ids -> states."""
         model = read_pretrained(
-            LlamaModel, "encoder.text_model", self._text_folder, self.dtype, attn_implementation="sdpa"
+            LlamaModel, "encoder.text_model", self._text_folder, self.dtype, self.device, attn_implementation="sdpa"
         )
         width = self.adapter.adaptor[-1].in_features
         if model.config.hidden_size != width:

@@ -1,4 +1,4 @@
-"""From the configuration to what commands share: the embeddings of a source, the plain arguments of the model."""
+"""From the configuration to what commands share: embeddings of a source, the encoder, the model's plain arguments."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from revision.shipped import shipped
 
 if TYPE_CHECKING:
     from revision.embeddings import EmbeddingStore
+    from revision.encoders import DualEncoder
 
 
 def store_path(config: Config, source: str) -> Path:
@@ -44,6 +45,22 @@ def open_sources(config: Config, sources: Sequence[str]) -> list[EmbeddingStore]
 
 def _kind(config: Config, source: str) -> str:
     return config.data.sources[source].kind.value if source in config.data.sources else "text"
+
+
+def load_encoder(config: Config, device: str) -> DualEncoder:
+    """The configured encoder on a device.
+
+    Raises:
+        ValueError: it is not there, or cannot be loaded.
+    """
+    from revision.encoders import load_encoder
+
+    settings = config.encoder
+    return load_encoder(
+        kind=settings.kind, model=settings.model, pretrained=settings.pretrained, text_model=settings.text_model,
+        max_length=settings.max_length, options=settings.options, dtype=settings.dtype.value, device=device,
+        name=settings.name,
+    )  # fmt: skip
 
 
 def model_shape(config: Config, dim: int) -> dict[str, Any]:

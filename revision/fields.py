@@ -11,8 +11,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from revision.schema import AlignmentMethod, Config
 
-# Mappings whose keys the schema does not list: transformers.TrainingArguments knows them, or the engine.
-OPEN_MAPPINGS = ("trainer", "pretrain.trainer", "instruct.trainer", "engine.options")
+# Mappings whose keys the schema does not list: transformers.TrainingArguments, an engine or an encoder's package does.
+OPEN_MAPPINGS = ("encoder.options", "trainer", "pretrain.trainer", "instruct.trainer", "engine.options")
 
 _CENTROID = ("centroid_steps", "until")
 # The fields that each alignment knows; `seed` is the run's. A field that it does not know changes nothing.

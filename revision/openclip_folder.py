@@ -27,7 +27,7 @@ WEIGHTS = "open_clip_model.safetensors"
 # A text tower's own files: its configuration, and every file a tokenizer of transformers may consist of.
 _TOWER_CONFIG = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-_TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 _HEAD_PREFIXES = ("visual.head.", "text.proj.")
 _LOGIT_SCALE = "logit_scale"
 
@@ -203,7 +203,7 @@ def _copy_text_tower(source: Path, folder: Path) -> None:
     _require_tokenizer(source)
     if source.resolve() == folder.resolve():
         return
-    for name in (_TOWER_CONFIG, *TOKENIZER_FILES, *_TOKENIZER_EXTRAS):
+    for name in (_TOWER_CONFIG, *TOKENIZER_FILES, *TOKENIZER_EXTRAS):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 

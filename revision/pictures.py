@@ -13,12 +13,13 @@ from functools import partial
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-Preprocess = Callable[[Image.Image], torch.Tensor]
+Preprocess = Callable[[Any], torch.Tensor]
 
 # How many times as long as wide a picture may be. Scaled by the shorter side, one of 100,000 x 1 would fill the memory.
 MOST_ELONGATED = 200
@@ -55,6 +56,7 @@ class Blob:
 
 
 Picture = Path | Blob  # all that decoding needs to know of where pictures come from
+OpenFile = Callable[[Picture], Any]  # a file -> a picture, or what another kind of encoder reads
 
 
 def open_picture(path: Picture) -> Image.Image:
@@ -98,12 +100,14 @@ def _on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, layer).convert("RGB")
 
 
-def preprocessed(picture: Image.Image, preprocess: Preprocess) -> torch.Tensor:
-    """A picture as an encoder reads it: float32 [3, height, width].
+def preprocessed(picture: Any, preprocess: Preprocess) -> torch.Tensor:
+    """A picture as an encoder reads it: float32 [3, height, width]; or what another kind of encoder reads.
 
     Raises:
         ValueError: the picture is so narrow that one side would scale to nothing, or the other to millions of pixels.
     """
+    if not isinstance(picture, Image.Image):
+        return preprocess(picture)
     width, height = picture.size
     problem = f"a picture of {width} x {height} pixels is too narrow for an encoder; crop it, or leave it out"
     if max(picture.size) > MOST_ELONGATED * min(picture.size):
@@ -119,8 +123,10 @@ class Pixels:
     """One batch of picture files after decoding and preprocessing.
 
     Attributes:
-        tensor: float32 [n, 3, height, width], the readable pictures in the order of the batch; n may be 0.
-        sizes: width x height in pixels of each file before preprocessing; 0 where it could not be read.
+        tensor: float32 [n, ...] ([n, 3, height, width] for most encoders), the readable files in the order of the
+            batch; n may be 0.
+        sizes: width x height in pixels of each picture before preprocessing, or the number of values after it where the
+            file is no picture; 0 where it could not be read.
         problems: for each file of the batch, why it could not be read, or None.
     """
 
@@ -129,26 +135,27 @@ class Pixels:
     problems: list[str | None]
 
 
-def read_pixels(paths: Sequence[Picture], preprocess: Preprocess) -> Pixels:
+def read_pixels(paths: Sequence[Picture], preprocess: Preprocess, open_file: OpenFile = open_picture) -> Pixels:
     """Decodes and preprocesses one batch of files; an unreadable file becomes a reason instead of a row."""
     tensors: list[torch.Tensor] = []
     sizes: list[int] = []
     problems: list[str | None] = []
     for path in paths:
         try:
-            picture = open_picture(path)
-            tensors.append(preprocessed(picture, preprocess))
+            opened = open_file(path)
+            tensors.append(preprocessed(opened, preprocess))
         except ValueError as error:
             sizes.append(0)
             problems.append(str(error))
         else:
-            sizes.append(picture.width * picture.height)
+            is_picture = isinstance(opened, Image.Image)
+            sizes.append(opened.width * opened.height if is_picture else tensors[-1].numel())
             problems.append(None)
     return Pixels(torch.stack(tensors) if tensors else torch.empty(0), sizes, problems)
 
 
 def read_pixel_batches(
-    batches: Iterable[Sequence[Picture]], preprocess: Preprocess, *, workers: int
+    batches: Iterable[Sequence[Picture]], preprocess: Preprocess, *, workers: int, open_file: OpenFile = open_picture
 ) -> Generator[Pixels, None, None]:
     """Yields `read_pixels` of every batch, in order, decoded ahead of the consumer by `workers` processes.
 
@@ -158,7 +165,7 @@ def read_pixel_batches(
     Raises:
         ValueError: a worker process died (in practice: memory ran out).
     """
-    read = partial(read_pixels, preprocess=preprocess)
+    read = partial(read_pixels, preprocess=preprocess, open_file=open_file)
     if workers == 0:
         yield from map(read, batches)
         return

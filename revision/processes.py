@@ -15,6 +15,9 @@ from omegaconf import OmegaConf
 from revision.interrupts import WATCHED
 from revision.schema import MODEL_STEPS, Config, EngineKind
 
+# Commands that share their work among the processes of a launcher.
+LAUNCHED = ("embed", *MODEL_STEPS)
+
 # Hydra's own settings that decide where and how often a job is started: a job does not pass them on.
 _STAY_BEHIND = ("hydra.mode=", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
 _SECONDS_TO_SAVE = 600  # that a launcher gives processes to save and leave
@@ -81,9 +84,11 @@ def job_overrides() -> tuple[list[str], list[str]]:
 
 def needs_launcher(config: Config, command: str) -> bool:
     """Whether `command` runs on an engine or on several processes, and no launcher has started them yet."""
+    if command not in LAUNCHED or "RANK" in os.environ:
+        return False
     engine = config.engine
-    alone = engine.processes == 1 and engine.kind is EngineKind.ddp  # the others want a launcher for one process too
-    return command in MODEL_STEPS and not alone and "RANK" not in os.environ
+    # The engines of training want a launcher for one process too.
+    return engine.processes > 1 or (command in MODEL_STEPS and engine.kind is not EngineKind.ddp)
 
 
 def refuse_ranks(what: str) -> None:
@@ -96,7 +101,7 @@ def refuse_ranks(what: str) -> None:
     if world != "1":
         raise ValueError(
             f"{what} was started on {world} processes, each of which would do all of it: start it plainly, "
-            f"and set engine.processes={world} for the steps that train."
+            f"and set engine.processes={world} for the steps that embed and train."
         )
 
 

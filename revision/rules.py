@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from revision.encoders.kinds import check_kind
 from revision.fields import nearest
 from revision.schema import (
     MODEL_STEPS,
@@ -33,6 +34,7 @@ _AT_LEAST: Mapping[str, float] = {
     "seed": 0,
     "evaluate.seed": 0,
     "encoder.batch_size": 1,
+    "encoder.max_length": 3,
     "embed.shard_size": 1,
     "embed.reject_budget": 0,
     "embed.workers": 0,
@@ -104,6 +106,7 @@ def check(config: Config) -> None:
     """
     _check_names(config)
     _check_numbers(config)
+    _check_encoder(config)
     _check_contrast(config)
     _check_sources(config)
     _check_alignment(config)
@@ -149,6 +152,11 @@ def _check_numbers(config: Config) -> None:
         value = _value(config, name)
         if value is not None and value > high:
             raise _broken(name, value, f"at most {high}")
+
+
+def _check_encoder(config: Config) -> None:
+    names = ("pretrained", "text_model", "max_length", "options")
+    check_kind(config.encoder.kind, {name: _value(config, f"encoder.{name}") for name in names})
 
 
 def _check_contrast(config: Config) -> None:

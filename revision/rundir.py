@@ -26,6 +26,7 @@ from revision.schema import (
     AlignmentMethod,
     Config,
     ContrastConfig,
+    EncoderConfig,
     EvaluateConfig,
     Modality,
     StageConfig,
@@ -236,7 +237,7 @@ def _model(config: Config, model: str) -> Iterator[tuple[str, Any]]:
 def _stores(config: Config, sources: list[str]) -> Iterator[tuple[str, Any]]:
     """An embedding store is a function of the records and the encoder alone."""
     yield from _fields(config, "data.stores", *(f"data.sources.{name}" for name in sources))
-    yield from _fields(config, *(f"encoder.{name}" for name in ("name", "kind", "model", "pretrained", "dtype")))
+    yield from _fields(config, *(f"encoder.{name}" for name in vars(EncoderConfig()) if name != "batch_size"))
     yield from _recipe(config)
     if config.encoder.model == f"local-dir:{_contrast_output(config)}":
         yield from _settings_of(config, "contrast")

@@ -23,13 +23,7 @@ class Modality(Enum):
     """What a record of a source is: a text or an image."""
 
     text = "text"
-    image = "image"
-
-
-class EncoderKind(Enum):
-    """Library that the dual encoder comes from."""
-
-    open_clip = "open_clip"
+    image = "image"  # or what else the image side of an added kind of encoder reads: sound, video, ...
 
 
 class Dtype(Enum):
@@ -151,9 +145,13 @@ class EncoderConfig:
     """A contrastive dual encoder: images and texts to unit vectors."""
 
     name: str = MISSING  # slug; names the folder of its stores
-    kind: EncoderKind = EncoderKind.open_clip
-    model: str = MISSING  # open_clip architecture, or local-dir:/folder with open_clip_config.json
-    pretrained: str | None = None  # hub tag or weights file for an architecture; must be None for local-dir
+    kind: str = "open_clip"  # open_clip, transformers, llm2clip, or what a package adds (docs/encoders.md)
+    model: str = MISSING  # open_clip: architecture, local-dir:/folder or hf-hub:owner/name; else folder or
+    # owner/name[@revision] of the hub
+    pretrained: str | None = None  # open_clip: hub tag or weights file for an architecture; must be None for local-dir
+    text_model: str | None = None  # llm2clip: folder or owner/name[@revision] of its language model
+    max_length: int | None = None  # tokens after which a text is cut; None: as many as the text tower reads
+    options: dict[str, Any] = field(default_factory=dict)  # anything more, for a kind that a package adds
     dtype: Dtype = Dtype.float32
     batch_size: int = 64
 
@@ -277,7 +275,7 @@ class StageConfig:
 
 @dataclass
 class EngineConfig:
-    """What a training command runs on. It starts the processes itself, and checks that it runs on what is said here."""
+    """What `embed` and training commands run on. They start the processes themselves; training checks what runs."""
 
     kind: EngineKind = EngineKind.ddp
     processes: int = 1  # on all machines together

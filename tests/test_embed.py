@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_corpus import make_corpus, make_groups
 from tiny_encoder import DIM, WORDS, make_encoder_folder, make_picture
 
 from revision.commands import embed
@@ -99,7 +100,7 @@ def test_stores_hold_what_the_encoder_gives(tmp_path: Path, encoder_folder: Path
     finished = json.loads((tmp_path / "runs/test/embed/finished.json").read_text())["facts"]["stores"]
     assert finished["texts"]["fingerprint"] == texts.fingerprint()
     assert finished["pictures"] == {
-        "path": str(pictures.path), "fingerprint": pictures.fingerprint(), "count": 5, "rejected": 2,
+        "path": str(pictures.path), "fingerprint": pictures.fingerprint(), "count": 5, "rejected": 2, "cut": 0,
     }  # fmt: skip
 
 
@@ -200,6 +201,24 @@ def test_processes_change_no_byte(tmp_path: Path, encoder_folder: Path, monkeypa
         embed.run(config)
         assert (tmp_path / "stores/tiny/pictures/manifest.json").exists() == (rank == "0")
     assert contents(tmp_path / "stores") == contents(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_launcher_changes_no_byte(tmp_path: Path, tiny_llm: Path) -> None:
+    """`engine.processes=2` through the command line: a launcher, two processes, the same stores."""
+    groups = make_groups(tmp_path / "configs", make_corpus(tmp_path / "corpus", tiny_llm))
+    for count in (1, 2):
+        words = ["embed", "data=tiny", "encoder=tiny", f"engine.processes={count}", "embed.shard_size=2",
+                 "embed.device=cpu", f"data.stores={tmp_path}/{count}", f"runs={tmp_path}/runs{count}"]  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "revision", *words, "--config-dir", str(groups)],
+            cwd=Path(__file__).parent.parent, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / f"runs{count}/default/embed/finished.json").is_file()
+    assert len(list((tmp_path / "2/tiny/texts").glob("shard-*.npy"))) == 3
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
 def test_workers_change_no_byte(tmp_path: Path, encoder_folder: Path) -> None:

@@ -10,11 +10,13 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_encoder import DIM, MODEL_CFG, PREPROCESS_CFG, SIZE, make_encoder_folder, make_picture, make_text_tower
 
 from revision.encoders import OpenClipEncoder, load_encoder, resolve_device
+from revision.encoders.openclip import require_architecture
 from revision.openclip_folder import (
     apply_heads,
     build_open_clip_model,
@@ -26,6 +28,7 @@ from revision.openclip_folder import (
     save_open_clip_folder,
     state_sha256,
 )
+from revision.shipped import shipped
 
 TEXTS = ["a red cat", "dog", "a green tree a house", "a red cat", "unheard-of words", "blue blue blue blue"]
 
@@ -165,6 +168,10 @@ def test_architecture_with_weights_file(tiny_clip: Path) -> None:
     with torch.no_grad():
         expected = model.encode_text(tokenizer(["a cat", "a much longer text about a dog", "b"]), normalize=True)
     np.testing.assert_allclose(rows, expected.numpy(), atol=1e-6)
+    assert encoder.cut_texts == 0
+    fits, over = "a " * 10, "a " * 11  # between start and end token, in a context of 12
+    np.testing.assert_allclose(encoder.encode_texts([fits]), encoder.encode_texts([over, "a"])[:1], atol=1e-6)
+    assert encoder.cut_texts == 1
     assert encoder.describe()["model"] == "revision-tiny-clip"
     assert encoder.describe()["weights"] == state_sha256(load_file(tiny_clip))
 
@@ -172,7 +179,7 @@ def test_architecture_with_weights_file(tiny_clip: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"kind": "clip"}, "encoder.kind is 'clip'; known is open_clip"),
+        ({"kind": "open_clap"}, r"encoder.kind = open_clap: must be one of open_clip, .*did you mean 'open_clip'\?"),
         ({"dtype": "int8"}, "encoder.dtype is 'int8'; known are float32"),
         ({"device": "gpu"}, "device 'gpu' is unknown; use auto, cpu"),
         ({"device": "cuda:97"}, "device 'cuda:97' is not there: this machine has"),
@@ -180,12 +187,24 @@ def test_architecture_with_weights_file(tiny_clip: Path) -> None:
         ({"model": "qqqq"}, "is not known to open_clip; name an architecture"),
         ({"model": "ViT-B-32"}, "encoder.pretrained is null, so ViT-B-32 would have random weights"),
         ({"model": "ViT-B-32", "pretrained": "mine"}, "neither a file nor a tag of ViT-B-32; tags are openai"),
+        (
+            {"model": "ViT-L-14", "pretrained": "openai"},
+            "trained with QuickGELU, .* set encoder.model to ViT-L-14-quickgelu",
+        ),
         ({"model": "local-dir:/no/such"}, "open_clip folder /no/such does not exist"),
     ],
 )
 def test_unknown_names(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         load("ViT-B-32", **changes)
+
+
+def test_shipped_architectures_have_their_weights_and_activation() -> None:
+    files = {file.stem: yaml.safe_load(file.read_text()) for file in (shipped("configs") / "encoder").glob("*.yaml")}
+    named = {name: file for name, file in files.items() if file.get("pretrained")}
+    assert {"openclip_vit_l14", "openclip_vit_l14_336", "openclip_vit_h14", "openclip_vit_bigg14"} == set(named)
+    for file in named.values():
+        require_architecture(file["model"], file["pretrained"])
 
 
 def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -102,6 +102,10 @@ EFFECTS = [
     (put("data.contrast_train", "x"), ("contrast",)),
     (put("encoder.pretrained", "x"), AFTER["embed"]),
     (put("encoder.model", "x"), AFTER["embed"]),
+    (put("encoder.kind", "transformers"), AFTER["embed"]),
+    (put("encoder.text_model", "x"), AFTER["embed"]),
+    (put("encoder.max_length", 64), AFTER["embed"]),
+    (put("encoder.options.fps", 8), AFTER["embed"]),
     (put("data.stores", "x"), AFTER["embed"]),
     (put("data.recipe_options", ["--small"]), STEPS),
     (put("data.sources.texts.records", "x"), AFTER["embed"]),
@@ -239,7 +243,7 @@ def test_every_field_has_been_decided_on() -> None:
         "run.steps", "pretrain.trainer", "instruct.trainer", "align.export", "align.shard_size",
         "pretrain.reject_budget", "instruct.reject_budget",
         "contrast.architecture", "contrast.device", "contrast.frame_energy", "contrast.frame_step",
-        "contrast.probe_interval", "checkpoint.minutes", "verify.path",
+        "contrast.probe_interval", "checkpoint.minutes", "verify.path", "encoder.options",
         "engine.processes",  # counts in the global batch
         "engine.options",  # empty here
     }  # fmt: skip

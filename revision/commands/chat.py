@@ -62,21 +62,13 @@ def _model_folder(config: Config) -> Path:
 
 def _load_encoder(config: Config, dim: int) -> DualEncoder:
     """The configured encoder, whose vectors the model must have been trained to read."""
-    from revision.encoders import load_encoder
+    from revision.assembly import load_encoder
 
-    settings = config.encoder
-    encoder = load_encoder(
-        kind=settings.kind.value,
-        model=settings.model,
-        pretrained=settings.pretrained,
-        dtype=settings.dtype.value,
-        device="auto",
-        name=settings.name,
-    )
+    encoder = load_encoder(config, "auto")
     if encoder.dim != dim:
         raise ValueError(
-            f"encoder {settings.name} gives embeddings of {encoder.dim} dimensions, the model reads {dim}; set encoder "
-            "to the one that the model was trained on"
+            f"encoder {config.encoder.name} gives embeddings of {encoder.dim} dimensions, the model reads {dim}; set "
+            "encoder to the one that the model was trained on"
         )
     return encoder
 

@@ -36,7 +36,7 @@ def run(config: Config) -> None:
     folder = rundir.start(config, "contrast")
     init = _initial_model(config, folder)
     encoder = load_encoder(
-        kind=config.encoder.kind.value, model=f"local-dir:{init}", pretrained=None, dtype="float32",
+        kind="open_clip", model=f"local-dir:{init}", pretrained=None, dtype="float32",
         device=config.contrast.device, name=config.encoder.name,
     )  # fmt: skip
     assert isinstance(encoder, OpenClipEncoder)

@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 def run(config: Config) -> None:
     """Embeds `embed.sources`, or all sources of the corpus."""
     from revision import rundir
-    from revision.encoders import load_encoder
+    from revision.assembly import load_encoder
     from revision.records import count_records
 
     sources = _sources(config)
@@ -44,14 +44,7 @@ def run(config: Config) -> None:
     counts = {
         name: count_records(_records(source), source.kind.value, source.fields) for name, source in sources.items()
     }
-    encoder = load_encoder(
-        kind=config.encoder.kind.value,
-        model=config.encoder.model,
-        pretrained=config.encoder.pretrained,
-        dtype=config.encoder.dtype.value,
-        device=config.embed.device,
-        name=config.encoder.name,
-    )
+    encoder = load_encoder(config, config.embed.device)
     writers = {name: _writer(config, name, source, counts[name], encoder) for name, source in sources.items()}
     rundir.start(config, "embed")  # only now: records, encoders and stores that are refused cost no finished run
     facts = {name: _embed_source(config, name, source, writers[name], encoder) for name, source in sources.items()}
@@ -124,8 +117,10 @@ def _embed_source(
     if not main:
         return {}
     store = EmbeddingStore.open(path)
+    if store.manifest.cut:
+        say(f"{name}: {store.manifest.cut} of {len(store)} texts are longer than the encoder reads, and are cut")
     return {"path": str(path), "fingerprint": store.fingerprint(), "count": len(store),
-            "rejected": store.manifest.rejected}  # fmt: skip
+            "rejected": store.manifest.rejected, "cut": store.manifest.cut}  # fmt: skip
 
 
 def _shards(records: Iterable[_T], writer: StoreWriter, shards: Sequence[int]) -> Iterator[tuple[int, Iterator[_T]]]:
@@ -170,11 +165,12 @@ def _write_texts(
         kept = [record for record in records if record.text.strip()]
         rejected = [Rejected(record.id, "the text is empty") for record in records if not record.text.strip()]
         texts = [record.text for record in kept]
+        cut = encoder.cut_texts
         rows = encoder.encode_texts(texts, batch_size, on_batch=lambda done: progress.advance(task, done))
         progress.advance(task, len(rejected))
         writer.write(
             shard, rows=rows, ids=[record.id for record in kept], payloads=texts, lengths=list(map(len, texts)),
-            rejected=rejected,
+            rejected=rejected, cut=encoder.cut_texts - cut,
         )  # fmt: skip
 
 
@@ -204,7 +200,8 @@ def _write_images(
     sound: list[tuple[str, str, int]] = []  # id, name and size of what has a row
     rows: list[np.ndarray] = []
     rejected: list[Rejected] = []
-    with closing(read_pixel_batches(ahead(), encoder.preprocess, workers=workers)) as decoded:
+    reading = read_pixel_batches(ahead(), encoder.preprocess, workers=workers, open_file=encoder.open_file)
+    with closing(reading) as decoded:
         for pixels in decoded:
             batch = waiting.popleft()
             if len(pixels.tensor):

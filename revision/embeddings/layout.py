@@ -61,6 +61,7 @@ class Manifest:
         shard_size: records a shard, except the last.
         shards: in the order of the records.
         index_sha256: of the two files of the id index.
+        cut: texts that were longer than the encoder reads; 0 too in stores from before it was counted.
     """
 
     version: int
@@ -76,10 +77,11 @@ class Manifest:
     shard_size: int
     shards: list[Shard]
     index_sha256: dict[str, str]
+    cut: int = 0
 
     def plan(self) -> Manifest:
         """The part that is known before anything is embedded; two runs with equal plans make equal stores."""
-        return replace(self, count=0, rejected=0, shards=[], index_sha256={})
+        return replace(self, count=0, rejected=0, shards=[], index_sha256={}, cut=0)
 
     def to_json(self) -> str:
         """Canonical JSON text."""

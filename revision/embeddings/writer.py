@@ -44,6 +44,7 @@ from revision.embeddings.layout import (
 
 _REJECTED_KEY = b"revision.rejected"
 _SHA256_KEY = b"revision.rows_sha256"
+_CUT_KEY = b"revision.cut"
 
 
 class StoreWriter:
@@ -122,6 +123,7 @@ class StoreWriter:
         payloads: Sequence[str],
         lengths: Sequence[int],
         rejected: Sequence[Rejected],
+        cut: int = 0,
     ) -> None:
         """Makes one shard visible, in full or not at all.
 
@@ -130,6 +132,7 @@ class StoreWriter:
             rows: unit vectors, any float dtype [n, d], in the order of the records.
             ids, payloads, lengths: of the same n records.
             rejected: the other records of the shard.
+            cut: how many of the n were longer than the encoder reads.
 
         Raises:
             ValueError: a row that is not a finite unit vector; more rejects than the budget; a disk that is full or
@@ -146,7 +149,7 @@ class StoreWriter:
         with _one_sentence(self.path):
             rows_aside, digest = write_aside(self.path / f"{name}.npy", _array_writer(rows))
             try:
-                sidecar = _sidecar_bytes(ids, payloads, lengths, rejected, digest)
+                sidecar = _sidecar_bytes(ids, payloads, lengths, rejected, cut, digest)
                 write_whole(self._sidecar(shard), lambda file: file.write(sidecar))
                 os.replace(rows_aside, self.path / f"{name}.npy")
             finally:
@@ -175,6 +178,7 @@ class StoreWriter:
                 rejected=len(rejected),
                 shards=shards,
                 index_sha256=self._write_index(),
+                cut=sum(self._cut(shard) for shard in range(self._shards)),
             )
             write_whole(self.path / MANIFEST, _text_writer(manifest.to_json()))
             # Of killed processes, and of an earlier plan with more shards that left no rows.
@@ -196,6 +200,9 @@ class StoreWriter:
     def _rejects(self, shard: int) -> list[Rejected]:
         metadata = pq.read_schema(self._sidecar(shard)).metadata
         return [Rejected(**reject) for reject in json.loads(metadata[_REJECTED_KEY])]
+
+    def _cut(self, shard: int) -> int:
+        return int(pq.read_schema(self._sidecar(shard)).metadata.get(_CUT_KEY, b"0"))
 
     def _shard(self, shard: int) -> Shard:
         with pq.ParquetFile(self._sidecar(shard)) as file:
@@ -261,7 +268,12 @@ class StoreWriter:
 
 
 def _sidecar_bytes(
-    ids: Sequence[str], payloads: Sequence[str], lengths: Sequence[int], rejected: Sequence[Rejected], sha256: str
+    ids: Sequence[str],
+    payloads: Sequence[str],
+    lengths: Sequence[int],
+    rejected: Sequence[Rejected],
+    cut: int,
+    sha256: str,
 ) -> bytes:
     table = pa.table(
         {
@@ -270,7 +282,11 @@ def _sidecar_bytes(
             "length": pa.array(lengths, pa.int64()),
         }
     ).replace_schema_metadata(
-        {_SHA256_KEY: sha256.encode(), _REJECTED_KEY: json.dumps([asdict(reject) for reject in rejected]).encode()}
+        {
+            _SHA256_KEY: sha256.encode(),
+            _REJECTED_KEY: json.dumps([asdict(reject) for reject in rejected]).encode(),
+            _CUT_KEY: str(cut).encode(),
+        }
     )
     buffer = BytesIO()
     pq.write_table(table, buffer)

@@ -36,7 +36,7 @@ def fields_help(config: Config, command: str) -> str:
         keys = (re.sub(r"^data\.sources\.[^.]+", "data.sources.*", name) for name in names)
         lines = [_line(name, values[name], meanings.get(key)) for name, key in zip(names, keys, strict=True)]
         parts.append("\n".join([f"== {title} (field=value) ==", *(lines or ["none"])]))
-    rest = f"All fields with their values: `revision {command} --cfg job`; their meanings: revision/schema.py"
+    rest = f"All fields with their values: `revision {command} --cfg job`; their meanings: revision/schema"
     return "\n\n".join([*parts, rest]) + "\n"
 
 

@@ -20,7 +20,6 @@ from omegaconf import OmegaConf
 
 from revision.fields import ALIGNMENT_FIELDS, flat
 from revision.provenance import provenance
-from revision.safety import GuardPolicy
 from revision.schema import (
     MODEL_STEPS,
     AlignmentMethod,
@@ -28,6 +27,7 @@ from revision.schema import (
     ContrastConfig,
     EncoderConfig,
     EvaluateConfig,
+    GuardPolicy,
     Modality,
     StageConfig,
     StageInput,

@@ -25,7 +25,6 @@ LAYERS = [
     ["assembly", "processes", "rules", "rundir", "training", "evaluation", "verification"],
     ["building", "contents", "curve", "fields", "inspection"],
     ["schema"],
-    ["safety"],
     ["collators", "lengths", "packing"],
     ["dataset", "geometry"],
     ["contrastive", "conversation"],
@@ -51,7 +50,7 @@ KNOW_THE_CONFIG = {
     "stages",
 }
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-LONGEST_FILE = 330  # lines
+LONGEST_FILE = 340  # lines
 
 
 def tree(file: Path) -> ast.Module:

@@ -1,0 +1,44 @@
+"""What is done with a finished model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from revision.schema.choices import Dtype
+
+
+@dataclass
+class EvaluateConfig:
+    """`evaluate`: scores on benchmark pictures."""
+
+    models: list[str] = field(default_factory=lambda: ["pretrain", "instruct"])  # commands or folders
+    split: str = "test"  # validation for choices, test for reports
+    candidates: int = 100  # names that naming ranks against
+    limit: int | None = None  # pictures a track
+    question_limit: int | None = None
+    naming_prompt: str = "<image>"
+    naming_answer: str = "{text}"  # what is scored for a name; {text}: its text in data.names, which the encoder reads
+    bootstrap: int = 2000  # resamples for the 95 % intervals
+    sheet: int = 24  # pictures on the contact sheet
+    max_new_tokens: int = 24
+    batch_size: int = 8
+    seed: int = 0  # of draws and resamples; not the run's seed, so that runs of all seeds meet the same test
+    dtype: Dtype | None = None  # of weights and arithmetic; None: the one the model was saved in
+    device: str = "auto"
+
+
+@dataclass
+class ChatConfig:
+    """`chat`: an answer in the terminal about a picture file."""
+
+    model: str = "instruct"
+    image: str | None = None
+    prompt: str | None = None  # one question, then exit; None: a dialogue
+    max_new_tokens: int = 64
+
+
+@dataclass
+class VerifyConfig:
+    """`verify`: checkpoints, models and stores against their checksums."""
+
+    path: str | None = None  # a folder or one above several; null: everything that this run has made and reads

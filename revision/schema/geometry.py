@@ -1,0 +1,52 @@
+"""The map from texts to images, and what is measured of the gap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from revision.schema.choices import AlignmentMethod
+
+
+@dataclass
+class AlignmentConfig:
+    """`align`: the map from text to image distribution.
+
+    A method takes the fields that it knows (named behind each; docs/alignment.md) and leaves the others alone. Null is
+    the method's own default.
+    """
+
+    method: AlignmentMethod = AlignmentMethod.realign
+    centroid_steps: int = 1  # realign and all below unicorn but diagonal: 1 is the paper; 0 leaves the step out
+    until: float | None = None  # the same: iterate until the centroid gap is below this; overrides centroid_steps
+    noise_std: float = 0.1264911064  # c3: sqrt(0.016) a coordinate, as in the repository of 2401.08567
+    anchor: bool | None = None  # realign: false leaves the first step out
+    trace: bool | None = None  # realign: false leaves the second step out
+    rank: int | None = None  # blockwise, quantile (even), shrunk_ot: dimension of the leading subspace; null: by energy
+    energy: float | None = None  # the same: share of the trace in that subspace; 0.9
+    ridge: float | None = None  # blockwise, quantile, gaussian_ot, shrunk_ot: share of mean variance added; 1e-3
+    shrinkage: float | None = None  # shrunk_ot: from 0 (Gaussian transport) to 1 (ReAlign); null: estimated
+    noise_scale: float | None = None  # residual_noise: factor on the noise of derived covariance; 1
+    jitter: float | None = None  # diagonal: standard deviation of noise a coordinate; 0
+
+
+@dataclass
+class AlignConfig:
+    """`align`: what it writes besides the alignment; the map itself is set under `alignment`."""
+
+    export: str | None = None  # folder for the aligned text rows as .npy and parquet, in clip-retrieval's layout
+    shard_size: int = 1_000_000  # rows a file of the export
+
+
+@dataclass
+class GapConfig:
+    """`gap`: geometry before and after alignment."""
+
+    sample: int = 20000  # rows a side that are measured, drawn with `seed`; the cost of cosines grows with its square
+    neighbours: list[int] | None = None  # numbers of nearest neighbours; null: 10 and 20, fewer where rows are few
+    compare: list[str] = field(default_factory=list)  # further alignments to fit here and put beside the run's own
+    captions: str | None = None  # text source of the captions of data.pairs, under their ids; None: data.texts
+    energy: float = 0.9  # share of the trace in the subspace U that pairs are split along; the paper states none
+    sizes: list[int] = field(default_factory=list)  # rows a side to fit on, for the sample-size curve; []: no curve
+    held_out: int = 2000  # rows a side that the sample-size curve measures on
+    domains: list[str] = field(default_factory=list)  # two or more <text source>/<image source> to transfer between
+    trials: int = 5  # repetitions of curve and transfer (ReVision v3: 5)

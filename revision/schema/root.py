@@ -1,0 +1,48 @@
+"""The root of the tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from revision.schema.choices import Tracker
+from revision.schema.corpus import ContrastConfig, DataConfig, EmbedConfig, EncoderConfig, InspectConfig
+from revision.schema.evaluation import ChatConfig, EvaluateConfig, VerifyConfig
+from revision.schema.geometry import AlignConfig, AlignmentConfig, GapConfig
+from revision.schema.training import CheckpointConfig, EngineConfig, GuardConfig, ModelConfig, StageConfig
+
+
+@dataclass
+class RunConfig:
+    """`run`: commands in order, each a process of its own; finished and unchanged ones are skipped."""
+
+    steps: list[str] = field(default_factory=lambda: ["embed", "align", "gap", "pretrain", "instruct", "evaluate"])
+
+
+@dataclass
+class Config:
+    """The whole pipeline."""
+
+    name: str = "default"  # the run: everything lies under <runs>/<name>/<command>/
+    runs: str = "runs"
+    seed: int = 0
+    tracker: Tracker = Tracker.none
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    gap: GapConfig = field(default_factory=GapConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    pretrain: StageConfig = field(default_factory=StageConfig)
+    instruct: StageConfig = field(default_factory=StageConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    inspect: InspectConfig = field(default_factory=InspectConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -1,0 +1,76 @@
+"""The multimodal LLM, its two training stages, and what keeps a long run from harm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from revision.schema.choices import EngineKind, GuardPolicy, Packing, StageInput, Unfit, VisualTokens
+
+
+@dataclass
+class ProjectorConfig:
+    """The map from the sphere into the LLM's embedding space (ReVision v3, App. H.2: a 2-layer MLP with GELU)."""
+
+    depth: int = 2  # linear layers
+    hidden_size: int | None = None  # None: the LLM's hidden size
+    input_scale: float | None = None  # factor on the unit vector; None: sqrt(d), so that coordinates are of order one
+    output_norm: bool = True  # LayerNorm at the end, scaled to the spread of the LLM's token embeddings
+
+
+@dataclass
+class ModelConfig:
+    """The multimodal LLM: a causal LM, a projector and visual tokens."""
+
+    llm: str = MISSING  # folder or hub name of a causal LM
+    num_visual_tokens: int = 4
+    visual_tokens: VisualTokens = VisualTokens.slots
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    chat_template: str | None = None  # file; None: the LLM's own, or ours where it marks no answer
+
+
+@dataclass
+class StageConfig:
+    """One training stage; `trainer` holds what differs from the shared `trainer` mapping."""
+
+    init: str | None = None  # model to start from: a command's name, a folder, or null for a fresh projector
+    input: StageInput = StageInput.text  # pretrain only
+    noise_std: float = 0.0  # pretrain only: Gaussian noise on each coordinate of the unit vectors read, new each epoch
+    prompts: list[str] = field(default_factory=list)  # pretrain only: user turns to draw from; `<image>` marks it
+    train: list[str] = field(default_factory=list)  # parts that train: projector, llm
+    max_length: int = 2048  # tokens a sample, visual ones included
+    unfit: Unfit = Unfit.error  # a longer sample: stop, drop it and list it, or cut whole turns at its end (or drop)
+    reject_budget: float = 0.01  # share of samples that may be dropped before the stage stops
+    packing: Packing = Packing.none
+    pack_tokens: int | None = None  # tokens a row, a device's batch; null: of per_device_train_batch_size samples
+    limit: int | None = None  # use only the first N records (after the seeded shuffle), for data-size sweeps
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class EngineConfig:
+    """What `embed` and training commands run on. They start the processes themselves; training checks what runs."""
+
+    kind: EngineKind = EngineKind.ddp
+    processes: int = 1  # on all machines together
+    options: dict[str, Any] = field(default_factory=dict)  # further settings: of DeepSpeed, as in its own JSON file; of
+    # fsdp2, as in fsdp_config of TrainingArguments; they go into those that `kind` stands for
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints of a training command; how many are kept is trainer.save_total_limit."""
+
+    minutes: float | None = 10.0  # between them, where trainer.save_steps does not say when; null: at signals only
+
+
+@dataclass
+class GuardConfig:
+    """A step whose loss is no number, or a spike: stop, skip its update, or roll back to the last checkpoint."""
+
+    policy: GuardPolicy = GuardPolicy.stop
+    spike: float | None = None  # standard deviations above the median of recent losses, robustly; null: no loss is one
+    window: int = 100  # steps that are recent
+    limit: int = 10  # bad steps before the run stops whatever the policy

@@ -1,6 +1,6 @@
 """Packed rows beside padded batches: how full they are, and samples a second, on the nano texts and conversations.
 
-python scripts/bench/packing.py [--samples 512] [--batch 16]     needs data/nano, as `make run` leaves it
+python scripts/bench/packing.py [--samples 128] [--batch 16]     needs data/nano, as `make run` leaves it
 
 Forward and backward of a frozen LLM behind a training projector, as in stage 1, over the same samples in each way, in
 turns within one run. On a CPU, seconds are those of the process, so that others on a busy machine do not count. What
@@ -120,7 +120,7 @@ def main() -> None:
     """Measure, print each ratio with its bound and the limit, and fail below the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/nano"))
-    parser.add_argument("--samples", type=int, default=512, help="of each corpus, for speed; lengths are of 5,000")
+    parser.add_argument("--samples", type=int, default=128, help="of each corpus, for speed; lengths are of 5,000")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
@@ -132,7 +132,8 @@ def main() -> None:
         embed_dim=DIM, num_visual_tokens=4, visual_tokens="slots",
     )  # fmt: skip
     select_parts(model, ["projector"], bf16=True)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").train()
+    device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).train()
     slow = False
     for name, samples in corpora(options.data):
         dataset = ConversationDataset(samples, RandomRows(), processor, max_length=4096, limit=5000)

@@ -205,7 +205,7 @@ def test_every_field_has_been_decided_on() -> None:
         "embed.reject_budget", "embed.workers", "embed.device", "evaluate.batch_size", "evaluate.device",
         "run.steps", "pretrain.trainer", "instruct.trainer", "align.export", "align.shard_size",
         "contrast.architecture", "contrast.device", "contrast.frame_energy", "contrast.frame_step",
-        "contrast.probe_interval",
+        "contrast.probe_interval", "engine.options",
     }  # fmt: skip
 
 

@@ -143,10 +143,15 @@ def read_pixels(paths: Sequence[Picture], preprocess: Preprocess, open_file: Ope
     for path in paths:
         try:
             opened = open_file(path)
-            tensors.append(preprocessed(opened, preprocess))
         except ValueError as error:
             sizes.append(0)
             problems.append(str(error))
+            continue
+        try:
+            tensors.append(preprocessed(opened, preprocess))
+        except ValueError as error:
+            sizes.append(0)
+            problems.append(f"picture {path}: {error}")
         else:
             is_picture = isinstance(opened, Image.Image)
             sizes.append(opened.width * opened.height if is_picture else tensors[-1].numel())

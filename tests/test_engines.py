@@ -216,8 +216,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 )
 def test_a_plain_command_starts_its_launcher(started: list[list[str]], words: list[str], number: int) -> None:
     assert main(["instruct", *words]) == 0
-    launcher = [*TORCHRUN, "--standalone", f"--nproc_per_node={number}"]
-    assert started == [[*launcher, "-m", "revision", "instruct", *words]]
+    (line,) = started
+    command = [f"--nproc_per_node={number}", "-m", "revision", "instruct", *words]
+    assert line[: len(TORCHRUN) + 1] == [*TORCHRUN, "--standalone"] and line[-len(command) :] == command
 
 
 def test_jobs_of_a_sweep_start_theirs(
@@ -231,7 +232,8 @@ def test_jobs_of_a_sweep_start_theirs(
     started.clear()
     for job in jobs:
         assert main(["pretrain", *job]) == 0
-    assert [line[: len(TORCHRUN) + 2] for line in started] == [[*TORCHRUN, "--standalone", "--nproc_per_node=8"]] * 2
+    assert [line[: len(TORCHRUN) + 1] for line in started] == [[*TORCHRUN, "--standalone"]] * 2
+    assert all("--nproc_per_node=8" in line for line in started)
 
 
 def test_under_a_launcher_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,8 @@ def test_skip_leaves_the_update_out(tiny_llm: Path, tmp_path: Path, poisoned: Co
     assert summary["steps"] == 8
     found = faults(tmp_path)
     assert len(found) == 2, "once an epoch"
-    assert all(f"s-{BAD}" in row["ids"] and row["policy"] == "skip" for row in found)
+    assert [f"s-{BAD - epoch}" in row["ids"] for epoch, row in enumerate(found)] == [True, True], "rows move on by one"
+    assert all(row["policy"] == "skip" for row in found)
     assert all(one.isfinite().all() for one in model.parameters())
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert all(row["loss"] < 100 for row in rows), "the curve leaves it out too"

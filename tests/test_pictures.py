@@ -111,7 +111,8 @@ def test_batches_keep_order_and_name_problems(tmp_path: Path, workers: int) -> N
     assert [size for batch in batches for size in batch.sizes] == [560, 560, 0, 560, 0, 560, 560]
     problems = [problem for batch in batches for problem in batch.problems]
     assert problems[2] == f"picture {files[2]} does not exist"
-    assert problems[4] == "a picture of 1 x 5 pixels is too narrow for an encoder; crop it, or leave it out"
+    narrow = "a picture of 1 x 5 pixels is too narrow for an encoder; crop it, or leave it out"
+    assert problems[4] == f"picture {tmp_path / 'narrow.png'}: {narrow}"
     assert [problem for number, problem in enumerate(problems) if number not in (2, 4)] == [None] * 5
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import AutoConfig
 
+from revision import model_card
 from revision.conversation import build_processor, end_of_turn, read_template
 from revision.model import RevisionForConditionalGeneration, RevisionProcessor
 
@@ -102,6 +104,34 @@ def require_shape(model: RevisionForConditionalGeneration, folder: Path, wanted:
             )
 
 
+def require_llm(model: RevisionForConditionalGeneration, folder: Path, llm: str) -> bool:
+    """Refuses a model whose LLM is of another shape than the one asked for.
+
+    Args:
+        model: read from `folder`.
+        llm: folder or hub name of the LLM that the configuration names.
+
+    Returns:
+        Whether there was something to compare with: the named LLM may not be on this machine any more.
+
+    Raises:
+        ValueError: names the field and both values.
+    """
+    try:
+        asked = AutoConfig.from_pretrained(llm)
+    except (OSError, ValueError):
+        return False
+    has = model.config.text_config
+    for name in ("model_type", "hidden_size", "num_hidden_layers"):
+        mine, other = (getattr(one, name) for one in (has, asked))
+        if mine != other:
+            raise ValueError(
+                f"the LLM of the model in {folder} has {name}={mine}, but model.llm={llm} has {other}; set model.llm "
+                "to the one that it was trained with, or run `revision pretrain` with this LLM first"
+            )
+    return True
+
+
 def save_model(
     model: RevisionForConditionalGeneration,
     processor: RevisionProcessor,
@@ -109,12 +139,14 @@ def save_model(
     *,
     alignment: Mapping[str, Any] | None,
     dtype: torch.dtype | None = None,
+    history: Sequence[model_card.Entry] = (),
 ) -> None:
-    """Writes one Hugging Face folder: weights, config, code, processor, template; aside first, then renamed.
+    """Writes one Hugging Face folder: weights, config, code, processor, template, card; aside first, then renamed.
 
     Args:
         alignment: lineage of the embeddings that the projector learned from; goes into the config.
         dtype: the LLM is turned into this type first; None leaves it.
+        history: the stages it went through, from which the card is written; none, no card.
     """
     aside, before = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "old"))
     for leftover in (aside, before):
@@ -124,6 +156,8 @@ def save_model(
     model.config.alignment = None if alignment is None else dict(alignment)
     model.save_pretrained(aside)
     processor.save_pretrained(aside)
+    if history:
+        model_card.write(aside, history, config=model.config.to_dict(), parameters=model.num_parameters())
     if folder.exists():
         os.replace(folder, before)
     os.replace(aside, folder)

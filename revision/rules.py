@@ -18,8 +18,9 @@ from revision.schema import (
     SourceConfig,
     StageInput,
 )
+from revision.schema_models import AdapterMethod
 
-PARTS = ("projector", "llm")
+PARTS = ("projector", "llm", "adapter")
 SPLITS = ("validation", "test")
 IMAGE = "<image>"
 NAME = "{text}"
@@ -55,6 +56,8 @@ _AT_LEAST: Mapping[str, float] = {
     "pretrain.noise_std": 0,
     "pretrain.limit": 1,
     "instruct.limit": 1,
+    "adapter.rank": 1,
+    "adapter.dropout": 0,
     "engine.processes": 1,
     "evaluate.candidates": 2,
     "evaluate.limit": 1,
@@ -71,9 +74,11 @@ _ABOVE: Mapping[str, float] = {
     "contrast.frame_energy": 0,
     "alignment.until": 0,
     "alignment.energy": 0,
+    "adapter.alpha": 0,
     "model.projector.input_scale": 0,
 }
 _AT_MOST: Mapping[str, float] = {
+    "adapter.dropout": 1,
     "embed.reject_budget": 1,
     "contrast.warmup": 1,
     "contrast.frame_energy": 1,
@@ -95,6 +100,7 @@ def check(config: Config) -> None:
     _check_alignment(config)
     _check_gap(config)
     _check_stages(config)
+    _check_parts(config)
     _check_evaluation(config)
 
 
@@ -202,10 +208,6 @@ def _check_gap(config: Config) -> None:
 
 def _check_stages(config: Config) -> None:
     for command, stage in (("pretrain", config.pretrain), ("instruct", config.instruct)):
-        if not stage.train:
-            raise _broken(f"{command}.train", "[]", f"at least one of {', '.join(PARTS)}")
-        for part in stage.train:
-            _one_of(f"{command}.train", part, PARTS)
         if stage.max_length <= config.model.num_visual_tokens:
             raise _broken(
                 f"{command}.max_length", stage.max_length,
@@ -227,6 +229,48 @@ def _check_stages(config: Config) -> None:
             "pretrain.input", "pairs",
             "backed by data.pairs and data.conversation_sources, which this corpus leaves empty",
         )  # fmt: skip
+
+
+def _check_parts(config: Config) -> None:
+    adapter, stages = config.adapter, {"pretrain": config.pretrain, "instruct": config.instruct}
+    for command, stage in stages.items():
+        field, patterns = f"{command}.train", [entry for entry in stage.train if re.search(r"\W", entry)]
+        if not stage.train or len(set(stage.train)) < len(stage.train):
+            raise _broken(field, stage.train, f"at least one of {', '.join(PARTS)}, each once")
+        for entry in stage.train:
+            if entry not in patterns:  # the name of a parameter has dots, so a mere word matches none
+                _one_of(field, entry, PARTS)
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise _broken(field, pattern, f"a part or a regular expression, which it is not ({error})") from error
+        if "adapter" in stage.train:
+            if "llm" in stage.train:
+                raise _broken(field, stage.train, "without llm or without adapter: an adapter trains in its stead")
+            if adapter.method is AdapterMethod.none:
+                raise _broken("adapter.method", "none", f"lora, dora or qlora where {field} names adapter")
+            if adapter.keep and (stage.init is None or patterns):
+                why = f"{field} holds regular expressions" if patterns else f"{command}.init is null"
+                raise _broken("adapter.keep", "true", f"false where {why}: the adapter alone would be of no use")
+        for part, values in vars(stage.parts).items():
+            for name, value in vars(values).items():
+                if value is None:
+                    continue
+                if part not in stage.train and (part == "adapter" or not patterns):
+                    raise _broken(
+                        f"{command}.parts.{part}.{name}",
+                        value,
+                        f"null, since {field} = {stage.train} leaves {part} out",
+                    )
+                if not math.isfinite(value) or value < 0:
+                    raise _broken(f"{command}.parts.{part}.{name}", value, "a finite number of at least 0")
+    if adapter.method is not AdapterMethod.none and not any("adapter" in stage.train for stage in stages.values()):
+        raise _broken(
+            "adapter.method", adapter.method.name, "none where neither pretrain.train nor instruct.train names adapter"
+        )
+    if not adapter.targets:
+        raise _broken("adapter.targets", "[]", "all-linear, or names of linear layers")
 
 
 def _check_evaluation(config: Config) -> None:

@@ -40,7 +40,9 @@ CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
 FINISHED = "finished.json"
 
-PACKAGES = ("revision-mllm", "torch", "transformers", "accelerate", "deepspeed", "open_clip_torch", "timm", "numpy")
+PACKAGES = (
+    "revision-mllm", "torch", "transformers", "accelerate", "deepspeed", "peft", "open_clip_torch", "timm", "numpy",
+)  # fmt: skip
 
 # Keys of `trainer` that change what is logged, kept or how fast it goes, but not the weights that come out.
 NEUTRAL_TRAINER_KEYS = {
@@ -206,6 +208,8 @@ def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[s
     # The number of processes is part of the global batch.
     yield from _fields(config, "seed", "model", "engine.processes")
     yield from _fields(config, *(f"{command}.{name}" for name in vars(StageConfig()) if name != "trainer"))
+    if "adapter" in stage.train:
+        yield from _fields(config, "adapter")
     for key, value in {**config.trainer, **stage.trainer}.items():
         if key not in NEUTRAL_TRAINER_KEYS:
             yield f"{command}.trainer.{key}", value

@@ -13,6 +13,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from revision.schema_models import AdapterConfig, PartsConfig, PushConfig
+
 STEPS = ("contrast", "embed", "align", "gap", "pretrain", "instruct", "evaluate")  # commands that `run` can start
 MODEL_STEPS = ("pretrain", "instruct")  # those that make a model, by whose names others refer to it
 
@@ -236,7 +238,9 @@ class StageConfig:
     input: StageInput = StageInput.text  # pretrain only
     noise_std: float = 0.0  # pretrain only: Gaussian noise on each coordinate of the unit vectors read, new each epoch
     prompts: list[str] = field(default_factory=list)  # pretrain only: user turns to draw from; `<image>` marks it
-    train: list[str] = field(default_factory=list)  # parts that train: projector, llm
+    train: list[str] = field(default_factory=list)  # what trains: projector, llm, adapter, or regular expressions that
+    # match whole parameter names, such as 'language_model\.model\.layers\.3\..*'
+    parts: PartsConfig = field(default_factory=PartsConfig)  # learning rate and weight decay of each part
     max_length: int = 2048  # tokens a sample, visual ones included
     limit: int | None = None  # use only the first N records (after the seeded shuffle), for data-size sweeps
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -302,10 +306,12 @@ class Config:
     align: AlignConfig = field(default_factory=AlignConfig)
     gap: GapConfig = field(default_factory=GapConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     engine: EngineConfig = field(default_factory=EngineConfig)
     pretrain: StageConfig = field(default_factory=StageConfig)
     instruct: StageConfig = field(default_factory=StageConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
+    push: PushConfig = field(default_factory=PushConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -7,12 +7,8 @@ the model of stage 1; with `instruct.init=null` from a fresh projector, for comp
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from revision.schema import Config
-
-if TYPE_CHECKING:
-    from revision.model import RevisionForConditionalGeneration, RevisionProcessor
 
 
 def run(config: Config) -> None:
@@ -31,8 +27,7 @@ def run(config: Config) -> None:
     stores = open_sources(config, data.conversation_sources)
     rows = Rows(stores, embed_dim=stores[0].dim)
     samples = conversation_samples(list(read_conversations(Path(data.conversations))), rows)
-    in_bf16 = arguments.bf16 and "llm" not in config.instruct.train
-    model, processor = _model(config, stores[0].dim, frozen_in_bf16=in_bf16)
+    model, processor = stages.model_of(config, "instruct", stores[0].dim, arguments)
     stages.train_and_save(
         config,
         "instruct",
@@ -43,28 +38,3 @@ def run(config: Config) -> None:
         samples=samples,
         alignment=model.config.alignment,
     )
-
-
-def _model(
-    config: Config, dim: int, *, frozen_in_bf16: bool
-) -> tuple[RevisionForConditionalGeneration, RevisionProcessor]:
-    """The model of stage 1, one from a folder, or a fresh projector."""
-    import torch
-
-    from revision import building, rundir
-    from revision.assembly import model_shape, template_file
-    from revision.progress import say
-
-    dtype = torch.bfloat16 if frozen_in_bf16 else torch.float32
-    shape = model_shape(config, dim)
-    init = config.instruct.init
-    if init is None:
-        say(f"starting from a fresh projector in front of {config.model.llm}")
-        return building.build_model(
-            config.model.llm, chat_template=template_file(config), dtype=dtype, seed=config.seed, **shape
-        )
-    folder = rundir.require(config, init, wanted_by="instruct") / "model" if init == "pretrain" else Path(init)
-    say(f"starting from {folder}")
-    model, processor = building.read_model(folder, dtype=dtype)
-    building.require_shape(model, folder, shape)
-    return model, processor

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PrinterCallback, TrainingArguments
@@ -16,7 +17,8 @@ from revision.curve import CurveCallback
 from revision.dataset import Collator, ConversationDataset
 from revision.model import RevisionForConditionalGeneration, RevisionProcessor
 from revision.progress import say
-from revision.training.parts import checksums, require_moved, select_parts
+from revision.training.groups import Rates, is_set, require_trained
+from revision.training.parts import checksums, part_of, require_moved, select_parts
 from revision.training.trainer import StageTrainer, StartCheck
 
 _IDENTITY = "identity.json"
@@ -28,6 +30,7 @@ def train(
     processor: RevisionProcessor,
     dataset: ConversationDataset,
     parts: Sequence[str],
+    rates: Rates | None = None,
     arguments: TrainingArguments,
     output: Path,
     processes: int = 1,
@@ -36,10 +39,11 @@ def train(
     """Trains the named parts in place, from the last checkpoint where there is one.
 
     Args:
-        model: the multimodal LLM.
+        model: the multimodal LLM, with its adapter attached where one trains.
         processor: its processor; its tokenizer names the padding token.
         dataset: of the stage.
-        parts: "projector", "llm" or both.
+        parts: "projector", "llm", "adapter", or regular expressions over parameter names.
+        rates: `learning_rate` and `weight_decay` of each part; None, or None in them: what the arguments say.
         arguments: from `build_arguments`.
         output: folder of the stage, the one that the arguments were built for; `log.jsonl` goes there.
         processes: how many the caller expects.
@@ -49,8 +53,9 @@ def train(
         `steps`, the last logged `loss`, mean `samples_per_second` and `tokens_per_second`.
 
     Raises:
-        ValueError: an unknown part, another number of processes than expected, several GPUs for one process,
-            checkpoints of other settings, a loss that is no number, or a part that should have moved and did not.
+        ValueError: an unknown part, a rate for one that does not train, another number of processes than expected,
+            several GPUs for one process, checkpoints of other settings, a loss that is no number, or a part that
+            should have moved and did not.
     """
     if arguments.world_size != processes:
         raise ValueError(
@@ -64,11 +69,16 @@ def train(
         )
     checkpoints = Path(str(arguments.output_dir))
     resume = _checkpoint(checkpoints, identity, main=arguments.process_index == 0)
-    select_parts(model, parts, bf16=arguments.bf16)
-    _tune(model, parts, arguments)
+    chosen = select_parts(model, parts, bf16=arguments.bf16)
+    trained = [name for names in chosen.values() for name in names]
+    rates = rates or {}
+    require_trained(rates, trained)
+    _require_own_optimizer(rates, arguments)
+    _tune(model, trained, arguments)
     before = checksums(model)
     curve = CurveCallback(output / "log.jsonl", visible=arguments.process_index == 0)
     trainer = StageTrainer(
+        rates=rates,
         model=model,
         args=arguments,
         train_dataset=dataset,
@@ -76,13 +86,13 @@ def train(
         callbacks=[curve],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StartCheck(trainer, parts))
+    trainer.add_callback(StartCheck(trainer))
     try:
         trainer.train(resume_from_checkpoint=resume)
     finally:
         curve.close()
     if resume is None or trainer.state.global_step > _step_of(resume):
-        require_moved(before, checksums(model), parts, steps=trainer.state.global_step)
+        require_moved(before, checksums(model), chosen, steps=trainer.state.global_step)
     return curve.summary()
 
 
@@ -100,12 +110,23 @@ def conclude(arguments: TrainingArguments) -> None:
     gc.collect()
 
 
-def _tune(model: RevisionForConditionalGeneration, parts: Sequence[str], arguments: TrainingArguments) -> None:
+def _require_own_optimizer(rates: Rates, arguments: TrainingArguments) -> None:
+    """DeepSpeed's own optimizer would be built of one group, and rates of parts be lost without a word."""
+    deepspeed: Any = arguments.deepspeed_plugin
+    if is_set(rates) and deepspeed is not None and "optimizer" in deepspeed.deepspeed_config:
+        raise ValueError(
+            "trainer.deepspeed has an optimizer of its own, which knows no rates of parts; take `optimizer` out of it, "
+            "so that trainer.optim holds, or leave out the fields under parts"
+        )
+
+
+def _tune(model: RevisionForConditionalGeneration, trained: Sequence[str], arguments: TrainingArguments) -> None:
     """Two things that cost time and change nothing else."""
     if arguments.device.type == "cpu":
         # On short sequences torch's fused attention takes five times as long there, above all backwards in bfloat16.
         model.set_attn_implementation("eager")
-    if arguments.bf16 and "llm" not in parts and not arguments.deepspeed and not arguments.fsdp:
+    alone = all(part_of(name) == "projector" for name in trained)
+    if arguments.bf16 and alone and not arguments.deepspeed and not arguments.fsdp:
         arguments.mixed_precision = "no"  # both parts compute in their own types: autocast would only look for casts
 
 

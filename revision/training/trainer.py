@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from revision.progress import say
+from revision.training.groups import Rates, is_set, of_parts, split
 from revision.training.parts import parts_table
 
 
@@ -33,7 +33,26 @@ class LengthGroups(LengthGroupedSampler):
 
 
 class StageTrainer(Trainer):
-    """The Trainer, with samples grouped by length at no cost, and a stop at the first loss that is no number."""
+    """The Trainer, with samples grouped by length at no cost, rates of parts, and a stop at a loss that is no number.
+
+    Args:
+        rates: learning rate and weight decay of each part; what it leaves out is what the arguments say.
+        **kwargs: of the Trainer.
+    """
+
+    def __init__(self, *, rates: Rates, **kwargs: Any) -> None:
+        self.rates = rates
+        super().__init__(**kwargs)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's own, its groups split by part where one has a rate or a decay of its own."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh and is_set(self.rates):
+            whole: Any = self.model if model is None else model
+            named = [(name, one) for name, one in whole.named_parameters() if one.requires_grad]
+            split(optimizer, self.rates, named=named, decayed=set(self.get_decay_parameter_names(whole)))
+        return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -55,8 +74,8 @@ class StageTrainer(Trainer):
 class StartCheck(TrainerCallback):
     """Says, once everything is wrapped and before the first step, what trains and on what; and checks it."""
 
-    def __init__(self, trainer: Any, parts: Sequence[str]) -> None:
-        self._trainer, self._parts = trainer, parts
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
 
     def on_train_begin(
         self,
@@ -77,7 +96,8 @@ class StartCheck(TrainerCallback):
         assert args.dataloader_drop_last or len(train_dataloader) == share, "the data is not shared among processes"
         if args.process_index != 0:
             return
-        get_console().print(parts_table(self._trainer.model, self._parts))
+        rates = of_parts(self._trainer.rates, learning_rate=args.learning_rate, weight_decay=args.weight_decay)
+        get_console().print(parts_table(self._trainer.model, rates))
         say(
             f"{samples:,} samples on {args.world_size} process(es) ({args.device}, {engine}): an epoch is "
             f"{len(train_dataloader):,} batches of {args.train_batch_size} each, training {state.max_steps:,} steps of "

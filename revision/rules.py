@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from revision.fields import nearest
@@ -16,6 +16,7 @@ from revision.schema import (
     ContrastPart,
     Modality,
     SourceConfig,
+    StageConfig,
     StageInput,
 )
 from revision.schema_models import AdapterMethod
@@ -246,31 +247,38 @@ def _check_parts(config: Config) -> None:
             except re.error as error:
                 raise _broken(field, pattern, f"a part or a regular expression, which it is not ({error})") from error
         if "adapter" in stage.train:
-            if "llm" in stage.train:
-                raise _broken(field, stage.train, "without llm or without adapter: an adapter trains in its stead")
-            if adapter.method is AdapterMethod.none:
-                raise _broken("adapter.method", "none", f"lora, dora or qlora where {field} names adapter")
-            if adapter.keep and (stage.init is None or patterns):
-                why = f"{field} holds regular expressions" if patterns else f"{command}.init is null"
-                raise _broken("adapter.keep", "true", f"false where {why}: the adapter alone would be of no use")
-        for part, values in vars(stage.parts).items():
-            for name, value in vars(values).items():
-                if value is None:
-                    continue
-                if part not in stage.train and (part == "adapter" or not patterns):
-                    raise _broken(
-                        f"{command}.parts.{part}.{name}",
-                        value,
-                        f"null, since {field} = {stage.train} leaves {part} out",
-                    )
-                if not math.isfinite(value) or value < 0:
-                    raise _broken(f"{command}.parts.{part}.{name}", value, "a finite number of at least 0")
+            _check_adapter(config, command, stage, patterns)
+        for name, value in _rates(command, stage):
+            part = name.split(".")[2]
+            if part not in stage.train and (part == "adapter" or not patterns):
+                raise _broken(name, value, f"null, since {field} = {stage.train} leaves {part} out")
+            if not math.isfinite(value) or value < 0:
+                raise _broken(name, value, "a finite number of at least 0")
     if adapter.method is not AdapterMethod.none and not any("adapter" in stage.train for stage in stages.values()):
         raise _broken(
             "adapter.method", adapter.method.name, "none where neither pretrain.train nor instruct.train names adapter"
         )
     if not adapter.targets:
-        raise _broken("adapter.targets", "[]", "all-linear, or names of linear layers")
+        raise _broken("adapter.targets", "[]", "[all-linear], or names of linear layers")
+
+
+def _check_adapter(config: Config, command: str, stage: StageConfig, patterns: list[str]) -> None:
+    field = f"{command}.train"
+    if "llm" in stage.train:
+        raise _broken(field, stage.train, "without llm or without adapter: an adapter trains in the LLM's stead")
+    if config.adapter.method is AdapterMethod.none:
+        raise _broken("adapter.method", "none", f"lora, dora or qlora where {field} names adapter")
+    if config.adapter.keep and (stage.init is None or patterns):
+        why = f"{field} holds regular expressions" if patterns else f"{command}.init is null"
+        raise _broken("adapter.keep", "true", f"false where {why}: the adapter alone would be of no use")
+
+
+def _rates(command: str, stage: StageConfig) -> Iterator[tuple[str, float]]:
+    """Every rate and decay that a part of the stage has of its own, with the name of its field."""
+    for part, values in vars(stage.parts).items():
+        for name, value in vars(values).items():
+            if value is not None:
+                yield f"{command}.parts.{part}.{name}", value
 
 
 def _check_evaluation(config: Config) -> None:

@@ -23,10 +23,8 @@ class AdapterConfig:
     rank: int = 16
     alpha: float = 32.0  # the low-rank product is scaled by alpha / rank
     dropout: float = 0.0  # on the adapter's input, while training
-    targets: list[str] = field(
-        default_factory=lambda: ["all-linear"]
-    )  # linear layers of the LLM's decoder: all-linear,
-    # names such as q_proj, or regular expressions over their full names
+    # Linear layers of the LLM's decoder: all of them, names such as q_proj, or regular expressions over full names.
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])
     keep: bool = False  # also leave the adapter alone, for peft, in <run>/<stage>/adapter, beside the merged model
 
 

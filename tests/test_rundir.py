@@ -32,6 +32,7 @@ from revision.schema import (
 )
 
 Change = Callable[[Config], Any]
+FREE = ("trainer", "chat", "push")  # open, or of commands that leave nothing others read
 
 
 def make_config(**changes: Any) -> Config:
@@ -89,6 +90,8 @@ EFFECTS = [
     (put("pretrain.trainer.save_steps", 3), ()),
     (put("chat.prompt", "what?"), ()),
     (put("chat.model", "x"), ()),
+    (put("push.license", "x"), ()),
+    (put("adapter.rank", 3), ()),  # no stage here trains one
     (put("run.steps", ["evaluate", "pretrain", "instruct"]), ()),
     (put("run.steps", ["pretrain", "evaluate"]), ("evaluate",)),
     (put("contrast.epochs", 3), ("contrast",)),
@@ -112,6 +115,8 @@ EFFECTS = [
     (put("pretrain.trainer.max_steps", 3), ("pretrain", "instruct", "evaluate")),
     (put("pretrain.limit", 3), ("pretrain", "instruct", "evaluate")),
     (put("instruct.limit", 3), ("instruct", "evaluate")),
+    (put("instruct.parts.llm.learning_rate", 3.0), ("instruct", "evaluate")),
+    (put("pretrain.parts.projector.weight_decay", 3.0), ("pretrain", "instruct", "evaluate")),
     (put("instruct.init", None), ("instruct", "evaluate")),
     (put("data.conversations", "x"), ("instruct", "evaluate")),
     (put("evaluate.candidates", 3), ("evaluate",)),
@@ -152,6 +157,14 @@ def test_a_gap_report_depends_on_the_further_sources_it_measures(option: dict[st
 
     assert printed("a.jsonl", **option) != printed("b.jsonl", **option)
     assert printed("a.jsonl") == printed("b.jsonl")
+
+
+@pytest.mark.parametrize(("name", "value"), [("rank", 3), ("targets", ["q_proj"]), ("keep", True)])
+def test_an_adapter_matters_to_the_stage_that_trains_it(name: str, value: Any) -> None:
+    before, after = (make_config(instruct=StageConfig(init="pretrain", train=["adapter"])) for _ in range(2))
+    put(f"adapter.{name}", value)(after)
+    found = [step for step in STEPS if rundir.fingerprint(before, step) != rundir.fingerprint(after, step)]
+    assert found == ["instruct", "evaluate"]
 
 
 def test_text_in_stage_two_is_aligned() -> None:
@@ -195,8 +208,9 @@ def test_every_field_has_been_decided_on() -> None:
 
     config = make_config(trainer={"learning_rate": 1.0})
     covered = {name for step in STEPS for name in rundir.settings(config, step)}
+    covered |= set(rundir.settings(make_config(instruct=StageConfig(train=["adapter"])), "instruct"))
     covered |= {"trainer"} if "pretrain.trainer.learning_rate" in covered else set()
-    free = {name for name in names(config) if name not in covered and name.split(".")[0] not in ("trainer", "chat")}
+    free = {name for name in names(config) if name not in covered and name.split(".")[0] not in FREE}
     assert free == {
         "name", "runs", "tracker", "data.name", "encoder.batch_size", "embed.sources", "embed.shard_size",
         "embed.reject_budget", "embed.workers", "embed.device", "evaluate.batch_size", "evaluate.device",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi
 from safetensors import SafetensorError, safe_open
@@ -46,7 +44,7 @@ def check_folder(folder: Path) -> list[tuple[str, int]]:
     return [(name, path.stat().st_size) for name, path in zip(names, files, strict=True)]
 
 
-def upload(folder: Path, repo: str, *, private: bool, message: str, api: Callable[[], Any] = HfApi) -> str:
+def upload(folder: Path, repo: str, *, private: bool, message: str) -> str:
     """Uploads a checked folder and returns the address of its repository, which is made where there is none.
 
     Args:
@@ -54,7 +52,6 @@ def upload(folder: Path, repo: str, *, private: bool, message: str, api: Callabl
         repo: `owner/name`.
         private: of a new repository.
         message: of the commit.
-        api: makes the client of the hub.
 
     Raises:
         ValueError: nobody is logged in, or the hub refuses; the card names no licence.
@@ -64,13 +61,13 @@ def upload(folder: Path, repo: str, *, private: bool, message: str, api: Callabl
             f"the card {folder / model_card.CARD} names no licence; choose one with push.license=..., or write it there"
         )
     try:
-        client = api()
+        client = HfApi()
         address = client.create_repo(repo, repo_type="model", private=private, exist_ok=True)
         client.upload_folder(repo_id=repo, folder_path=folder, repo_type="model", commit_message=message)
     except OSError as error:  # what the client raises for a refusal, a missing login or no connection
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"the hub refuses to take {repo} ({reason}); log in with `hf auth login`, or look at the name"
+            f"the hub does not take {repo} ({reason}); log in with `hf auth login`, or look at name and connection"
         ) from error
     return str(address)
 

@@ -150,7 +150,7 @@ def test_targets(tiny_model: Any, tmp_path: Path, targets: list[str], layers: in
     ("targets", "why"),
     [
         (["q_proj", "qproj"], r"adapter\.targets = qproj: matches no linear layer of the LLM \(did you mean 'q_proj'"
-         r"\?\); there are down_proj, gate_proj, .* as in language_model\.model\.layers\.0\.self_attn\.q_proj, and all"),
+         r"\?\); there are down_proj, .* as in language_model\.model\.layers\.0\.self_attn\.q_proj, and all"),
         (["lm_head"], "adapter.targets = lm_head: matches no linear layer"),
         (["projector.layers.0"], "matches no linear layer"),
         (["(q"], r"adapter\.targets = \(q: is no regular expression"),

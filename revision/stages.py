@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -62,21 +63,20 @@ def model_of(
 
     from revision import building
     from revision.assembly import model_shape, template_file
-    from revision.progress import say
 
     stage, llm = _stage(config, command), config.model.llm
     frozen = {"projector", ADAPTER}.issuperset(stage.train)  # then half the memory will do
     dtype = torch.bfloat16 if arguments.bf16 and frozen else torch.float32
     shape = model_shape(config, dim)
     if stage.init is None:
-        say(f"starting from a fresh projector in front of {llm}")
+        _say(f"starting from a fresh projector in front of {llm}")
         return building.build_model(llm, chat_template=template_file(config), dtype=dtype, seed=config.seed, **shape)
     folder = model_folder(config, stage.init, command)
-    say(f"starting from {folder}")
+    _say(f"starting from {folder}")
     model, processor = building.read_model(folder, dtype=dtype)
     building.require_shape(model, folder, shape)
     if not building.require_llm(model, folder, llm):
-        say(f"{llm} cannot be read here, so its shape was not compared with that of the LLM in {folder}")
+        _say(f"{llm} cannot be read here, so its shape was not compared with that of the LLM in {folder}")
     return model, processor
 
 
@@ -121,6 +121,7 @@ def train_and_save(
         identity=rundir.fingerprint(config, command),
     )
     if rundir.is_main_process():
+        shutil.rmtree(output / ADAPTER, ignore_errors=True)  # one of an earlier run fits no more
         if adapter is not None:
             if config.adapter.keep:
                 base = model_folder(config, str(stage.init), command)
@@ -136,6 +137,15 @@ def train_and_save(
         )
     rundir.finish(config, command, **summary)
     training.conclude(arguments)
+
+
+def _say(line: str) -> None:
+    """Once, whatever the number of processes."""
+    from revision import rundir
+    from revision.progress import say
+
+    if rundir.is_main_process():
+        say(line)
 
 
 def _adapter(

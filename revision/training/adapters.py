@@ -6,6 +6,7 @@ QLoRA (2305.14314) is LoRA over weights kept in four bits (NF4, quantised twice)
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -88,16 +89,19 @@ class Adapter:
         if projector:
             state |= {f"projector.{name}": one for name, one in self.model.projector.state_dict().items()}
         whole = {f"base_model.model.{name}": one.contiguous().cpu() for name, one in state.items()}
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        safetensors.torch.save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        aside = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        safetensors.torch.save_file(whole, aside / "adapter_model.safetensors", metadata={"format": "pt"})
         config = replace(
             self._config,
             base_model_name_or_path=base,
             inference_mode=True,
             modules_to_save=["projector"] if projector else None,
         )
-        config.save_pretrained(str(folder))
+        config.save_pretrained(str(aside))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
 
     def merge(self) -> None:
         """Adds the adapter to the weights below it and takes it away; four-bit weights become full ones again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from revision import training
+from revision.training import groups, stage
 from revision.training.parts import plain_name
 
 BOTH = ["projector", "llm"]
@@ -127,6 +129,19 @@ def test_a_rate_for_what_does_not_train_is_refused(tiny_llm: Path, tmp_path: Pat
     rates = {"llm": {"learning_rate": 1e-3, "weight_decay": None}}
     with pytest.raises(ValueError, match=r"parts\.llm\.learning_rate=0\.001 is for a part of which nothing trains"):
         tiny_training.run(tiny_llm, tmp_path, parts=["projector"], rates=rates)
+
+
+def test_optimizers_that_cannot_keep_parts_apart_are_refused(tiny_model: Any) -> None:
+    rates = {"llm": {"learning_rate": 1e-3}}
+    theirs: Any = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config={"optimizer": {"type": "AdamW"}}))
+    with pytest.raises(
+        ValueError, match=r"trainer\.deepspeed has an optimizer of its own, which knows no rates of parts"
+    ):
+        stage._require_own_optimizer(rates, theirs)
+    stage._require_own_optimizer({"llm": {"learning_rate": None}}, theirs)
+    layerwise = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(ValueError, match=r"trainer\.optim: SGD groups parameters in a way of its own"):
+        groups.split(layerwise, rates, named=tiny_model.named_parameters(), decayed=set())
 
 
 @pytest.mark.parametrize(

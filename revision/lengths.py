@@ -13,14 +13,14 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from revision.conversation import UnfitError
 from revision.dataset import ConversationDataset, TextSamples
-from revision.embeddings.layout import write_whole
+from revision.embeddings.layout import HashingFile, write_whole
 from revision.progress import progress_bar, say
 
 _BLOCK = 1024  # samples that a process counts at a time
@@ -172,11 +172,11 @@ def _count(dataset: ConversationDataset, drop: bool, workers: int | None, *, vis
     return np.concatenate(parts), changes
 
 
-def _lines(changes: list[_Change]) -> Callable[[BinaryIO], None]:
+def _lines(changes: list[_Change]) -> Callable[[HashingFile], None]:
     rows = ({"id": one.id, "action": one.action, "reason": one.reason} for one in changes)
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
-    def write(file: BinaryIO) -> None:
+    def write(file: HashingFile) -> None:
         file.write(content.encode())
 
     return write

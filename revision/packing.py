@@ -181,7 +181,6 @@ class PackedDataset(Dataset[list[Example]]):
         self.dataset, self.processes = dataset, processes
         budget = budget_for(dataset.tokens, batch) if tokens is None else tokens
         self.plan = PackPlan(dataset.tokens, budget, seed=seed)
-        self.longest_row = max(int(dataset.tokens[pack].sum()) for pack in self.plan.epoch(0))
         self._shortest = int(np.argmin(dataset.tokens))
         # In shared memory: workers that live through several epochs see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()

@@ -21,8 +21,11 @@ LAUNCHED = ("embed", *MODEL_STEPS)
 # Hydra's own settings that decide where and how often a job is started: a job does not pass them on.
 _STAY_BEHIND = ("hydra.mode=", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
 _SECONDS_TO_SAVE = 600  # that a launcher gives processes to save and leave
-# torchrun would die from SIGUSR1 in place of passing it on.
-_TORCHRUN = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
+# What torchrun needs besides: it would die from SIGUSR1 in place of passing it on, and kill after 30 s.
+_TO_LEAVE_WELL = {
+    "signals_to_handle": "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+    "shutdown_timeout": f"--shutdown-timeout={_SECONDS_TO_SAVE}",
+}
 
 
 def start(words: Sequence[str]) -> int:
@@ -31,7 +34,7 @@ def start(words: Sequence[str]) -> int:
     SIGTERM and SIGUSR1 are passed on to it. Where it ended in consequence, the code is 128 and the signal's number,
     whatever a launcher between made of it.
     """
-    child = subprocess.Popen(words, env={**os.environ, **_TORCHRUN})
+    child = subprocess.Popen(words)
     passed: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -107,9 +110,9 @@ def refuse_ranks(what: str) -> None:
 
 def launcher_line(config: Config, command: str, arguments: Sequence[str]) -> list[str]:
     """The words that start `command` once on each process of `engine.processes`, on this machine."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     from torch.distributed.run import get_args_parser
 
-    if "shutdown_timeout" in vars(get_args_parser().parse_args(["script"])):  # younger than the oldest torch we take
-        launcher += [f"--shutdown-timeout={_SECONDS_TO_SAVE}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    known = vars(get_args_parser().parse_args(["script"]))  # the options are younger than the oldest torch we take
+    launcher += [option for name, option in _TO_LEAVE_WELL.items() if name in known]
     return [*launcher, f"--nproc_per_node={config.engine.processes}", "-m", "revision", command, *arguments]

@@ -308,7 +308,7 @@ def test_pictures_that_are_no_files(tmp_path: Path, encoder_folder: Path) -> Non
     config = make_config(tmp_path, encoder_folder, pictures=10, workers=1)
     (tmp_path / "p/2.png").write_bytes(b"not a picture")
     files = sorted((tmp_path / "p").glob("*.png"), key=lambda file: int(file.stem))
-    rows = [{"id": f"p{file.stem}", "image": file.read_bytes()} for file in files]
+    rows: list[dict[str, Any]] = [{"id": f"p{file.stem}", "image": file.read_bytes()} for file in files]
     shards = tmp_path / "shards"
     shards.mkdir()
     write_tar(shards / "0.tar", {f"{row['id']}.png": row["image"] for row in rows[:6]})

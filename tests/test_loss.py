@@ -57,7 +57,7 @@ def test_the_sum_and_its_gradients_are_those_of_all_logits(chunk: int, bias: boo
 
 
 def test_it_is_right_where_float64_says_so() -> None:
-    double = [None if one is None else one.detach().double().requires_grad_() for one in parts(bias=True)]
+    double: Any = [None if one is None else one.detach().double().requires_grad_() for one in parts(bias=True)]
     wanted = gradients(functional.cross_entropy(functional.linear(*double), TARGETS, reduction="sum"), double)
     inputs = parts(bias=True)
     got = linear_cross_entropy(inputs[0], inputs[1], TARGETS, bias=inputs[2], chunk=8)

@@ -96,7 +96,7 @@ def test_the_records_of_the_example_are_what_the_commands_read(
     (tmp_path / "my_configs" / "experiment" / "mine.yaml").write_text(experiment)
     encoder = make_encoder_folder(tmp_path / "encoder")
     words = ["experiment=mine", f"data.folder={tmp_path}", f"encoder.model=local-dir:{encoder}",
-             "encoder.pretrained=null", "--config-dir", "my_configs"]  # fmt: skip
+             "encoder.kind=open_clip", "encoder.pretrained=null", "--config-dir", "my_configs"]  # fmt: skip
     for command in ("embed", "align"):
         assert main([command, *words]) == 0, capsys.readouterr().err
     facts = json.loads((tmp_path / "runs/mine/align/alignment.json").read_text())

@@ -98,13 +98,12 @@ def test_another_number_of_processes_learns_from_the_same_batches(tiny_llm: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_kills_under_deepspeed_leave_no_trace(tiny_llm: Path, tmp_path: Path, stage: int) -> None:
+def test_kills_under_deepspeed_leave_no_trace(tiny_llm: Path, tmp_path: Path) -> None:
     deepspeed = {
-        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
+        "zero_optimization": {"stage": 2},
         "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto",
     }  # fmt: skip
-    outlive(tiny_llm, tmp_path, 6, seed=stage, processes=[2], trainer={"deepspeed": deepspeed})
+    outlive(tiny_llm, tmp_path, 6, seed=2, processes=[2], trainer={"deepspeed": deepspeed})
     assert farthest(tmp_path) == 0
 
 

@@ -19,9 +19,10 @@ def two_sources(root: Path, text: Path, image: Path, *, foreign: bool, pairs: st
         sections: fields of `Config`.
     """
     field = "embeddings" if foreign else "records"
+    names: dict[str, dict[str, Any]] = {"texts": {field: str(text)}, "statistics": {field: str(image)}}
     sources = {
-        "texts": SourceConfig(Modality.text, **{field: str(text)}),
-        "statistics": SourceConfig(Modality.image, **{field: str(image)}),
+        "texts": SourceConfig(Modality.text, **names["texts"]),
+        "statistics": SourceConfig(Modality.image, **names["statistics"]),
     }
     data = DataConfig(name="tiny", folder=str(root), stores=str(root / "stores"), sources=sources, pairs=pairs)
     encoder = EncoderConfig(name="b32" if foreign else "tiny", model="none")

@@ -217,6 +217,7 @@ def write_statistics(out: Path, wanted: int, seed: int) -> int:
     folder = out / "images"
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES) if folder.is_dir() else []
     if not found:
+        (out / "statistics.jsonl").unlink(missing_ok=True)
         log.warning(
             "%s holds no pictures: `align` needs some like those to come; put them there, run this again", folder
         )

@@ -42,12 +42,12 @@ def run(config: Config) -> None:
     report: Report = {"corpus": data.name, "llm": config.model.llm, "images": images, "stages": {}}
     shown: list[tuple[str, Shown]] = []
     stages = {"pretrain": _texts(config, processor), "instruct": _conversations(config, processor, ids)}
-    for stage, found in stages.items():
-        if found is not None:
-            report["stages"][stage], lengths = found
-            shown += [(stage, one) for one in lengths.shown]
+    present = {stage: found for stage, found in stages.items() if found is not None}
+    for place, (stage, found) in enumerate(present.items(), start=1):
+        report["stages"][stage], lengths = found
+        shown += [(stage, one) for one in lengths.shown][: -(-config.inspect.show * place // len(present)) - len(shown)]
     report["tokens_trained"] = sum(one.get("tokens_trained", 0) for one in report["stages"].values())
-    for stage, one in shown[: config.inspect.show]:
+    for stage, one in shown:
         get_console().rule(f"{stage}: {one.id}", align="left")
         get_console().print(_coloured(one, processor), soft_wrap=True)
     _print(report)
@@ -112,7 +112,7 @@ def _texts(config: Config, processor: RevisionProcessor) -> tuple[Report, Length
     inspect = config.inspect
     texts = read_texts(source.records, source.fields)
     sample = sample_of(texts, inspect.sample, config.seed, lambda text: text.text)
-    lengths = lengths_of(text_samples(sample, config.pretrain.prompts), processor, inspect.show - inspect.show // 2)
+    lengths = lengths_of(text_samples(sample, config.pretrain.prompts), processor, inspect.show)
     return _summary(config, config.pretrain, sample.count, sample.duplicates, lengths), lengths
 
 

@@ -56,7 +56,8 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(tiny_llm: Path, 
     dataset = tiny_training.make_dataset(tiny_llm)
     examples = [dataset[place] for place in range(8)]
     labels = sum(int((example["labels"] != IGNORED).sum()) for example in examples)
-    model: Any = tiny_training.make_model(tiny_llm).to(CUDA).train()
+    model: Any = tiny_training.make_model(tiny_llm)
+    model.to(CUDA).train()
     model.language_model.to(dtype)
     found = []
     for name, batch in (

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich import get_console
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from revision.dataset import ConversationDataset
@@ -126,7 +127,8 @@ class StageTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.accelerator.scaler is None and norm is not None:  # a scaler meets them often, and skips by itself
-            self.bad_norm = (~torch.isfinite(torch.as_tensor(norm, device=self.args.device))).float()
+            whole = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm, device=self.args.device)
+            self.bad_norm = (~torch.isfinite(whole)).float()
         return norm
 
     def suspects(self) -> tuple[list[str], list[str]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import AutoConfig
 from transformers.utils import cached_file
 
-from revision import folders
+from revision import folders, model_card
 from revision.alignment import METHODS, Alignment, load_alignment
 from revision.alignment.files import FACTS_FILE, TENSORS_FILE
 from revision.conversation import build_processor, end_of_turn, read_template
@@ -132,6 +133,16 @@ def read_image_alignment(folder: Path) -> Alignment | None:
     return alignment
 
 
+def read_history(folder: Path) -> list[model_card.Entry]:
+    """The stages that a saved model went through, oldest first; none for a model without a history.
+
+    Args:
+        folder: as in `read_model`.
+    """
+    file = cached_file(str(folder), model_card.HISTORY, _raise_exceptions_for_missing_entries=False)
+    return [] if file is None else model_card.read_history(Path(str(file)).parent)
+
+
 def require_shape(model: RevisionForConditionalGeneration, folder: Path, wanted: Mapping[str, Any]) -> None:
     """Refuses a model whose projector is another than the one asked for.
 
@@ -154,6 +165,34 @@ def require_shape(model: RevisionForConditionalGeneration, folder: Path, wanted:
             )
 
 
+def require_llm(model: RevisionForConditionalGeneration, folder: Path, llm: str) -> bool:
+    """Refuses a model whose LLM is of another shape than the one asked for.
+
+    Args:
+        model: read from `folder`.
+        llm: folder or hub name of the LLM that the configuration names.
+
+    Returns:
+        Whether there was something to compare with: the named LLM may not be on this machine any more.
+
+    Raises:
+        ValueError: names the field and both values.
+    """
+    try:
+        asked = AutoConfig.from_pretrained(llm)
+    except (OSError, ValueError):
+        return False
+    has = model.config.text_config
+    for name in ("model_type", "hidden_size", "num_hidden_layers"):
+        mine, other = (getattr(one, name) for one in (has, asked))
+        if mine != other:
+            raise ValueError(
+                f"the LLM of the model in {folder} has {name}={mine}, but model.llm={llm} has {other}; set model.llm "
+                "to the one that it was trained with, or run `revision pretrain` with this LLM first"
+            )
+    return True
+
+
 def save_model(
     model: RevisionForConditionalGeneration,
     processor: RevisionProcessor,
@@ -163,16 +202,19 @@ def save_model(
     aligned_by: Alignment | None = None,
     dtype: torch.dtype | None = None,
     weights: dict[str, torch.Tensor] | None = None,
+    history: Sequence[model_card.Entry] = (),
 ) -> None:
-    """Writes one Hugging Face folder: weights, config, code, processor, template, and `manifest.json` with checksums.
+    """Writes one Hugging Face folder: weights, config, code, processor, template, card, and `manifest.json`.
 
-    It is written aside, forced to the disk, and renamed.
+    It is written aside, forced to the disk, and renamed. The manifest has a checksum of each file but the card, which
+    people write into.
 
     Args:
         alignment: lineage of the embeddings that the projector learned from; goes into the config.
         aligned_by: what moved them; where it moves images too, it goes along, since the model has to be shown such.
         dtype: the LLM is turned into this type first; None leaves it.
         weights: by name, where the model itself holds pieces of them only.
+        history: the stages it went through, from which the card is written; none, no card.
     """
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
@@ -186,8 +228,17 @@ def save_model(
     processor.save_pretrained(aside)
     if aligned_by is not None and aligned_by.moves_images:
         aligned_by.save(aside / IMAGE_ALIGNMENT)
-    folders.write_manifest(aside, folders.record(aside, folders.names_of(aside)), kind="model")
+    if history:
+        model_card.write(aside, history, config=model.config.to_dict(), parameters=_size(model, weights))
+    entries = folders.record(aside, folders.names_of(aside))
+    entries.pop(model_card.CARD, None)
+    folders.write_manifest(aside, entries, kind="model")
     folders.publish(aside, folder)
+
+
+def _size(model: RevisionForConditionalGeneration, weights: Mapping[str, torch.Tensor] | None) -> int:
+    """Parameters of a model, tied ones once."""
+    return sum((one if weights is None else weights[name]).numel() for name, one in model.named_parameters())
 
 
 def _unreadable(folder: Path, error: BaseException) -> ValueError:

@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("revision-mllm", "torch", "transformers", "accelerate", "deepspeed", "open_clip_torch", "timm", "numpy")
+PACKAGES = (
+    "revision-mllm", "torch", "transformers", "accelerate", "deepspeed", "peft", "open_clip_torch", "timm", "numpy",
+)  # fmt: skip
 
 
 def provenance() -> dict[str, Any]:

@@ -215,6 +215,8 @@ def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[s
     neutral = NEUTRAL_TRAINER_KEYS.union(_BATCH) - weighty
     weighing = [name for name in vars(StageConfig()) if name not in NEUTRAL_STAGE_FIELDS]
     yield from _fields(config, *(f"{command}.{name}" for name in weighing))
+    if "adapter" in stage.train:
+        yield from _fields(config, "adapter")
     for key, value in trainer.items():
         if key not in neutral:
             yield f"{command}.trainer.{key}", value

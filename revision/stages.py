@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revision.schema import Config, Packing, StageConfig, Unfit
+from revision.schema import MODEL_STEPS, Config, Packing, StageConfig, Unfit
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
     from revision.dataset import ConversationDataset, Rows, Samples
     from revision.model import RevisionForConditionalGeneration, RevisionProcessor
     from revision.packing import PackedDataset
+    from revision.training.adapters import Adapter
+
+ADAPTER = "adapter"  # in `train`, and the folder of an adapter that is kept
 
 
 def arguments_of(config: Config, command: str) -> TrainingArguments:
@@ -36,6 +42,48 @@ def arguments_of(config: Config, command: str) -> TrainingArguments:
     )
 
 
+def model_folder(config: Config, model: str, wanted_by: str) -> Path:
+    """Where a model lies that is named by a stage of this run or by its folder.
+
+    Raises:
+        ValueError: the stage has not finished with the settings asked for now.
+    """
+    from revision import rundir
+
+    return rundir.require(config, model, wanted_by) / "model" if model in MODEL_STEPS else Path(model)
+
+
+def model_of(
+    config: Config, command: str, dim: int, arguments: TrainingArguments
+) -> tuple[RevisionForConditionalGeneration, RevisionProcessor]:
+    """The model that the stage starts from, of an earlier stage or from a folder, or a fresh projector.
+
+    dim: of the embeddings.
+
+    Raises:
+        ValueError: it cannot be read, or is of another shape than the configuration asks for.
+    """
+    import torch
+
+    from revision import building
+    from revision.assembly import model_shape, template_file
+
+    stage, llm = _stage(config, command), config.model.llm
+    frozen = {"projector", ADAPTER}.issuperset(stage.train)  # then half the memory will do
+    dtype = torch.bfloat16 if arguments.bf16 and frozen else torch.float32
+    shape = model_shape(config, dim)
+    if stage.init is None:
+        _say(f"starting from a fresh projector in front of {llm}")
+        return building.build_model(llm, chat_template=template_file(config), dtype=dtype, seed=config.seed, **shape)
+    folder = model_folder(config, stage.init, command)
+    _say(f"starting from {folder}")
+    model, processor = building.read_model(folder, dtype=dtype)
+    building.require_shape(model, folder, shape)
+    if not building.require_llm(model, folder, llm):
+        _say(f"{llm} cannot be read here, so its shape was not compared with that of the LLM in {folder}")
+    return model, processor
+
+
 def train_and_save(
     config: Config,
     command: str,
@@ -48,7 +96,7 @@ def train_and_save(
     alignment: Mapping[str, Any] | None,
     aligned_by: Alignment | None,
 ) -> None:
-    """Trains the parts that the stage names and leaves one Hugging Face folder, `<run>/<command>/model`.
+    """Trains what the stage names and leaves one Hugging Face folder, `<run>/<command>/model`, adapters merged.
 
     alignment: lineage of the embeddings that the projector learned from.
     aligned_by: what moved them; None: nothing did.
@@ -65,13 +113,24 @@ def train_and_save(
 
     stage = _stage(config, command)
     dataset = _dataset(config, command, arguments, processor, rows, samples)
+    adapter = _adapter(config, stage, model, arguments)
     output = rundir.folder(config, command)
 
-    def save(weights: dict[str, torch.Tensor] | None) -> None:
-        dtype = torch.bfloat16 if arguments.bf16 else None
+    def save(weights: dict[str, torch.Tensor] | None, summary: dict[str, float]) -> None:
+        shutil.rmtree(output / ADAPTER, ignore_errors=True)  # one of an earlier run fits no more
+        if adapter is not None:
+            if weights is not None:
+                adapter.take(weights)
+                weights = None
+            if config.adapter.keep:
+                base = model_folder(config, str(stage.init), command)
+                adapter.save(output / ADAPTER, base=str(base), projector="projector" in stage.train)
+            adapter.merge()
         building.save_model(
             model, processor, output / "model",
-            alignment=alignment, aligned_by=aligned_by, dtype=dtype, weights=weights,
+            alignment=alignment, aligned_by=aligned_by,
+            dtype=torch.bfloat16 if arguments.bf16 else None, weights=weights,
+            history=_history(config, command, output, {"samples": _count(dataset), **summary}),
         )  # fmt: skip
 
     summary = training.train(
@@ -79,6 +138,7 @@ def train_and_save(
         processor=processor,
         dataset=dataset,
         parts=stage.train,
+        rates=asdict(stage.parts),
         arguments=arguments,
         output=output,
         engine=config.engine.kind.value,
@@ -129,6 +189,57 @@ def _dataset(
         dataset, tokens=stage.pack_tokens,
         batch=arguments.per_device_train_batch_size, seed=config.seed, processes=arguments.world_size,
     )  # fmt: skip
+
+
+def _count(dataset: ConversationDataset | PackedDataset) -> int:
+    """Samples, packed or not."""
+    from revision.packing import PackedDataset
+
+    return len(dataset.dataset if isinstance(dataset, PackedDataset) else dataset)
+
+
+def _say(line: str) -> None:
+    """Once, whatever the number of processes."""
+    from revision import rundir
+    from revision.progress import say
+
+    if rundir.is_main_process():
+        say(line)
+
+
+def _adapter(
+    config: Config, stage: StageConfig, model: RevisionForConditionalGeneration, arguments: TrainingArguments
+) -> Adapter | None:
+    """The adapter that the stage trains, attached to the model."""
+    if ADAPTER not in stage.train:
+        return None
+    from revision.training.adapters import Adapter
+
+    settings = config.adapter
+    return Adapter(
+        model,
+        method=settings.method.value,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        targets=settings.targets,
+        arguments=arguments,
+    )
+
+
+def _history(config: Config, command: str, output: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How the model came about, a stage each: those of the model it started from, and this one."""
+    from revision import building, model_card, rundir
+
+    stage = _stage(config, command)
+    before = [] if stage.init is None else building.read_history(model_folder(config, stage.init, command))
+    this = model_card.stage_entry(
+        name=f"{config.name}/{command}",
+        settings=rundir.settings(config, command),
+        facts=facts,
+        provenance=json.loads((output / rundir.PROVENANCE).read_text()),
+    )
+    return [*before, this]
 
 
 def _stage(config: Config, command: str) -> StageConfig:

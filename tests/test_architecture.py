@@ -23,7 +23,7 @@ LAYERS = [
     ["commands"],
     ["stages"],
     ["assembly", "processes", "rules", "rundir", "training", "evaluation", "verification"],
-    ["building", "contents", "curve", "fields", "inspection"],
+    ["building", "contents", "curve", "fields", "inspection", "publishing"],
     ["schema"],
     ["collators", "lengths", "packing"],
     ["dataset", "geometry"],
@@ -31,7 +31,7 @@ LAYERS = [
     ["alignment", "encoders", "folders", "records"],
     ["embeddings", "openclip_folder", "pictures"],
     ["model"],
-    ["hub", "interrupts", "progress", "provenance", "shipped"],
+    ["hub", "interrupts", "model_card", "progress", "provenance", "shipped"],
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 

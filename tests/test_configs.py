@@ -86,3 +86,21 @@ def test_experiment_takes_one_step(
     for step in config.run.steps:
         assert main([step, *arguments, "--config-dir", str(groups)]) == 0, step
         assert rundir.is_finished(config, step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
+def test_stage_two_with_an_adapter_is_evaluated_and_answers(
+    adapter: str, groups: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["experiment=nano", f"adapter={adapter}", *ONE_STEP]
+    config = composed(*arguments, config_dir=groups)
+    assert config.instruct.train == ["projector", "adapter"]
+    picture = next(Path(config.data.folder).glob("pictures/*.png"))
+    for step in ("embed", "align", "pretrain", "instruct", "evaluate"):
+        assert main([step, *arguments, "--config-dir", str(groups)]) == 0, step
+    asked = ["chat.prompt=What is it?", f"chat.image={picture}", "chat.max_new_tokens=2"]
+    assert main(["chat", *arguments, *asked, "--config-dir", str(groups)]) == 0
+    assert main(["push", *arguments, "--config-dir", str(groups)]) == 0
+    assert "nothing was uploaded" in capsys.readouterr().out

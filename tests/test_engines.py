@@ -131,6 +131,14 @@ def test_no_accelerator_where_one_is_asked_for(tmp_path: Path) -> None:
         (["engine=zero2", "engine.options.zero_optimization.stage=3"], "must be left out: engine.kind decides it"),
         (["engine=fsdp2", "engine.options.version=1"], "engine.options.version = set: must be left out"),
         (["trainer.deepspeed={}"], "trainer.deepspeed = set: must be left out: choose engine=zero2 or the like"),
+        (
+            ["adapter=lora", "engine=zero3"],
+            "engine.kind = zero3: must be ddp, zero1 or zero2 where instruct.train names adapter: it splits",
+        ),
+        (
+            ["engine=zero2", "+engine.options.optimizer={}", "instruct.parts.llm.learning_rate=1e-4"],
+            "engine.options.optimizer = set: must be left out where instruct.parts.llm.learning_rate is",
+        ),
         (["instruct.trainer.fsdp=true"], "instruct.trainer.fsdp = set: must be left out"),
     ],
 )
@@ -421,6 +429,23 @@ def test_stage_2_in_pieces_starts_from_a_saved_model(
     on_two_processes(tmp_path, {"zero3": run})
     tiny_engines.run(tmp_path / "one", llm=llm, parts=STAGE_2, init=init, per_device_train_batch_size=4)
     assert_same(tmp_path / "zero3", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_an_adapter_under_zero_is_merged_as_it_trained(tiny_llm: Path, tmp_path: Path) -> None:
+    """With rates of its own; in bfloat16 the matrices come from DeepSpeed's float32 copies."""
+    more: dict[str, Any] = {
+        "parts": ["projector", "adapter"], "llm": str(tiny_llm), "rank": 2,
+        "rates": {"projector": {"learning_rate": 3e-3}, "adapter": {"learning_rate": 2e-2, "weight_decay": 0.1}},
+    }  # fmt: skip
+    on_two_processes(
+        tmp_path, {"plain": {**more, "engine": "zero2"}, "half": {**more, "engine": "zero2", "bf16": True}}
+    )
+    tiny_engines.run(tmp_path / "one", **more, per_device_train_batch_size=4)
+    assert_same(tmp_path / "plain", tmp_path / "one", initial=False)
+    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "one"), abs=2e-2)
+    saved: Any = building.read_model(tmp_path / "half" / "model")[0]
+    assert saved.dtype == torch.bfloat16 and saved.projector.layers[0].weight.dtype == torch.float32
 
 
 @pytest.mark.slow

@@ -99,8 +99,27 @@ ON_THE_COMMAND_LINE = [
     ("data.texts=statistics", "data.texts = statistics: must be a source of kind text", "is of kind image"),
     ("data.pictures=nope", "data.pictures = nope: must be one of"),
     ("data.pictures=null", "data.pictures = null: must be an image source, since data.naming asks"),
-    ("pretrain.train=[]", "pretrain.train = []: must be at least one of projector, llm"),
-    ("instruct.train=[lm]", "instruct.train = lm: must be one of projector, llm (did you mean 'llm'?)"),
+    ("pretrain.train=[]", "pretrain.train = []: must be at least one of projector, llm, adapter, each once"),
+    ("pretrain.train=[llm,llm]", "pretrain.train = ['llm', 'llm']: must be at least one of", "each once"),
+    ("instruct.train=[lm]", "instruct.train = lm: must be one of projector, llm, adapter (did you mean 'llm'?)"),
+    ("instruct.train=['projector.(0']", "instruct.train = projector.(0: must be a part or a regular expression, which"),
+    (
+        "instruct.train=[adapter]",
+        "adapter.method = none: must be lora, dora or qlora where instruct.train names adapter",
+    ),
+    ("instruct.parts.projectr.learning_rate=1", "instruct.parts has no field 'projectr' (did you mean 'projector'?)"),
+    ("pretrain.parts.llm.learning_rate=1", "must be null, since pretrain.train = ['projector'] leaves llm out"),
+    (
+        "instruct.parts.llm.weight_decay=-1",
+        "instruct.parts.llm.weight_decay = -1.0: must be a finite number of",
+    ),
+    (
+        "adapter.method=lora",
+        "adapter.method = lora: must be none where neither pretrain.train nor instruct.train",
+    ),
+    ("adapter.method=lorra", "must be one of none, lora, dora, qlora (did you mean 'lora'?)"),
+    ("adapter.rank=0", "adapter.rank = 0: must be at least 1"),
+    ("adapter.targets=[]", "adapter.targets = []: must be [all-linear], or names of linear layers"),
     ("pretrain.unfit=cut_turns", "pretrain.unfit = cut_turns: must be error or drop: a caption is one turn"),
     ("instruct.reject_budget=2", "instruct.reject_budget = 2.0: must be at most 1"),
     ("instruct.pack_tokens=4096", "instruct.pack_tokens = 4096: must be null where instruct.packing is none"),
@@ -211,6 +230,25 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
 def test_pairs_need_records_of_pairs(capsys: pytest.CaptureFixture[str]) -> None:
     said = sentence(["pretrain", "pretrain.input=pairs", "data.pairs=null"], capsys)
     assert "pretrain.input = pairs: must be backed by data.pairs and data.conversation_sources" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["instruct.train=[adapter,llm]"],
+            "instruct.train = ['adapter', 'llm']: must be without llm or without adapter: an adapter trains in the",
+        ),
+        (["adapter.keep=true", "instruct.init=null"], "adapter.keep = true: must be false where instruct.init is null"),
+        (
+            ["adapter.keep=true", "instruct.train=[adapter,'projector\\..*']"],
+            "instruct.train holds regular expr",
+        ),
+        (["instruct.train=[projector]"], "instruct.parts.adapter.learning_rate = 0.0002: must be null, since"),
+    ],
+)
+def test_adapters_that_contradict(overrides: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert expected in sentence(["instruct", "adapter=lora", *overrides], capsys)
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

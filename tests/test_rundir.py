@@ -35,6 +35,7 @@ from revision.schema import (
 )
 
 Change = Callable[[Config], Any]
+FREE = ("trainer", "chat", "inspect", "push")  # open, or of commands that leave nothing others read
 
 
 def make_config(**changes: Any) -> Config:
@@ -96,6 +97,8 @@ EFFECTS = [
     (put("pretrain.trainer.save_steps", 3), ()),
     (put("chat.prompt", "what?"), ()),
     (put("chat.model", "x"), ()),
+    (put("push.license", "x"), ()),
+    (put("adapter.rank", 3), ()),  # no stage here trains one
     (put("run.steps", ["evaluate", "pretrain", "instruct"]), ()),
     (put("run.steps", ["pretrain", "evaluate"]), ("evaluate",)),
     (put("contrast.epochs", 3), ("contrast",)),
@@ -133,6 +136,8 @@ EFFECTS = [
     (put("pretrain.pack_tokens", 4096), ("pretrain", "instruct", "evaluate")),
     (put("instruct.unfit", Unfit.cut_turns), ("instruct", "evaluate")),
     (put("instruct.reject_budget", 0.5), ()),
+    (put("instruct.parts.llm.learning_rate", 3.0), ("instruct", "evaluate")),
+    (put("pretrain.parts.projector.weight_decay", 3.0), ("pretrain", "instruct", "evaluate")),
     (put("instruct.init", None), ("instruct", "evaluate")),
     (put("data.conversations", "x"), ("instruct", "evaluate")),
     (put("evaluate.candidates", 3), ("evaluate",)),
@@ -188,6 +193,14 @@ def test_an_alignment_depends_on_the_settings_that_it_knows(method: AlignmentMet
     assert {f"alignment.{name}" for name in METHODS[method.value].settings if name != "seed"} <= {*compared}
 
 
+@pytest.mark.parametrize(("name", "value"), [("rank", 3), ("targets", ["q_proj"]), ("keep", True)])
+def test_an_adapter_matters_to_the_stage_that_trains_it(name: str, value: Any) -> None:
+    before, after = (make_config(instruct=StageConfig(init="pretrain", train=["adapter"])) for _ in range(2))
+    put(f"adapter.{name}", value)(after)
+    found = [step for step in STEPS if rundir.fingerprint(before, step) != rundir.fingerprint(after, step)]
+    assert found == ["instruct", "evaluate"]
+
+
 def test_text_in_stage_two_is_aligned() -> None:
     def config(method: AlignmentMethod) -> Config:
         made = make_config(alignment=AlignmentConfig(method), instruct=StageConfig(init=None))
@@ -230,12 +243,9 @@ def test_every_field_has_been_decided_on() -> None:
     config = make_config(trainer={"learning_rate": 1.0})
     aligned = [replace(config, alignment=AlignmentConfig(method)) for method in AlignmentMethod]
     covered = {name for one in aligned for step in STEPS for name in rundir.settings(one, step)}
+    covered |= set(rundir.settings(make_config(instruct=StageConfig(train=["adapter"])), "instruct"))
     covered |= {"trainer"} if "pretrain.trainer.learning_rate" in covered else set()
-    free = {
-        name
-        for name in names(config)
-        if name not in covered and name.split(".")[0] not in ("trainer", "chat", "inspect")
-    }
+    free = {name for name in names(config) if name not in covered and name.split(".")[0] not in FREE}
     free = {name for name in free if "fields" not in name.split(".")[-1]}  # empty here; they have lines of EFFECTS
     assert free == {
         "name", "runs", "tracker", "data.name", "encoder.batch_size", "embed.sources", "embed.shard_size",

@@ -21,6 +21,7 @@ from revision import building, training
 from revision.dataset import ConversationDataset, Sample
 from revision.records import Message
 from revision.training import sharding
+from revision.training.adapters import Adapter
 
 SHAPE: dict[str, Any] = {"embed_dim": DIM, "num_visual_tokens": K, "visual_tokens": "slots"}
 TRAINER: dict[str, Any] = {
@@ -49,9 +50,15 @@ def run(
     processes: int = 1,
     options: dict[str, Any] | None = None,
     init: str | None = None,
+    rates: dict[str, dict[str, float]] | None = None,
+    rank: int | None = None,
     **trainer: Any,
 ) -> Any:
-    """Trains and saves; returns the arguments, for `training.conclude`. `init`: folder of a model to start from."""
+    """Trains and saves; returns the arguments, for `training.conclude`.
+
+    init: folder of a model to start from.
+    rank: of LoRA matrices on the LLM.
+    """
     output.mkdir(parents=True, exist_ok=True)
     arguments = training.build_arguments(
         {**TRAINER, **trainer}, output=output, seed=0, engine=engine, engine_options=options or {}
@@ -60,6 +67,11 @@ def run(
         model, processor = building.build_model(llm, chat_template=None, dtype=torch.float32, seed=0, **SHAPE)
     else:
         model, processor = building.read_model(Path(init), dtype=torch.float32)
+    adapter = None
+    if rank is not None:
+        adapter = Adapter(
+            model, method="lora", rank=rank, alpha=8.0, dropout=0.0, targets=["all-linear"], arguments=arguments
+        )
     parameters = list(model.parameters())
     facts = {
         "output_std": model.config.output_std,
@@ -69,14 +81,20 @@ def run(
         "sums": sorted(sharding.bit_sums(parameters)),
     }
 
-    def save(weights: dict[str, torch.Tensor] | None) -> None:
+    def save(weights: dict[str, torch.Tensor] | None, summary: dict[str, float]) -> None:
         dtype = torch.bfloat16 if arguments.bf16 else None
+        gathered = weights is not None
+        if adapter is not None:
+            if weights is not None:
+                adapter.take(weights)
+            adapter.merge()
+            weights = None
         building.save_model(model, processor, output / "model", alignment=None, dtype=dtype, weights=weights)
-        (output / "facts.json").write_text(json.dumps({**facts, "gathered": weights is not None}))
+        (output / "facts.json").write_text(json.dumps({**facts, "gathered": gathered}))
 
     training.train(
-        model=model, processor=processor, dataset=make_dataset(processor), parts=parts, arguments=arguments,
-        output=output, engine=engine, processes=processes, save=save,
+        model=model, processor=processor, dataset=make_dataset(processor), parts=parts, rates=rates,
+        arguments=arguments, output=output, engine=engine, processes=processes, save=save,
     )  # fmt: skip
     return arguments
 

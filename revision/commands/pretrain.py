@@ -18,21 +18,12 @@ if TYPE_CHECKING:
 
 def run(config: Config) -> None:
     """1 arguments, 2 embeddings and alignment, 3 samples, 4 model, 5 train and save."""
-    import torch
-
-    from revision import building, stages
-    from revision.assembly import model_shape, template_file
+    from revision import stages
 
     arguments = stages.arguments_of(config, "pretrain")
     rows, alignment = _rows(config)
     samples = _samples(config, rows)
-    model, processor = building.build_model(
-        config.model.llm,
-        chat_template=template_file(config),
-        dtype=torch.bfloat16 if arguments.bf16 and "llm" not in config.pretrain.train else torch.float32,
-        seed=config.seed,
-        **model_shape(config, rows.stores[0].dim),
-    )
+    model, processor = stages.model_of(config, "pretrain", rows.stores[0].dim, arguments)
     stages.train_and_save(
         config,
         "pretrain",

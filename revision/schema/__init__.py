@@ -8,6 +8,7 @@ fields live here. Nothing heavy is imported: `revision --help` must answer at on
 from revision.schema.choices import (
     MODEL_STEPS,
     STEPS,
+    AdapterMethod,
     AlignmentMethod,
     ContrastPart,
     Dtype,
@@ -21,14 +22,17 @@ from revision.schema.choices import (
     VisualTokens,
 )
 from revision.schema.corpus import ContrastConfig, DataConfig, EmbedConfig, EncoderConfig, InspectConfig, SourceConfig
-from revision.schema.evaluation import ChatConfig, EvaluateConfig, VerifyConfig
+from revision.schema.evaluation import ChatConfig, EvaluateConfig, PushConfig, VerifyConfig
 from revision.schema.geometry import AlignConfig, AlignmentConfig, GapConfig
 from revision.schema.root import Config, RunConfig
 from revision.schema.training import (
+    AdapterConfig,
     CheckpointConfig,
     EngineConfig,
     GuardConfig,
     ModelConfig,
+    PartConfig,
+    PartsConfig,
     ProjectorConfig,
     StageConfig,
 )
@@ -36,6 +40,8 @@ from revision.schema.training import (
 __all__ = [
     "MODEL_STEPS",
     "STEPS",
+    "AdapterConfig",
+    "AdapterMethod",
     "AlignConfig",
     "AlignmentConfig",
     "AlignmentMethod",
@@ -58,7 +64,10 @@ __all__ = [
     "Modality",
     "ModelConfig",
     "Packing",
+    "PartConfig",
+    "PartsConfig",
     "ProjectorConfig",
+    "PushConfig",
     "RunConfig",
     "SourceConfig",
     "StageConfig",

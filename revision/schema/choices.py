@@ -75,6 +75,15 @@ class Unfit(Enum):
     cut_turns = "cut_turns"
 
 
+class AdapterMethod(Enum):
+    """Low-rank adapters of the LLM: LoRA (2106.09685), DoRA (2402.09353), QLoRA on a 4-bit base (2305.14314)."""
+
+    none = "none"
+    lora = "lora"
+    dora = "dora"
+    qlora = "qlora"
+
+
 class EngineKind(Enum):
     """How several processes share a training step: what each holds whole, and what in pieces."""
 

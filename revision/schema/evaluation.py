@@ -38,6 +38,17 @@ class ChatConfig:
 
 
 @dataclass
+class PushConfig:
+    """`push`: a trained model to the Hugging Face hub."""
+
+    model: str = "instruct"  # a stage of this run, or a model's folder
+    repo: str | None = None  # owner/name on the hub
+    license: str | None = None  # goes into the model card, such as apache-2.0 or other; the card must have one
+    private: bool = True  # of a repository that does not exist yet
+    upload: bool = False  # false: check the folder and say what would be uploaded
+
+
+@dataclass
 class VerifyConfig:
     """`verify`: checkpoints, models and stores against their checksums."""
 

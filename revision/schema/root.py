@@ -7,9 +7,16 @@ from typing import Any
 
 from revision.schema.choices import Tracker
 from revision.schema.corpus import ContrastConfig, DataConfig, EmbedConfig, EncoderConfig, InspectConfig
-from revision.schema.evaluation import ChatConfig, EvaluateConfig, VerifyConfig
+from revision.schema.evaluation import ChatConfig, EvaluateConfig, PushConfig, VerifyConfig
 from revision.schema.geometry import AlignConfig, AlignmentConfig, GapConfig
-from revision.schema.training import CheckpointConfig, EngineConfig, GuardConfig, ModelConfig, StageConfig
+from revision.schema.training import (
+    AdapterConfig,
+    CheckpointConfig,
+    EngineConfig,
+    GuardConfig,
+    ModelConfig,
+    StageConfig,
+)
 
 
 @dataclass
@@ -35,6 +42,7 @@ class Config:
     align: AlignConfig = field(default_factory=AlignConfig)
     gap: GapConfig = field(default_factory=GapConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     engine: EngineConfig = field(default_factory=EngineConfig)
     pretrain: StageConfig = field(default_factory=StageConfig)
@@ -44,5 +52,6 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     inspect: InspectConfig = field(default_factory=InspectConfig)
+    push: PushConfig = field(default_factory=PushConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     run: RunConfig = field(default_factory=RunConfig)

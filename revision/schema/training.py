@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from revision.schema.choices import EngineKind, GuardPolicy, Packing, StageInput, Unfit, VisualTokens
+from revision.schema.choices import AdapterMethod, EngineKind, GuardPolicy, Packing, StageInput, Unfit, VisualTokens
 
 
 @dataclass
@@ -32,6 +32,36 @@ class ModelConfig:
 
 
 @dataclass
+class AdapterConfig:
+    """Adapters on the LLM, trained by each stage whose `train` names `adapter`, and merged when it saves its model."""
+
+    method: AdapterMethod = AdapterMethod.none
+    rank: int = 16
+    alpha: float = 32.0  # the low-rank product is scaled by alpha / rank
+    dropout: float = 0.0  # on the adapter's input, while training
+    # Linear layers of the LLM's decoder: all of them, names such as q_proj, or regular expressions over full names.
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])
+    keep: bool = False  # also leave the adapter alone, for peft, in <run>/<stage>/adapter, beside the merged model
+
+
+@dataclass
+class PartConfig:
+    """How one part learns; null is what `trainer` says."""
+
+    learning_rate: float | None = None
+    weight_decay: float | None = None  # never on norms and biases, here as in `trainer`
+
+
+@dataclass
+class PartsConfig:
+    """The parts of the model. A regular expression in `train` picks parameters of projector or llm."""
+
+    projector: PartConfig = field(default_factory=PartConfig)
+    llm: PartConfig = field(default_factory=PartConfig)
+    adapter: PartConfig = field(default_factory=PartConfig)
+
+
+@dataclass
 class StageConfig:
     """One training stage; `trainer` holds what differs from the shared `trainer` mapping."""
 
@@ -39,7 +69,9 @@ class StageConfig:
     input: StageInput = StageInput.text  # pretrain only
     noise_std: float = 0.0  # pretrain only: Gaussian noise on each coordinate of the unit vectors read, new each epoch
     prompts: list[str] = field(default_factory=list)  # pretrain only: user turns to draw from; `<image>` marks it
-    train: list[str] = field(default_factory=list)  # parts that train: projector, llm
+    train: list[str] = field(default_factory=list)  # what trains: projector, llm, adapter, or regular expressions that
+    # match whole parameter names, such as 'language_model\.model\.layers\.3\..*'
+    parts: PartsConfig = field(default_factory=PartsConfig)  # learning rate and weight decay of each part
     max_length: int = 2048  # tokens a sample, visual ones included
     unfit: Unfit = Unfit.error  # a longer sample: stop, drop it and list it, or cut whole turns at its end (or drop)
     reject_budget: float = 0.01  # share of samples that may be dropped before the stage stops

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -66,8 +68,8 @@ def build_arguments(
         engine_options: further settings of that engine.
 
     Raises:
-        ValueError: a name that TrainingArguments does not have, one that the stage sets itself, a refused value, or an
-            engine that could not run here.
+        ValueError: a name that TrainingArguments does not have, one that the stage sets itself, a refused value, an
+            engine that could not run here, or torch_compile where there is no compiler.
     """
     known = set(inspect.signature(TrainingArguments.__init__).parameters) - {"self"}
     fixed = {"output_dir", "seed", "report_to", "run_name", "deepspeed", "fsdp", "fsdp_config", *_OURS}
@@ -104,8 +106,24 @@ def build_arguments(
     except (ValueError, TypeError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"trainer: transformers.TrainingArguments refuses its values: {reason}") from error
+    _require_compiler(arguments)
     join_group(engine)
     # The trackers of transformers take these from the environment alone.
     os.environ.update(TENSORBOARD_LOGGING_DIR=str(output / "tensorboard"), WANDB_DIR=str(output))
     os.environ.setdefault("WANDB_PROJECT", "revision")
     return arguments
+
+
+def _require_compiler(arguments: TrainingArguments) -> None:
+    """torch.compile would find out in the first step, in a traceback of its own."""
+    if not arguments.torch_compile or arguments.torch_compile_backend != "inductor":
+        return
+    gpu = arguments.device.type != "cpu"
+    names = [os.environ.get("CC", "gcc"), "clang"] if gpu else [os.environ.get("CXX", "g++"), "clang++"]
+    if not any(map(shutil.which, names)):
+        raise ValueError(
+            f"trainer.torch_compile=True: needs a compiler, and neither {names[0]} nor {names[1]} is here; install "
+            "one, or leave torch_compile out"
+        )
+    if gpu and importlib.util.find_spec("triton") is None:
+        raise ValueError("trainer.torch_compile=True: needs triton on a GPU; install it, or leave torch_compile out")

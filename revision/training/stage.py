@@ -24,14 +24,15 @@ from revision.progress import say
 from revision.training import ranks
 from revision.training.checkpoints import Checkpoints, step_in
 from revision.training.engines import DDP, refine_precision, require_processes
+from revision.training.groups import Rates, is_set, require_trained
 from revision.training.guard import Guard
 from revision.training.kernels import use_fused_loss
 from revision.training.packed import SeparationCheck, prepare_packing
-from revision.training.parts import checksums, require_moved, select_parts
+from revision.training.parts import checksums, part_of, require_moved, select_parts
 from revision.training.sharding import whole_weights
 from revision.training.trainer import StageTrainer, StartCheck
 
-Save = Callable[[dict[str, torch.Tensor] | None], None]
+Save = Callable[[dict[str, torch.Tensor] | None, dict[str, float]], None]
 
 
 def train(
@@ -40,6 +41,7 @@ def train(
     processor: RevisionProcessor,
     dataset: ConversationDataset | PackedDataset,
     parts: Sequence[str],
+    rates: Rates | None = None,
     arguments: TrainingArguments,
     output: Path,
     engine: str = DDP,
@@ -53,10 +55,11 @@ def train(
     """Trains the named parts in place, from the last checkpoint where there is one.
 
     Args:
-        model: the multimodal LLM.
+        model: the multimodal LLM, with its adapter attached where one trains.
         processor: its processor; its tokenizer names the padding token.
         dataset: of the stage; packed, its items are whole batches, whatever the arguments say of their size.
-        parts: "projector", "llm" or both.
+        parts: "projector", "llm", "adapter", or regular expressions over parameter names.
+        rates: `learning_rate` and `weight_decay` of each part; None, or None in them: what the arguments say.
         arguments: from `build_arguments`.
         output: folder of the stage, the one that the arguments were built for; `log.jsonl` goes there.
         engine: the one that the arguments were built for, of `engines.ENGINES`.
@@ -66,22 +69,26 @@ def train(
         minutes: between checkpoints, where `trainer.save_strategy` does not say when; None: at signals only.
         guard: what becomes of a step whose loss is no number.
         begin: called when nothing stands in the way of training any more, before anything of an earlier one changes.
-        save: called by the main process once training has ended well, with the whole weights by name, or with None
-            where `model` holds them: an engine that keeps pieces on each process is gone after this function.
+        save: called by the main process once training has ended well, with the whole weights by name, or None where
+            `model` holds them, and with what is returned: an engine that keeps pieces is gone after this function.
 
     Returns:
         `steps`, the last logged `loss`, mean `samples_per_second` and `tokens_per_second`.
 
     Raises:
-        ValueError: an unknown part, another engine or number of processes than expected, several GPUs for one process,
-            checkpoints of other settings, a loss that is no number, a full disk, or a part that should have moved and
-            did not.
+        ValueError: an unknown part, a rate for one that does not train, another engine or number of processes than
+            expected, several GPUs for one process, checkpoints of other settings, a loss that is no number, a full
+            disk, or a part that should have moved and did not.
         Interrupted: a signal asked to leave, and a checkpoint has been saved.
     """
     require_processes(arguments, engine, processes)
     guard.require_possible(arguments)
-    select_parts(model, parts, bf16=arguments.bf16, masters=bool(arguments.deepspeed))
-    _tune(model, parts, arguments)
+    chosen = select_parts(model, parts, bf16=arguments.bf16, masters=bool(arguments.deepspeed))
+    trained = [name for names in chosen.values() for name in names]
+    rates = rates or {}
+    require_trained(rates, trained)
+    _require_own_optimizer(rates, arguments)
+    _tune(trained, arguments)
     checkpoints = _checkpoints(arguments)
     resume = checkpoints.open({**(identity or {}), "weights at the start": _digest(checksums(model))})
     if resume is not None and arguments.process_index == 0:
@@ -100,6 +107,7 @@ def train(
     timed = minutes if arguments.save_strategy == "no" else None
     with SignalWatch() as watch:
         trainer = StageTrainer(
+            rates=rates,
             checkpoints=checkpoints,
             watch=watch,
             guard=guard,
@@ -113,7 +121,7 @@ def train(
         )
         refine_precision(trainer, engine)
         trainer.remove_callback(PrinterCallback)
-        check = StartCheck(trainer, parts, engine)
+        check = StartCheck(trainer, engine)
         trainer.add_callback(check)
         if isinstance(collator, PackedCollator):
             trainer.add_callback(SeparationCheck(trainer, collator))
@@ -124,11 +132,12 @@ def train(
             curve.close()
     _leave_if_asked(trainer)
     if resume is None or trainer.state.global_step > step_in(resume):
-        require_moved(check.before, checksums(model), parts, steps=trainer.state.global_step)
+        require_moved(check.before, checksums(model), chosen, steps=trainer.state.global_step)
     weights = whole_weights(model, keep=arguments.process_index == 0)
+    summary = curve.summary()
     if save is not None and arguments.process_index == 0:
-        save(weights)
-    return curve.summary()
+        save(weights, summary)
+    return summary
 
 
 def conclude(arguments: TrainingArguments) -> None:
@@ -165,13 +174,24 @@ def _checkpoints(arguments: TrainingArguments) -> Checkpoints:
     )
 
 
-def _digest(sums: Mapping[str, Sequence[int]]) -> str:
+def _digest(sums: Mapping[str, int]) -> str:
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
-def _tune(model: RevisionForConditionalGeneration, parts: Sequence[str], arguments: TrainingArguments) -> None:
+def _require_own_optimizer(rates: Rates, arguments: TrainingArguments) -> None:
+    """DeepSpeed's own optimizer would be built of one group, and rates of parts be lost without a word."""
+    deepspeed: Any = arguments.deepspeed_plugin
+    if is_set(rates) and deepspeed is not None and "optimizer" in deepspeed.deepspeed_config:
+        raise ValueError(
+            "engine.options has an optimizer of its own, which knows no rates of parts; take `optimizer` out of it, so "
+            "that trainer.optim holds, or leave out the fields under parts"
+        )
+
+
+def _tune(trained: Sequence[str], arguments: TrainingArguments) -> None:
     """Looking for casts costs time and changes nothing, where all parts compute in their own types."""
-    if arguments.bf16 and "llm" not in parts and not arguments.deepspeed and not arguments.fsdp:
+    alone = all(part_of(name) == "projector" for name in trained)
+    if arguments.bf16 and alone and not arguments.deepspeed and not arguments.fsdp:
         arguments.mixed_precision = "no"
 
 

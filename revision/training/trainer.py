@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich import get_console
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from revision.dataset import ConversationDataset
@@ -19,6 +19,7 @@ from revision.progress import say
 from revision.training import states
 from revision.training.checkpoints import Checkpoints
 from revision.training.engines import require_engine
+from revision.training.groups import Rates, is_set, of_parts, split
 from revision.training.guard import Guard
 from revision.training.order import Batches, GlobalBatches, make_order
 from revision.training.parts import checksums, parts_table
@@ -26,9 +27,10 @@ from revision.training.sync import StepSync
 
 
 class StageTrainer(Trainer):
-    """The Trainer, with an order of samples that any number of processes share, and checkpoints of our own.
+    """The Trainer, with an order of samples that any number of processes share, rates of parts, and our checkpoints.
 
     Args:
+        rates: learning rate and weight decay of each part; what it leaves out is what the arguments say.
         checkpoints: where they go.
         watch, guard, minutes, log: as `StepSync` takes them.
         **kwargs: of the Trainer.
@@ -42,6 +44,7 @@ class StageTrainer(Trainer):
     def __init__(
         self,
         *,
+        rates: Rates,
         checkpoints: Checkpoints,
         watch: SignalWatch,
         guard: Guard,
@@ -49,6 +52,7 @@ class StageTrainer(Trainer):
         log: Path,
         **kwargs: Any,
     ) -> None:
+        self.rates = rates
         super().__init__(**kwargs)
         self.checkpoints = checkpoints
         self.losses: list[torch.Tensor] = []  # of the micro-batches of this step
@@ -78,6 +82,16 @@ class StageTrainer(Trainer):
             drop_last=args.dataloader_drop_last,
             announce=dataset.set_epoch,
         )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's own, its groups split by part where one has a rate or a decay of its own."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh and is_set(self.rates):
+            whole: Any = self.model if model is None else model
+            named = [(name, one) for name, one in whole.named_parameters() if one.requires_grad]
+            split(optimizer, self.rates, named=named, decayed=set(self.get_decay_parameter_names(whole)))
+        return optimizer
 
     def get_train_dataloader(self) -> Batches:
         """Batches of this process alone: nothing is drawn, read or sent for the others."""
@@ -113,7 +127,8 @@ class StageTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.accelerator.scaler is None and norm is not None:  # a scaler meets them often, and skips by itself
-            self.bad_norm = (~torch.isfinite(torch.as_tensor(norm, device=self.args.device))).float()
+            whole = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm, device=self.args.device)
+            self.bad_norm = (~torch.isfinite(whole)).float()
         return norm
 
     def suspects(self) -> tuple[list[str], list[str]]:
@@ -186,9 +201,9 @@ class StartCheck(TrainerCallback):
     `before` then holds the checksums of the weights as the engine holds them.
     """
 
-    def __init__(self, trainer: Any, parts: Sequence[str], engine: str) -> None:
-        self._trainer, self._parts, self._engine = trainer, parts, engine
-        self.before: dict[str, list[int]] = {}
+    def __init__(self, trainer: Any, engine: str) -> None:
+        self._trainer, self._engine = trainer, engine
+        self.before: dict[str, int] = {}
 
     def on_train_begin(
         self,
@@ -205,7 +220,8 @@ class StartCheck(TrainerCallback):
         if args.process_index != 0:
             return
         engine, samples = type(self._trainer.model_wrapped).__name__, len(self._trainer.train_dataset)
-        get_console().print(parts_table(self._trainer.model, self._parts))
+        rates = of_parts(self._trainer.rates, learning_rate=args.learning_rate, weight_decay=args.weight_decay)
+        get_console().print(parts_table(self._trainer.model, rates))
         if isinstance(dataset, PackedDataset):
             say(dataset.describe())
         what = "packed rows" if isinstance(dataset, PackedDataset) else "samples"

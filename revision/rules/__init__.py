@@ -1,0 +1,230 @@
+"""Rules of the configuration that types cannot express: ranges, choices among names, agreement between fields."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from revision.encoders.kinds import check_kind
+from revision.rules.sentences import IMAGE, broken, one_of, require_source, value_of
+from revision.rules.training import check_engine, check_parts, check_stages
+from revision.schema import MODEL_STEPS, STEPS, AlignmentMethod, Config, ContrastPart, Modality
+
+SPLITS = ("validation", "test")
+NAME = "{text}"
+
+# Lowest value that a numeric field may have, the value it must exceed, and the highest; null is always allowed.
+_AT_LEAST: Mapping[str, float] = {
+    "seed": 0,
+    "evaluate.seed": 0,
+    "encoder.batch_size": 1,
+    "encoder.max_length": 3,
+    "embed.shard_size": 1,
+    "embed.reject_budget": 0,
+    "embed.workers": 0,
+    "contrast.epochs": 1,
+    "contrast.batch_size": 2,
+    "contrast.weight_decay": 0,
+    "contrast.warmup": 0,
+    "contrast.probe_interval": 1,
+    "contrast.frame_step": 0,
+    "align.shard_size": 1,
+    "alignment.centroid_steps": 0,
+    "alignment.noise_std": 0,
+    "alignment.rank": 1,
+    "alignment.ridge": 0,
+    "alignment.shrinkage": 0,
+    "alignment.noise_scale": 0,
+    "alignment.jitter": 0,
+    "gap.sample": 4,
+    "gap.held_out": 2,
+    "gap.trials": 1,
+    "model.num_visual_tokens": 1,
+    "model.projector.depth": 1,
+    "model.projector.hidden_size": 1,
+    "pretrain.noise_std": 0,
+    "pretrain.limit": 1,
+    "instruct.limit": 1,
+    "pretrain.reject_budget": 0,
+    "instruct.reject_budget": 0,
+    "adapter.rank": 1,
+    "adapter.dropout": 0,
+    "engine.processes": 1,
+    "guard.window": 10,
+    "guard.limit": 0,
+    "evaluate.candidates": 2,
+    "evaluate.limit": 1,
+    "evaluate.question_limit": 1,
+    "evaluate.bootstrap": 1,
+    "evaluate.sheet": 0,
+    "evaluate.max_new_tokens": 1,
+    "evaluate.batch_size": 1,
+    "chat.max_new_tokens": 1,
+    "inspect.sample": 1,
+    "inspect.show": 0,
+}
+_ABOVE: Mapping[str, float] = {
+    "contrast.learning_rate": 0,
+    "contrast.logit_scale": 0,
+    "contrast.frame_energy": 0,
+    "alignment.until": 0,
+    "alignment.energy": 0,
+    "checkpoint.minutes": 0,
+    "guard.spike": 0,
+    "adapter.alpha": 0,
+    "model.projector.input_scale": 0,
+}
+_AT_MOST: Mapping[str, float] = {
+    "adapter.dropout": 1,
+    "embed.reject_budget": 1,
+    "pretrain.reject_budget": 1,
+    "instruct.reject_budget": 1,
+    "contrast.warmup": 1,
+    "contrast.frame_energy": 1,
+    "alignment.energy": 1,
+    "alignment.shrinkage": 1,
+}
+
+
+def check(config: Config) -> None:
+    """Hold the configuration against every rule.
+
+    Raises:
+        ValueError: the first broken rule, in one sentence.
+    """
+    _check_names(config)
+    _check_numbers(config)
+    _check_encoder(config)
+    _check_contrast(config)
+    _check_sources(config)
+    _check_alignment(config)
+    _check_gap(config)
+    check_stages(config)
+    check_engine(config)
+    check_parts(config)
+    _check_evaluation(config)
+
+
+def _check_names(config: Config) -> None:
+    # The name becomes folders and an override of child processes, so it keeps to characters safe in both.
+    if not re.fullmatch(r"[\w.=,+-]+(/[\w.=,+-]+)*", config.name) or {".", ".."} & set(config.name.split("/")):
+        raise broken("name", config.name, "letters, digits and . _ - = , + only, with / between folders")
+    if not re.fullmatch(r"[\w.-]+", config.encoder.name):
+        raise broken("encoder.name", config.encoder.name, "letters, digits and . _ - only, since it names a folder")
+    if config.encoder.model.startswith("local-dir:") and config.encoder.pretrained is not None:
+        raise broken("encoder.pretrained", config.encoder.pretrained, "null where encoder.model is a local-dir: folder")
+    for step in config.run.steps:
+        one_of("run.steps", step, STEPS)
+    if len(set(config.run.steps)) < len(config.run.steps):
+        raise broken("run.steps", config.run.steps, "each step once")
+    for name, device in (("embed", config.embed), ("contrast", config.contrast), ("evaluate", config.evaluate)):
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device.device):
+            raise broken(f"{name}.device", device.device, "auto, cpu, mps, cuda or cuda:<number>")
+
+
+def _check_numbers(config: Config) -> None:
+    for name in (*_AT_LEAST, *_ABOVE, *_AT_MOST):
+        value = value_of(config, name)
+        if value is not None and not math.isfinite(value):
+            raise broken(name, value, "a finite number")
+    for name, low in _AT_LEAST.items():
+        value = value_of(config, name)
+        if value is not None and value < low:
+            raise broken(name, value, f"at least {low}")
+    for name, low in _ABOVE.items():
+        value = value_of(config, name)
+        if value is not None and value <= low:
+            raise broken(name, value, f"greater than {low}")
+    for name, high in _AT_MOST.items():
+        value = value_of(config, name)
+        if value is not None and value > high:
+            raise broken(name, value, f"at most {high}")
+
+
+def _check_encoder(config: Config) -> None:
+    names = ("pretrained", "text_model", "max_length", "options")
+    check_kind(config.encoder.kind, {name: value_of(config, f"encoder.{name}") for name in names})
+
+
+def _check_contrast(config: Config) -> None:
+    contrast = config.contrast
+    if contrast.train is ContrastPart.heads and contrast.architecture:
+        raise broken("contrast.train", "heads", "all where contrast.architecture is set: random towers are not locked")
+    if contrast.train is ContrastPart.all and contrast.heads is not None:
+        raise broken("contrast.heads", contrast.heads, "null where contrast.train is all: more than the heads trains")
+    if contrast.init is not None and contrast.architecture:
+        raise broken("contrast.init", contrast.init, "null where contrast.architecture gives a model to start anew")
+
+
+def _check_sources(config: Config) -> None:
+    data = config.data
+    known = data.sources
+    for name, source in known.items():
+        if (source.records is None) == (source.embeddings is None):
+            raise broken(
+                f"data.sources.{name}.records", source.records,
+                f"a file of records, or else null with data.sources.{name}.embeddings naming existing embeddings; "
+                f"embeddings is {source.embeddings or 'null'}",
+            )  # fmt: skip
+        allowed = ("id", "text") if source.kind is Modality.text else ("id", "image")
+        for ours in source.fields:
+            one_of(f"data.sources.{name}.fields", ours, allowed)
+    for ours in data.conversation_fields:
+        one_of("data.conversation_fields", ours, ("id", "image", "messages", "conversations"))
+    if known:  # a corpus of pairs for `contrast` alone has none
+        require_source("data.texts", data.texts, known, Modality.text)
+        require_source("data.statistics", data.statistics, known, Modality.image)
+    if data.pictures is not None:
+        require_source("data.pictures", data.pictures, known, Modality.image)
+    if data.names is not None:
+        require_source("data.names", data.names, known, Modality.text)
+    for name in data.conversation_sources:
+        one_of("data.conversation_sources", name, known)
+    for name in config.embed.sources or []:
+        one_of("embed.sources", name, known)
+        if known[name].records is None:
+            raise broken("embed.sources", name, f"a source of records; {known[name].embeddings} is embedded already")
+
+
+def _check_alignment(config: Config) -> None:
+    alignment = config.alignment
+    in_pairs = alignment.method is AlignmentMethod.quantile or AlignmentMethod.quantile.name in config.gap.compare
+    if in_pairs and alignment.rank is not None and alignment.rank % 2:
+        raise broken("alignment.rank", alignment.rank, "even for quantile, which matches pairs of coordinates")
+
+
+def _check_gap(config: Config) -> None:
+    gap, known = config.gap, config.data.sources
+    if gap.neighbours is not None and (not gap.neighbours or min(gap.neighbours) < 1):
+        raise broken("gap.neighbours", gap.neighbours, "a list of numbers of neighbours, each at least 1")
+    if gap.sizes and min(gap.sizes) < 2:
+        raise broken("gap.sizes", gap.sizes, "a list of numbers of rows, each at least 2")
+    if not 0 < gap.energy < 1:
+        raise broken("gap.energy", gap.energy, "a share of the trace between 0 and 1, such as 0.9")
+    for method in gap.compare:
+        one_of("gap.compare", method, AlignmentMethod.__members__)
+    if gap.captions is not None:
+        require_source("gap.captions", gap.captions, known, Modality.text)
+    if len(gap.domains) == 1 or len(set(gap.domains)) < len(gap.domains):
+        raise broken("gap.domains", gap.domains, "two or more different <text source>/<image source>, or []")
+    for domain in gap.domains:
+        text, slash, image = domain.partition("/")
+        if not slash:
+            raise broken("gap.domains", domain, "<text source>/<image source>, such as texts/statistics")
+        require_source("gap.domains", text, known, Modality.text)
+        require_source("gap.domains", image, known, Modality.image)
+
+
+def _check_evaluation(config: Config) -> None:
+    evaluate = config.evaluate
+    one_of("evaluate.split", evaluate.split, SPLITS)
+    if not evaluate.models:
+        raise broken("evaluate.models", "[]", f"at least one of {', '.join(MODEL_STEPS)}, or a model's folder")
+    if evaluate.naming_prompt.count(IMAGE) != 1:
+        raise broken("evaluate.naming_prompt", evaluate.naming_prompt, f"{IMAGE} exactly once")
+    if evaluate.naming_answer.count(NAME) != 1:
+        raise broken("evaluate.naming_answer", evaluate.naming_answer, f"{NAME} exactly once")
+    for name in ("naming", "questions"):
+        if value_of(config, f"data.{name}") is not None and config.data.pictures is None:
+            raise broken("data.pictures", None, f"an image source, since data.{name} asks about its pictures")

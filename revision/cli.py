@@ -102,7 +102,11 @@ def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Na
         _show(hydra, command, overrides, options)
         return 0
     if options.multirun or hydra.get_mode(ROOT, overrides) == RunMode.MULTIRUN:
-        compose(hydra, overrides, multirun=True)
+        composed = compose(hydra, overrides, multirun=True)
+        if composed.search.trials is not None:
+            from revision.search import search
+
+            return search(hydra, command, overrides, composed)
         return multirun.sweep(hydra, command, overrides)
     refuse_sweeps(overrides)
     config = typed(compose(hydra, overrides))

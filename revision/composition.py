@@ -249,7 +249,8 @@ def _not_there(name: str) -> str:
 
 def _no_option(group: str, option: str, options: Sequence[str]) -> str:
     known = ", ".join(options) if options else "none"
-    return f"group '{group}' has no option '{option}'{nearest(option, options)}; it has: {known}."
+    extra = " Launchers of Hydra come with `pip install 'revision-mllm[sweeps]'`." if group == "hydra/launcher" else ""
+    return f"group '{group}' has no option '{option}'{nearest(option, options)}; it has: {known}.{extra}"
 
 
 def _folders(hydra: Hydra) -> list[Path]:

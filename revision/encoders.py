@@ -169,6 +169,25 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+def embed_dim(model: str, pretrained: str | None) -> int:
+    """Dimension of an encoder's sphere, read from its configuration; no weights are loaded.
+
+    Args:
+        model, pretrained: as `load_encoder` takes them.
+
+    Raises:
+        ValueError: it has no configuration here.
+    """
+    if model.startswith(_LOCAL_DIR):
+        return int(read_config(Path(model.removeprefix(_LOCAL_DIR)))[0]["embed_dim"])
+    if not model.startswith(_HUB):
+        _require_architecture(model, pretrained)
+    try:
+        return int(open_clip.get_model_config(model)["embed_dim"])
+    except _LOADING_ERRORS as error:
+        raise ValueError(_loading_problem(model, pretrained, error)) from error
+
+
 def load_encoder(*, kind: str, model: str, pretrained: str | None, dtype: str, device: str, name: str) -> DualEncoder:
     """Loads a dual encoder for inference.
 

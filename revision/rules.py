@@ -64,6 +64,18 @@ _AT_LEAST: Mapping[str, float] = {
     "evaluate.max_new_tokens": 1,
     "evaluate.batch_size": 1,
     "chat.max_new_tokens": 1,
+    "plan.gpus": 1,
+    "plan.reserve_gib": 0,
+    "plan.sample": 1,
+    "plan.pretrain.records": 1,
+    "plan.pretrain.label_tokens": 0,
+    "plan.pretrain.longest": 1,
+    "plan.instruct.records": 1,
+    "plan.instruct.label_tokens": 0,
+    "plan.instruct.longest": 1,
+    "search.trials": 1,
+    "search.at_once": 1,
+    "search.seed": 0,
 }
 _ABOVE: Mapping[str, float] = {
     "contrast.learning_rate": 0,
@@ -72,6 +84,10 @@ _ABOVE: Mapping[str, float] = {
     "alignment.until": 0,
     "alignment.energy": 0,
     "model.projector.input_scale": 0,
+    "engine.peak_tflops": 0,
+    "plan.mfu": 0,
+    "plan.pretrain.text_tokens": 0,
+    "plan.instruct.text_tokens": 0,
 }
 _AT_MOST: Mapping[str, float] = {
     "embed.reject_budget": 1,
@@ -79,6 +95,7 @@ _AT_MOST: Mapping[str, float] = {
     "contrast.frame_energy": 1,
     "alignment.energy": 1,
     "alignment.shrinkage": 1,
+    "plan.mfu": 1,
 }
 
 

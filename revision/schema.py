@@ -13,6 +13,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from revision.schema_plan import PlanConfig, SearchConfig
+
 STEPS = ("contrast", "embed", "align", "gap", "pretrain", "instruct", "evaluate")  # commands that `run` can start
 MODEL_STEPS = ("pretrain", "instruct")  # those that make a model, by whose names others refer to it
 
@@ -81,6 +83,7 @@ class Tracker(Enum):
     none = "none"
     wandb = "wandb"
     tensorboard = "tensorboard"
+    trackio = "trackio"
 
 
 @dataclass
@@ -247,6 +250,7 @@ class EngineConfig:
     """How many processes a training command is expected to run on; checked at start."""
 
     processes: int = 1
+    peak_tflops: float | None = None  # dense peak of one device in 10^12 FLOP/s, for MFU; None: of a known GPU in bf16
 
 
 @dataclass
@@ -309,3 +313,5 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)

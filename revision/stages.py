@@ -68,6 +68,7 @@ def train_and_save(
         output=output,
         processes=config.engine.processes,
         identity=rundir.fingerprint(config, command),
+        peak_tflops=config.engine.peak_tflops,
     )
     if rundir.is_main_process():
         dtype = torch.bfloat16 if arguments.bf16 else None

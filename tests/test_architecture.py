@@ -18,6 +18,7 @@ RECIPES = sorted((ROOT / "data_recipes").rglob("*.py")) + sorted((ROOT / "script
 LAYERS = [
     ["__main__"],
     ["cli"],
+    ["search"],
     ["multirun"],
     ["composition"],
     ["commands"],
@@ -25,12 +26,12 @@ LAYERS = [
     ["assembly", "processes", "rules", "rundir", "training", "evaluation"],
     ["building", "curve", "fields"],
     ["schema"],
-    ["dataset", "geometry"],
+    ["costs", "dataset", "geometry", "schema_plan"],
     ["contrastive", "conversation"],
     ["alignment", "encoders", "records"],
     ["embeddings", "openclip_folder", "pictures"],
     ["model"],
-    ["progress", "shipped"],
+    ["progress", "proposals", "shipped"],
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
@@ -45,6 +46,7 @@ KNOW_THE_CONFIG = {
     "processes",
     "rules",
     "rundir",
+    "search",
     "stages",
 }
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -89,6 +89,9 @@ EFFECTS = [
     (put("pretrain.trainer.save_steps", 3), ()),
     (put("chat.prompt", "what?"), ()),
     (put("chat.model", "x"), ()),
+    (put("engine.peak_tflops", 2.0), ()),
+    (put("plan.gpu", "h200"), ()),
+    (put("search.trials", 3), ()),
     (put("run.steps", ["evaluate", "pretrain", "instruct"]), ()),
     (put("run.steps", ["pretrain", "evaluate"]), ("evaluate",)),
     (put("contrast.epochs", 3), ("contrast",)),
@@ -196,13 +199,17 @@ def test_every_field_has_been_decided_on() -> None:
     config = make_config(trainer={"learning_rate": 1.0})
     covered = {name for step in STEPS for name in rundir.settings(config, step)}
     covered |= {"trainer"} if "pretrain.trainer.learning_rate" in covered else set()
-    free = {name for name in names(config) if name not in covered and name.split(".")[0] not in ("trainer", "chat")}
+    free = {
+        name
+        for name in names(config)
+        if name not in covered and name.split(".")[0] not in ("trainer", "chat", "plan", "search")
+    }
     assert free == {
         "name", "runs", "tracker", "data.name", "encoder.batch_size", "embed.sources", "embed.shard_size",
         "embed.reject_budget", "embed.workers", "embed.device", "evaluate.batch_size", "evaluate.device",
         "run.steps", "pretrain.trainer", "instruct.trainer", "align.export", "align.shard_size",
         "contrast.architecture", "contrast.device", "contrast.frame_energy", "contrast.frame_step",
-        "contrast.probe_interval",
+        "contrast.probe_interval", "engine.peak_tflops",
     }  # fmt: skip
 
 

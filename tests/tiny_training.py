@@ -66,6 +66,7 @@ def run(
     parts: list[str],
     processes: int = 1,
     identity: str = "",
+    peak_tflops: float | None = None,
     model: Any = None,
     **trainer: Any,
 ) -> tuple[RevisionForConditionalGeneration, dict[str, float]]:
@@ -84,6 +85,7 @@ def run(
         output=output,
         processes=processes,
         identity=identity,
+        peak_tflops=peak_tflops,
     )
     if arguments.process_index == 0:
         safetensors.torch.save_file(weights(model), output / "weights.safetensors")

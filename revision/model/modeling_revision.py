@@ -288,6 +288,11 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return expanded, {**kwargs, "image_embeds": image_embeds}
 
 
+def padded_rows(rows: int) -> int:
+    """Rows that an embedding table grows to when it needs so many."""
+    return -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
+
+
 def _load_language_model(llm: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(llm)
@@ -308,9 +313,7 @@ def _add_image_token(language_model: Any, tokenizer: Any) -> int:
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     rows = language_model.get_input_embeddings().num_embeddings
     if image_token_id >= rows:
-        language_model.resize_token_embeddings(
-            image_token_id + 1, pad_to_multiple_of=_ROW_MULTIPLE, mean_resizing=False
-        )
+        language_model.resize_token_embeddings(padded_rows(image_token_id + 1), mean_resizing=False)
         with torch.no_grad():
             for table in {language_model.get_input_embeddings(), language_model.get_output_embeddings()}:
                 table.weight[rows:] = table.weight[:rows].float().mean(dim=0).to(table.weight.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 import os
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ _OURS: dict[str, Any] = {
 }
 _DEFAULTS: dict[str, Any] = {
     "save_strategy": "no",
+    "project": "revision",  # trackio's; wandb takes it from the environment
     "logging_steps": 10,
     "ddp_find_unused_parameters": False,  # there are none: the projector takes part in every step
 }
@@ -37,12 +39,15 @@ def build_arguments(
             processes would silently count as one.
         output: folder of the stage; checkpoints and the tracker's files go below it.
         seed: of data order, dropout and everything else.
-        tracker: "none", "wandb" or "tensorboard".
+        tracker: "none", "wandb", "tensorboard" or "trackio".
         run_name: name of the run in the tracker.
 
     Raises:
-        ValueError: a name that TrainingArguments does not have, one that the stage sets itself, or a refused value.
+        ValueError: a name that TrainingArguments does not have, one that the stage sets itself, or a refused value;
+            a tracker that is not installed.
     """
+    if tracker == "trackio" and importlib.util.find_spec("trackio") is None:
+        raise ValueError("tracker = trackio: it is not installed; `pip install 'revision-mllm[trackio]'`.")
     known = set(inspect.signature(TrainingArguments.__init__).parameters) - {"self"}
     fixed = {"output_dir", "seed", "report_to", "run_name", *_OURS}
     for name in mapping:
@@ -65,7 +70,12 @@ def build_arguments(
     except (ValueError, TypeError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"trainer: transformers.TrainingArguments refuses its values: {reason}") from error
-    # The trackers of transformers take these from the environment alone.
-    os.environ.update(TENSORBOARD_LOGGING_DIR=str(output / "tensorboard"), WANDB_DIR=str(output))
+    # The trackers take these from the environment alone.
+    folders = {
+        "TENSORBOARD_LOGGING_DIR": output / "tensorboard",
+        "WANDB_DIR": output,
+        "TRACKIO_DIR": output / "trackio",
+    }
+    os.environ.update({name: str(folder.absolute()) for name, folder in folders.items()})
     os.environ.setdefault("WANDB_PROJECT", "revision")
     return arguments

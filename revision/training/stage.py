@@ -12,6 +12,8 @@ import torch
 from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from revision.costs import peak_flops, work_of
+from revision.costs.watch import Watch
 from revision.curve import CurveCallback
 from revision.dataset import Collator, ConversationDataset
 from revision.model import RevisionForConditionalGeneration, RevisionProcessor
@@ -32,6 +34,7 @@ def train(
     output: Path,
     processes: int = 1,
     identity: str = "",
+    peak_tflops: float | None = None,
 ) -> dict[str, float]:
     """Trains the named parts in place, from the last checkpoint where there is one.
 
@@ -44,9 +47,10 @@ def train(
         output: folder of the stage, the one that the arguments were built for; `log.jsonl` goes there.
         processes: how many the caller expects.
         identity: stands for all settings that the result depends on; a checkpoint of another one is refused.
+        peak_tflops: of one device, in 10^12 FLOP/s, for the share of it that is reached; None: of a known GPU.
 
     Returns:
-        `steps`, the last logged `loss`, mean `samples_per_second` and `tokens_per_second`.
+        `steps`, the last logged `loss`, and mean rates as in `Watch.overall`.
 
     Raises:
         ValueError: an unknown part, another number of processes than expected, several GPUs for one process,
@@ -67,13 +71,17 @@ def train(
     select_parts(model, parts, bf16=arguments.bf16)
     _tune(model, parts, arguments)
     before = checksums(model)
-    curve = CurveCallback(output / "log.jsonl", visible=arguments.process_index == 0)
+    half = arguments.bf16 or arguments.fp16
+    peak = peak_flops(arguments.device, half=half, tflops=peak_tflops)
+    watch = Watch(work_of(model), device=arguments.device, peak=peak)
+    curve = CurveCallback(output / "log.jsonl", watch=watch, visible=arguments.process_index == 0)
     trainer = StageTrainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
         data_collator=Collator(processor.tokenizer.pad_token_id),
         callbacks=[curve],
+        watch=watch,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StartCheck(trainer, parts))

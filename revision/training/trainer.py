@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from revision.costs.watch import Watch
 from revision.progress import say
 from revision.training.parts import parts_table
 
@@ -33,7 +34,17 @@ class LengthGroups(LengthGroupedSampler):
 
 
 class StageTrainer(Trainer):
-    """The Trainer, with samples grouped by length at no cost, and a stop at the first loss that is no number."""
+    """The Trainer, with samples grouped by length at no cost, a stop at the first loss that is no number; watched."""
+
+    def __init__(self, *args: Any, watch: Watch, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._watch = watch
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        return super().get_batch_samples(self._watch.timed(epoch_iterator), num_batches, device)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log({**logs, **self._watch.read()} if "loss" in logs else logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -42,8 +53,9 @@ class StageTrainer(Trainer):
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGroups(batch, dataset.lengths(), seed=self.args.seed)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._watch.count(inputs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
         if not math.isfinite(loss.item()):
             raise ValueError(
                 f"the loss is {loss.item()} after step {self.state.global_step}; lower trainer.learning_rate, train in "

@@ -1,4 +1,4 @@
-"""Costs against what they stand for: real parameters, counted FLOPs, real gradients and optimizer states, saved bytes."""
+"""Costs against what they stand for: real parameters, counted FLOPs, real optimizer states, saved tensors."""
 
 from __future__ import annotations
 
@@ -297,6 +297,8 @@ def test_settings_come_from_the_trainer_mapping(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 1}}')
     assert setting_of({"deepspeed": str(tmp_path / "ds.json")}, 1).sharding is Sharding.zero1
     assert setting_of({"fsdp": "full_shard"}, 2).sharding is Sharding.fsdp
+    away = {"zero_optimization": {"stage": 2, "offload_optimizer": None}}
+    assert not setting_of({"deepspeed": away}, 2).offload
     with pytest.raises(ValueError, match=r"zero_optimization\.stage = 5: must be 0, 1, 2 or 3"):
         setting_of({"deepspeed": {"zero_optimization": {"stage": 5}}}, 1)
     with pytest.raises(ValueError, match=r"trainer\.deepspeed = none\.json: must be a mapping or a JSON file"):

@@ -65,7 +65,9 @@ def _plan(config: Config, stage: str, language: Language, device: Device) -> Sta
     trainer = {**config.trainer, **settings.trainer}
     half = bool(trainer.get("bf16") or trainer.get("fp16"))
     setting = setting_of(trainer, config.plan.gpus or config.engine.processes)
-    lengths = _lengths(config, stage, setting, language, grouped=trainer.get("train_sampling_strategy") is not None)
+    lengths = _lengths(
+        config, stage, setting, language, grouped=trainer.get("train_sampling_strategy") == "group_by_length"
+    )
     model = sketch(language, **model_shape(config, _embed_dim(config)))
     select_parts(model, settings.train, bf16=half)
     memory = Memory(model, half=half, optimizer=str(trainer.get("optim", "adamw_torch_fused")))

@@ -55,7 +55,7 @@ def setting_of(trainer: Mapping[str, Any], gpus: int) -> Setting:
         if stage not in (0, 1, 2, 3):
             raise ValueError(f"trainer.deepspeed: zero_optimization.stage = {stage}: must be 0, 1, 2 or 3.")
         sharding = Sharding(f"zero{stage}")
-        offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        offload = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
     return Setting(
         gpus=gpus,
         sharding=sharding,

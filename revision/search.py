@@ -140,17 +140,19 @@ class _Launch:
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(hydra, error)) from error
         self._started = 0
+        self._keys: dict[str, str] = {}  # names to how Hydra wants them: new keys of open mappings with `++`
 
     def swept(self) -> list[Override]:
         """All overrides, those of the experiment's sweep first; of two for one field the last counts."""
         params = [f"{name}={value}" for name, value in (self._master.hydra.sweeper.get("params") or {}).items()]
         parser = OverridesParser.create(config_loader=self._hydra.config_loader)
         parsed = parser.parse_overrides([*params, *self._master.hydra.overrides.task])
-        return list({override.get_key_element(): override for override in parsed}.values())
+        self._keys = {_name(override): override.get_key_element() for override in parsed}
+        return list({_name(override): override for override in parsed}.values())
 
     def jobs(self, points: Sequence[Point], fixed: Sequence[str]) -> list[Outcome]:
         """Runs some jobs to their ends, in order."""
-        batch = [[*fixed, *(f"{name}={value}" for name, value in point.items())] for point in points]
+        batch = [[*fixed, *(f"{self._keys[name]}={value}" for name, value in point.items())] for point in points]
         try:
             returned = self._launcher.launch(batch, initial_job_idx=self._started)
         except (HydraException, OmegaConfBaseException) as error:
@@ -164,12 +166,16 @@ def _split(overrides: Sequence[Override]) -> tuple[Space, list[str]]:
     space: dict[str, Choice | Span] = {}
     fixed = []
     for override in overrides:
-        name = override.get_key_element()
+        name = _name(override)
         if override.is_sweep_override():
             space[name] = _dimension(override)
-        elif not name.lstrip("+").startswith("search."):
-            fixed.append(f"{name}={override.get_value_element_as_str()}")
+        elif not name.startswith("search."):
+            fixed.append(f"{override.get_key_element()}={override.get_value_element_as_str()}")
     return space, fixed
+
+
+def _name(override: Override) -> str:
+    return str(override.get_key_element()).lstrip("+")
 
 
 def _dimension(override: Override) -> Choice | Span:

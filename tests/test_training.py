@@ -69,7 +69,8 @@ def test_what_is_watched_agrees_with_itself(tiny_llm: Path, tmp_path: Path) -> N
     _, summary = tiny_training.run(
         tiny_llm, tmp_path, parts=["projector"], max_steps=2, per_device_train_batch_size=32, peak_tflops=0.5
     )
-    model, dataset = tiny_training.make_model(tiny_llm), tiny_training.make_dataset(tiny_llm)
+    model: Any = tiny_training.make_model(tiny_llm)
+    dataset = tiny_training.make_dataset(tiny_llm)
     n = sum(one.numel() for layer in model.get_decoder().layers for one in layer.parameters() if one.ndim == 2)
     lengths = [len(dataset[place]["input_ids"]) for place in range(len(dataset))]
     labels = sum(int((dataset[place]["labels"] != -100).sum()) for place in range(len(dataset)))

@@ -225,9 +225,10 @@ def _show(config: Config, stage: str, plan: StagePlan, device: Device) -> None:
     )
     table = Table("GiB on each GPU", *plan.memory, title="Memory in the worst step", title_justify="left")
     columns = list(plan.memory.values())
-    for name in ("weights", "gradients", "optimizer", "buffers", "logits", "activations"):
+    for name in ("weights", "gradients", "optimizer", "buffers", "logits", "activations", "layer"):
         table.add_row(name, *(f"{vars(without)[name] / GIB:.2f}" for without, _ in columns))
-    table.add_row("... checkpointed", *(f"{with_it.activations / GIB:.2f}" for _, with_it in columns))
+        if name in ("activations", "layer"):
+            table.add_row("... checkpointed", *(f"{vars(with_it)[name] / GIB:.2f}" for _, with_it in columns))
     table.add_section()
     for label, place in (("in all", 0), ("... checkpointed", 1)):
         table.add_row(label, *(f"{both[place].total / GIB:.1f}" for both in columns))

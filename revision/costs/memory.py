@@ -10,7 +10,7 @@ Bytes a parameter, of P that train and all Q, on n GPUs, in bfloat16 with AdamW:
 | zero3 | 2Q / n | 2P / n | (4 + 8) P / n |
 | fsdp: all is sharded, weights typed as under zero0 | (4P, frozen 2) / n | 4P / n | 8P / n |
 
-Besides come copies for arithmetic and communication (`buffers`), what autograd keeps (`activations`), and the logits.
+Besides come buffers, activations, logits, and the work of a layer's backward pass (`Footprint`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from revision.costs.sketch import saved_bytes
+from revision.costs.sketch import Saved, saved_bytes
 
 GIB = 2**30
 # Bytes a trained parameter that an optimizer of transformers keeps; others are counted as AdamW.
@@ -64,7 +64,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes on each GPU at the peak of a step."""
+    """Bytes on each GPU at the peak of a step.
+
+    Attributes:
+        buffers: copies for arithmetic and communication.
+        activations: what autograd keeps from the forward pass.
+        logits: and what their loss makes of them; gone when the backward pass reaches the layers.
+        layer: one layer in the backward pass, its gradients, and itself where it is computed again.
+    """
 
     weights: float
     gradients: float
@@ -72,11 +79,13 @@ class Footprint:
     buffers: float
     activations: float
     logits: float
+    layer: float
 
     @property
     def total(self) -> float:
-        """All of them."""
-        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + self.logits
+        """All that is there at once: never both logits and a layer's backward pass."""
+        lasting = self.weights + self.gradients + self.optimizer + self.buffers + self.activations
+        return lasting + max(self.logits, self.layer)
 
 
 @dataclass(frozen=True)
@@ -103,11 +112,9 @@ class Memory:
         self._half = half
         self._states = STATE_BYTES.get(optimizer, _ADAM_BYTES)
         self._layers, self._hidden, self._vocabulary = text.num_hidden_layers, text.hidden_size, text.vocab_size
-        self._typed = self._lean = saved_bytes(model, half=half)
-        self._stream = self._lean_stream = model.get_input_embeddings().weight.element_size()
-        if half and self._stream == 4:  # under autocast; DeepSpeed would make all weights bfloat16
-            lean = copy.deepcopy(model).to(torch.bfloat16)
-            self._lean, self._lean_stream = saved_bytes(lean, half=True), 2
+        self._typed = self._lean = _Kept.of(model, half=half)
+        if half and self._typed.stream == 4:  # under autocast; DeepSpeed would make all weights bfloat16
+            self._lean = _Kept.of(copy.deepcopy(model).to(torch.bfloat16), half=True)
 
     def footprint(
         self, sharding: Sharding, *, gpus: int, batch: Batch, checkpointing: bool, offload: bool = False
@@ -121,24 +128,27 @@ class Memory:
             offload: optimizer states lie in the memory of the host.
         """
         weights, gradients, optimizer, buffers = self._states_of(sharding, gpus)
+        deepspeed = sharding in (Sharding.zero1, Sharding.zero2, Sharding.zero3)
+        activations, layer = self._activations(batch, checkpointing, self._lean if deepspeed else self._typed)
         return Footprint(
             weights=weights,
             gradients=gradients,
             optimizer=0.0 if offload else optimizer,
             buffers=buffers,
-            activations=self._activations(batch, checkpointing, deepspeed=sharding.name in ("zero1", "zero2", "zero3")),
-            # They, their log-probabilities and the gradient, in float32; and that gradient in the type of the head.
-            logits=batch.labels * self._vocabulary * (14 if self._half else 12),
+            activations=activations,
+            layer=layer,
+            # They, their log-probabilities, and the gradients of both, in float32 in every precision.
+            logits=16.0 * batch.labels * self._vocabulary,
         )
 
     def _states_of(self, sharding: Sharding, gpus: int) -> tuple[float, float, float, float]:
         """Weights, gradients, optimizer and buffers."""
         size = self.size
         states = float(self._states * size.trains)
-        casts = self._typed.casts
+        casts = self._typed.saved.casts
         if sharding is Sharding.zero0:  # the buckets of gradients are a copy of them
-            buckets = size.trained_bytes if gpus > 1 else 0
-            return size.total_bytes, size.trained_bytes, states, casts + buckets
+            copies = size.trained_bytes if gpus > 1 else 0
+            return size.total_bytes, size.trained_bytes, states, casts + copies
         width = 2 if self._half else 4
         if sharding is Sharding.fsdp:  # two layers gathered, and the gradients of one unit
             gathered = float(width * (size.root + 2 * size.layer + max(size.root, size.layer))) if gpus > 1 else casts
@@ -153,12 +163,31 @@ class Memory:
         live = width * min(size.total, _LIVE) if gpus > 1 else 0.0
         return weights / gpus, gradients / gpus, optimizer, live + width * min(size.trains, _BUCKET)
 
-    def _activations(self, batch: Batch, checkpointing: bool, *, deepspeed: bool) -> float:
-        saved, stream = (self._lean, self._lean_stream) if deepspeed else (self._typed, self._stream)
-        everything = batch.tokens * saved.token
-        working = everything / self._layers  # gradients of one layer's activations, or that layer computed again
-        inputs = batch.tokens * self._layers * self._hidden * stream  # of each layer
-        return (inputs if checkpointing else everything) + working + batch.sequences * saved.picture
+    def _activations(self, batch: Batch, checkpointing: bool, kept: _Kept) -> tuple[float, float]:
+        """What is kept of all layers, and the work of one."""
+        pictures = batch.sequences * kept.saved.picture
+        layer = batch.tokens * kept.alive.token / self._layers  # its gradients take about as much
+        if not checkpointing:
+            return batch.tokens * kept.saved.token + pictures, layer
+        inputs = batch.tokens * self._layers * self._hidden * kept.stream  # of each layer
+        return inputs + pictures, 2 * layer
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Bytes of activations: `saved` by autograd; `alive` while a layer is worked on, were none of it frozen; and those
+    of a number in the stream between layers."""
+
+    saved: Saved
+    alive: Saved
+    stream: int
+
+    @classmethod
+    def of(cls, model: Any, *, half: bool) -> _Kept:
+        saved = alive = saved_bytes(model, half=half)
+        if not all(one.requires_grad for one in model.get_decoder().parameters()):
+            alive = saved_bytes(copy.deepcopy(model).requires_grad_(True), half=half)
+        return cls(saved, alive, model.get_input_embeddings().weight.element_size())
 
 
 def size_of(model: nn.Module) -> Size:

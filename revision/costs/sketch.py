@@ -113,16 +113,17 @@ def saved_bytes(model: RevisionForConditionalGeneration, *, half: bool) -> Saved
         half: arithmetic is bfloat16; an LLM of float32 is then under autocast.
     """
     text = model.config.get_text_config()
-    table = model.get_input_embeddings().weight
+    decoder: Any = model.get_decoder()
+    table = next(model.get_input_embeddings().parameters())
     reached = any(one.requires_grad for one in (table, *model.projector.parameters()))
     autocast = half and table.element_size() == 4
     AttentionInterface.register(_ATTENTION, _fused_attention)
-    model.get_decoder().config._attn_implementation = _ATTENTION
+    decoder.config._attn_implementation = _ATTENTION
 
     def decode(sequences: int) -> int:
         with FakeTensorMode():
             inputs = torch.zeros(sequences, _LENGTH, text.hidden_size, dtype=table.dtype).requires_grad_(reached)
-            return _kept(model.get_decoder(), {"inputs_embeds": inputs, "use_cache": False}, autocast)
+            return _kept(decoder, {"inputs_embeds": inputs, "use_cache": False}, autocast)
 
     def project(pictures: int) -> int:
         with FakeTensorMode():

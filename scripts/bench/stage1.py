@@ -37,6 +37,7 @@ from revision.progress import say
 from revision.records import Message, read_texts
 
 DIM = 512  # of the embeddings
+COPIES = 576  # positions that the authors' code gives an embedding; aims are for so many
 AIMS = {"parity": 1.8, "default": 10.0}  # times the naive loop; on CPU cores
 
 
@@ -187,7 +188,7 @@ def compare(names: Sequence[str], options: argparse.Namespace, words: Sequence[s
         before = speed
     met = True
     for name, aim in AIMS.items():
-        if name in speeds and names[0] == "naive":
+        if name in speeds and names[0] == "naive" and options.copies == COPIES:
             reached = speeds[name] / first
             met &= reached >= aim
             say(f"{name}: {reached:.2f} times the naive loop; aim {aim:g}: {'met' if reached >= aim else 'MISSED'}")
@@ -195,11 +196,11 @@ def compare(names: Sequence[str], options: argparse.Namespace, words: Sequence[s
 
 
 def main() -> int:
-    """Measure on this machine's threads. Exit code 1: an aim is missed at the sizes that aims are for."""
+    """Measure on this machine's threads. Exit code 1: an aim is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llm", default="data/nano/assets/llm", help="folder or hub name of a causal LM")
     parser.add_argument("--texts", type=Path, default=Path("data/nano/texts.jsonl"), help="records of captions")
-    parser.add_argument("--copies", type=int, default=576, help="positions that a repeated embedding takes")
+    parser.add_argument("--copies", type=int, default=COPIES, help="positions that a repeated embedding takes")
     parser.add_argument("--slots", type=int, default=4, help="visual tokens of the default")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4, help="that are timed; one more comes before")
@@ -211,7 +212,7 @@ def main() -> int:
         sys.stdout.write("\n" + json.dumps(measure(ARMS[options.arm], options)) + "\n")
         return 0
     met = compare(options.arms, options, sys.argv[1:])
-    return 0 if met or options.copies != 576 else 1
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ format: $(SETUP) ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(SETUP) ## speed of the parts, each against a limit
+bench: $(SETUP) ## speed of the parts, each against a limit; an hour, after `make run`
 	for script in scripts/bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 nano-table: $(NANO) ## every alignment and real pairs: stage 1 with three seeds, stage 2 with one, one table

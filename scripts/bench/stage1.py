@@ -208,6 +208,8 @@ def main() -> int:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--arm", choices=list(ARMS), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not options.texts.is_file():
+        parser.error(f"--texts {options.texts} is not there; `make run` makes it, or name records of your own")
     if options.arm is not None:
         sys.stdout.write("\n" + json.dumps(measure(ARMS[options.arm], options)) + "\n")
         return 0

@@ -96,6 +96,9 @@ EFFECTS = [
     (put("pretrain.trainer.save_steps", 3), ()),
     (put("chat.prompt", "what?"), ()),
     (put("chat.model", "x"), ()),
+    (put("engine.peak_tflops", 2.0), ()),
+    (put("plan.gpu", "h200"), ()),
+    (put("search.trials", 3), ()),
     (put("run.steps", ["evaluate", "pretrain", "instruct"]), ()),
     (put("run.steps", ["pretrain", "evaluate"]), ("evaluate",)),
     (put("contrast.epochs", 3), ("contrast",)),
@@ -234,7 +237,7 @@ def test_every_field_has_been_decided_on() -> None:
     free = {
         name
         for name in names(config)
-        if name not in covered and name.split(".")[0] not in ("trainer", "chat", "inspect")
+        if name not in covered and name.split(".")[0] not in ("trainer", "chat", "inspect", "plan", "search")
     }
     free = {name for name in free if "fields" not in name.split(".")[-1]}  # empty here; they have lines of EFFECTS
     assert free == {
@@ -243,7 +246,7 @@ def test_every_field_has_been_decided_on() -> None:
         "run.steps", "pretrain.trainer", "instruct.trainer", "align.export", "align.shard_size",
         "pretrain.reject_budget", "instruct.reject_budget",
         "contrast.architecture", "contrast.device", "contrast.frame_energy", "contrast.frame_step",
-        "contrast.probe_interval", "checkpoint.minutes", "verify.path", "encoder.options",
+        "contrast.probe_interval", "checkpoint.minutes", "verify.path", "encoder.options", "engine.peak_tflops",
         "engine.processes",  # counts in the global batch
         "engine.options",  # empty here
     }  # fmt: skip

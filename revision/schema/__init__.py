@@ -15,6 +15,8 @@ from revision.schema.choices import (
     GuardPolicy,
     Modality,
     Packing,
+    SearchDirection,
+    SearchSampler,
     StageInput,
     Tracker,
     Unfit,
@@ -23,6 +25,7 @@ from revision.schema.choices import (
 from revision.schema.corpus import ContrastConfig, DataConfig, EmbedConfig, EncoderConfig, InspectConfig, SourceConfig
 from revision.schema.evaluation import ChatConfig, EvaluateConfig, VerifyConfig
 from revision.schema.geometry import AlignConfig, AlignmentConfig, GapConfig
+from revision.schema.planning import PlanConfig, PlanDataConfig, SearchConfig
 from revision.schema.root import Config, RunConfig
 from revision.schema.training import (
     CheckpointConfig,
@@ -58,8 +61,13 @@ __all__ = [
     "Modality",
     "ModelConfig",
     "Packing",
+    "PlanConfig",
+    "PlanDataConfig",
     "ProjectorConfig",
     "RunConfig",
+    "SearchConfig",
+    "SearchDirection",
+    "SearchSampler",
     "SourceConfig",
     "StageConfig",
     "StageInput",

@@ -9,6 +9,7 @@ from revision.schema.choices import Tracker
 from revision.schema.corpus import ContrastConfig, DataConfig, EmbedConfig, EncoderConfig, InspectConfig
 from revision.schema.evaluation import ChatConfig, EvaluateConfig, VerifyConfig
 from revision.schema.geometry import AlignConfig, AlignmentConfig, GapConfig
+from revision.schema.planning import PlanConfig, SearchConfig
 from revision.schema.training import CheckpointConfig, EngineConfig, GuardConfig, ModelConfig, StageConfig
 
 
@@ -46,3 +47,5 @@ class Config:
     inspect: InspectConfig = field(default_factory=InspectConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)

@@ -8,7 +8,7 @@ SETUP    := .venv/.setup
 NANO     := .venv/.nano
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check format bench nano-table nano-map nano-heads clean distclean
+.PHONY: help setup run test test-slow check format bench nano-table nano-map nano-tokens nano-heads clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,7 @@ format: $(SETUP) ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(SETUP) ## speed of the parts, each against a limit
+bench: $(SETUP) ## speed of the parts, each against a limit; an hour, after `make run`
 	for script in scripts/bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 nano-table: $(NANO) ## every alignment and real pairs: stage 1 with three seeds, stage 2 with one, one table
@@ -50,6 +50,10 @@ nano-map: $(NANO) ## where alignment matters: steps, depth, amount of text, and 
 	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=900 pretrain.limit=1000,3000
 	$(REVISION) run -m experiment=nano_temperature
 	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=900 encoder=nano_temperature contrast.logit_scale=10.0,30.0
+
+nano-tokens: $(NANO) ## how many visual tokens one embedding needs, as copies and as slots
+	$(REVISION) run -m experiment=nano_tokens
+	$(REVISION) run -m experiment=nano_tokens model.num_visual_tokens=576 model.visual_tokens=repeat
 
 nano-heads: $(NANO) ## train the heads of the nano encoder again
 	$(REVISION) run experiment=nano_heads

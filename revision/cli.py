@@ -101,7 +101,7 @@ def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Na
     from hydra.types import RunMode
 
     from revision import multirun, processes
-    from revision.composition import ROOT, check_overrides, compose, refuse_sweeps, typed
+    from revision.composition import ROOT, check_overrides, compose, refuse_intervals, refuse_sweeps, typed
 
     overrides = check_overrides(hydra, options.overrides)
     if options.help or options.cfg or options.info or options.hydra_help:
@@ -110,7 +110,12 @@ def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Na
         _show(hydra, command, overrides, options)
         return 0
     if options.multirun or hydra.get_mode(ROOT, overrides) == RunMode.MULTIRUN:
-        compose(hydra, overrides, multirun=True)
+        composed = compose(hydra, overrides, multirun=True)
+        if composed.search.trials is not None:
+            from revision.search import search
+
+            return search(hydra, command, overrides, composed)
+        refuse_intervals(overrides)
         return multirun.sweep(hydra, command, overrides)
     refuse_sweeps(overrides)
     config = typed(compose(hydra, overrides))

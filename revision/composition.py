@@ -116,6 +116,18 @@ def refuse_sweeps(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{said}: add -m to sweep over them, or write [...] for a list.")
 
 
+def refuse_intervals(overrides: Sequence[str]) -> None:
+    """Hold that every sweep can be listed, where all its values are to run.
+
+    Raises:
+        ConfigError: `a=interval(0.1,0.9)` in a grid.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            said = f"'{str(override.input_line).lstrip('+')}' on the command line has no end of values for a grid"
+            raise ConfigError(f"{said}: set search.trials to search it, or list values.")
+
+
 def check_overrides(hydra: Hydra, overrides: Sequence[str]) -> list[str]:
     """The overrides in the form that Hydra needs; names, values and every value of a sweep have been checked.
 
@@ -251,7 +263,8 @@ def _not_there(name: str) -> str:
 
 def _no_option(group: str, option: str, options: Sequence[str]) -> str:
     known = ", ".join(options) if options else "none"
-    return f"group '{group}' has no option '{option}'{nearest(option, options)}; it has: {known}."
+    extra = " Launchers of Hydra come with `pip install 'revision-mllm[sweeps]'`." if group == "hydra/launcher" else ""
+    return f"group '{group}' has no option '{option}'{nearest(option, options)}; it has: {known}.{extra}"
 
 
 def _folders(hydra: Hydra) -> list[Path]:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from revision.costs.watch import Watch
 from revision.embeddings.layout import write_whole
+
+_LOGGED = ("loss", "learning_rate", "grad_norm")
+_WATCHED = ("samples_per_second", "tokens_per_second", "flops_per_second", "mfu", "data_wait", "memory_gib")
+_WORTH_SAYING = 0.02  # share of the time
 
 
 class CurveCallback(TrainerCallback):
-    """Shows loss, samples/s and tokens/s on one line, and appends each logged step to a JSON-lines file.
-
-    Rates are those since the last logged step. Tokens are those of the LLM's input, padding excluded, visual included.
+    """Shows loss and rates on one line, and appends each logged step to a JSON-lines file.
 
     Args:
         path: of the log. A resumed run goes on in it, from the step of its checkpoint.
+        watch: knows the rates; the Trainer adds them to what it logs, so that trackers get the same.
         visible: whether this process shows the bar and writes the log.
-        samples_per_item: samples in an item of the data set: their mean number where items are packs.
     """
 
-    def __init__(self, path: Path, *, visible: bool, samples_per_item: float = 1.0) -> None:
-        self.path, self.visible, self.samples_per_item = path, visible, samples_per_item
+    def __init__(self, path: Path, *, watch: Watch, visible: bool) -> None:
+        self.path, self.watch, self.visible = path, watch, visible
         self.rows: list[dict[str, float]] = []
         self._progress = Progress(
             TextColumn("training"),
@@ -47,8 +49,7 @@ class CurveCallback(TrainerCallback):
             write_whole(self.path, lambda file: file.write(text.encode()))
         self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step, state="")
         self._progress.start()
-        self._begun = self._mark(args, state)
-        self._last = self._begun
+        self.watch.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Advances the bar."""
@@ -65,20 +66,9 @@ class CurveCallback(TrainerCallback):
         """Appends one line for a training step; the Trainer's closing summary is no such step."""
         if logs is None or "loss" not in logs:
             return
-        now = self._mark(args, state)
-        samples, tokens = self._rates(self._last, now)
-        self._last = now
-        row = {
-            "step": state.global_step,
-            "loss": float(logs["loss"]),
-            "learning_rate": float(logs["learning_rate"]),
-            "grad_norm": float(logs["grad_norm"]),
-            "samples_per_second": samples,
-            "tokens_per_second": tokens,
-        }
+        row = {"step": state.global_step, **{name: float(logs[name]) for name in (*_LOGGED, *_WATCHED) if name in logs}}
         self.rows.append(row)
-        shown = f"loss {row['loss']:.3f}  {samples:,.1f} samples/s  {tokens:,.0f} tokens/s"
-        self._progress.update(self._task, state=shown)
+        self._progress.update(self._task, state=_shown(row))
         if self.visible:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
@@ -86,32 +76,31 @@ class CurveCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Takes the rates of the whole run."""
-        self._end = self._mark(args, state)
+        """Takes the rates of the whole run, since training began or was resumed."""
+        self._overall = {"steps": state.global_step, **self.watch.overall()}
 
     def close(self) -> None:
         """Leaves the terminal as it was, however training ended."""
         self._progress.stop()
 
     def summary(self) -> dict[str, float]:
-        """Steps, the last logged loss, and mean rates since training began or was resumed."""
-        samples, tokens = self._rates(self._begun, self._end)
-        loss = {"loss": self.rows[-1]["loss"]} if self.rows else {}
-        return {"steps": self._end[1], **loss, "samples_per_second": samples, "tokens_per_second": tokens}
+        """Steps, the last logged loss, and mean rates."""
+        return {**self._overall, **({"loss": self.rows[-1]["loss"]} if self.rows else {})}
 
     def _written(self) -> list[dict[str, float]]:
         """Whole lines; a kill can have cut the last one off."""
         lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def _mark(self, args: TrainingArguments, state: TrainerState) -> tuple[float, int, float, int]:
-        """Seconds, steps, samples and tokens so far, of all processes."""
-        items = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        samples = state.global_step * items * self.samples_per_item
-        return time.monotonic(), state.global_step, samples, int(state.num_input_tokens_seen)
 
-    @staticmethod
-    def _rates(start: tuple[float, int, float, int], end: tuple[float, int, float, int]) -> tuple[float, float]:
-        """Samples and tokens a second."""
-        seconds = max(end[0] - start[0], 1e-9)
-        return (end[2] - start[2]) / seconds, (end[3] - start[3]) / seconds
+def _shown(row: dict[str, float]) -> str:
+    """One step in a line of the terminal."""
+    words = [
+        f"loss {row['loss']:.3f}",
+        f"{row['samples_per_second']:,.1f} samples/s",
+        f"{row['tokens_per_second']:,.0f} tokens/s",
+        *([f"{row['mfu']:.0%} MFU"] if "mfu" in row else []),
+        *([f"{row['data_wait']:.0%} waiting for data"] if row["data_wait"] > _WORTH_SAYING else []),
+        f"{row['memory_gib']:.1f} GiB",
+    ]
+    return "  ".join(words)

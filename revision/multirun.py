@@ -22,6 +22,7 @@ from revision.progress import say
 TABLE_COMMANDS = ("run", "evaluate")  # those after which there are scores to compare
 # Overrides that have no part in a job's folder name: where it lies, and how much of it is done now.
 NAMELESS = ("experiment", "name", "runs", "run.steps", "evaluate.models")
+_NAMELESS_GROUPS = ("search.",)
 LONGEST_NAME = 150  # characters; file systems allow 255 bytes
 
 
@@ -42,32 +43,46 @@ def sweep(hydra: Hydra, command: str, overrides: Sequence[str]) -> int:
     """
     processes.refuse_ranks("a sweep")
     try:
-        batches = hydra.multirun(ROOT, _Job(command), [*overrides, "hydra.mode=MULTIRUN"])
+        batches = hydra.multirun(ROOT, Job(command), [*overrides, "hydra.mode=MULTIRUN"])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(hydra, error)) from error
     if not isinstance(batches, list):
-        return 0  # a sweeper that searches (optuna) reports its jobs itself
-    outcomes: list[Outcome] = [job.return_value for batch in batches for job in batch if isinstance(job, JobReturn)]
+        return 0  # another sweeper reports its jobs itself
+    outcomes = outcomes_of(batches)
+    code = report(outcomes)
+    if command in TABLE_COMMANDS:
+        for folder in dict.fromkeys(outcome.sweep for outcome in outcomes):
+            draw_table(folder)
+    return code
+
+
+def outcomes_of(batches: Sequence[Sequence[JobReturn]]) -> list[Outcome]:
+    """How the jobs that a launcher has run went."""
+    return [job.return_value for batch in batches for job in batch if isinstance(job, JobReturn)]
+
+
+def report(outcomes: Sequence[Outcome]) -> int:
+    """List the jobs that failed; returns the exit code of all."""
     failed = [outcome for outcome in outcomes if outcome.failure is not None]
     for outcome in failed:
         say(f"failed: {outcome.name}: {outcome.failure}")
     say(f"{len(outcomes) - len(failed)} of {len(outcomes)} jobs finished")
-    if command in TABLE_COMMANDS:
-        for folder in dict.fromkeys(outcome.sweep for outcome in outcomes):
-            _draw_table(folder)
     return 1 if failed else 0
 
 
 def job_name(base: str, overrides: Sequence[str]) -> str:
     """The run name of one job: the sweep's own, and below it the job's overrides made safe for a file name."""
-    kept = sorted(text.lstrip("+") for text in overrides if re.split("[=@]", text.lstrip("+"))[0] not in NAMELESS)
+    named = {text.lstrip("+"): re.split("[=@]", text.lstrip("+"))[0] for text in overrides}
+    kept = sorted(
+        text for text, name in named.items() if name not in NAMELESS and not name.startswith(_NAMELESS_GROUPS)
+    )
     part = re.sub(r"[^\w.=,+-]+", "-", ",".join(kept))
     if len(part) > LONGEST_NAME:
         part = f"{part[:LONGEST_NAME]}-{hashlib.sha256(part.encode()).hexdigest()[:8]}"
     return f"{base}/{part}" if part else base
 
 
-class _Job:
+class Job:
     """The task function of a sweep: starts the command of one job and reports how it went. Launchers may pickle it."""
 
     def __init__(self, command: str) -> None:
@@ -87,7 +102,8 @@ class _Job:
         return Outcome(sweep_folder, name, None if code == 0 else f"`{self.command}` {processes.ending(code)}")
 
 
-def _draw_table(folder: Path) -> None:
+def draw_table(folder: Path) -> None:
+    """The table over all jobs below a folder, where any has scores."""
     if any(folder.rglob("evaluate/*/scores.json")):
         from revision.evaluation.table import collect
 

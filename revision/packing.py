@@ -189,11 +189,6 @@ class PackedDataset(Dataset[list[Example]]):
     def __len__(self) -> int:
         return -(-len(self.plan) // self.processes) * self.processes
 
-    @property
-    def samples_per_pack(self) -> float:
-        """Mean number of samples in an item."""
-        return len(self.dataset) / len(self)
-
     def set_epoch(self, epoch: int) -> None:
         """Called before each epoch: other packs, and other noise on the embeddings."""
         self._epoch.fill_(epoch)

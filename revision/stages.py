@@ -143,6 +143,7 @@ def train_and_save(
         output=output,
         engine=config.engine.kind.value,
         processes=config.engine.processes,
+        peak_tflops=config.engine.peak_tflops,
         identity={**rundir.settings(config, command), **contents(rows, samples, processor)},
         minutes=config.checkpoint.minutes,
         guard=Guard(config.guard.policy.value, config.guard.spike, config.guard.window, config.guard.limit),

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -25,7 +25,15 @@ def stand_in_line(command: str, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, str(Path(__file__)), command, *arguments]
 
 
-def _step(name: str) -> ModuleType:
+def main(after: Mapping[str, Callable[[Config], None]] | None = None) -> int:
+    """The command line with steps that only note that they ran; `after` is called by a step before it finishes."""
+    after = after or {}
+    for step in STEPS:
+        sys.modules[f"revision.commands.{step}"] = _step(step, after.get(step))
+    return cli.main()
+
+
+def _step(name: str, after: Callable[[Config], None] | None) -> ModuleType:
     def run(config: Config) -> None:
         rundir.start(config, name)
         line = {"step": name, "config": OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)}
@@ -37,6 +45,8 @@ def _step(name: str) -> ModuleType:
         for output in rundir._shared_outputs(config, name):
             output.parent.mkdir(parents=True, exist_ok=True)
             output.touch()
+        if after is not None:
+            after(config)
         rundir.finish(config, name)
 
     module = ModuleType(f"revision.commands.{name}")
@@ -46,6 +56,4 @@ def _step(name: str) -> ModuleType:
 
 if __name__ == "__main__":
     vars(processes)["command_line"] = stand_in_line
-    for step in STEPS:
-        sys.modules[f"revision.commands.{step}"] = _step(step)
-    sys.exit(cli.main())
+    sys.exit(main())

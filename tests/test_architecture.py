@@ -18,20 +18,21 @@ RECIPES = sorted((ROOT / "data_recipes").rglob("*.py")) + sorted((ROOT / "script
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["helptext", "multirun"],
+    ["helptext", "search"],
+    ["multirun"],
     ["composition"],
     ["commands"],
     ["stages"],
     ["assembly", "processes", "rules", "rundir", "training", "evaluation", "verification"],
     ["building", "contents", "curve", "fields", "inspection", "publishing"],
     ["schema"],
-    ["collators", "lengths", "packing"],
+    ["costs", "collators", "lengths", "packing"],
     ["dataset", "geometry"],
     ["contrastive", "conversation"],
     ["alignment", "encoders", "folders", "records"],
     ["embeddings", "openclip_folder", "pictures"],
     ["model"],
-    ["hub", "interrupts", "model_card", "progress", "provenance", "shipped"],
+    ["hub", "interrupts", "model_card", "progress", "proposals", "provenance", "shipped"],
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
@@ -47,6 +48,7 @@ KNOW_THE_CONFIG = {
     "processes",
     "rules",
     "rundir",
+    "search",
     "stages",
 }
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -56,7 +56,7 @@ ON_THE_COMMAND_LINE = [
     ("data.sources=3", "data.sources = 3: must be a mapping"),
     # wrong enum values
     ("alignment.method=realing", f"must be one of {METHODS} (did you mean 'realign'?)"),
-    ("tracker=wandbb", "must be one of none, wandb, tensorboard (did you mean 'wandb'?)"),
+    ("tracker=wandbb", "must be one of none, wandb, tensorboard, trackio (did you mean 'wandb'?)"),
     ("evaluate.dtype=fp16", "evaluate.dtype = fp16: must be one of float32, bfloat16, float16 or null"),
     ("data.sources.texts.kind=imag", "data.sources.texts.kind = imag: must be one of text, image"),
     # groups
@@ -138,6 +138,12 @@ ON_THE_COMMAND_LINE = [
     ("guard.policy=skipp", "guard.policy = skipp: must be one of stop, skip, roll_back (did you mean 'skip'?)"),
     ("guard.window=2", "guard.window = 2: must be at least 10"),
     ("checkpoint.minutes=0", "checkpoint.minutes = 0.0: must be greater than 0"),
+    ("plan.mfu=1.5", "plan.mfu = 1.5: must be at most 1"),
+    ("plan.gpus=0", "plan.gpus = 0: must be at least 1"),
+    ("search.trials=0", "search.trials = 0: must be at least 1"),
+    ("search.sampler=grid", "search.sampler = grid: must be one of tpe, random"),
+    ("engine.peak_tflops=0", "engine.peak_tflops = 0.0: must be greater than 0"),
+    ("hydra/launcher=joblib", "group 'hydra/launcher' has no option 'joblib'", "pip install 'revision-mllm[sweeps]'"),
     ("evaluate.naming_answer=this", "evaluate.naming_answer = this: must be {text} exactly once"),
 ]
 

@@ -35,7 +35,7 @@ from revision.schema import (
 )
 
 Change = Callable[[Config], Any]
-FREE = ("trainer", "chat", "inspect", "push")  # open, or of commands that leave nothing others read
+FREE = ("trainer", "chat", "inspect", "plan", "push", "search")  # open, or of commands that leave nothing others read
 
 
 def make_config(**changes: Any) -> Config:
@@ -99,6 +99,9 @@ EFFECTS = [
     (put("chat.model", "x"), ()),
     (put("push.license", "x"), ()),
     (put("adapter.rank", 3), ()),  # no stage here trains one
+    (put("engine.peak_tflops", 2.0), ()),
+    (put("plan.gpu", "h200"), ()),
+    (put("search.trials", 3), ()),
     (put("run.steps", ["evaluate", "pretrain", "instruct"]), ()),
     (put("run.steps", ["pretrain", "evaluate"]), ("evaluate",)),
     (put("contrast.epochs", 3), ("contrast",)),
@@ -253,7 +256,7 @@ def test_every_field_has_been_decided_on() -> None:
         "run.steps", "pretrain.trainer", "instruct.trainer", "align.export", "align.shard_size",
         "pretrain.reject_budget", "instruct.reject_budget",
         "contrast.architecture", "contrast.device", "contrast.frame_energy", "contrast.frame_step",
-        "contrast.probe_interval", "checkpoint.minutes", "verify.path", "encoder.options",
+        "contrast.probe_interval", "checkpoint.minutes", "verify.path", "encoder.options", "engine.peak_tflops",
         "engine.processes",  # counts in the global batch
         "engine.options",  # empty here
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import tiny_training
 import torch
 
 from revision import building, training
+from revision.dataset import ConversationDataset
 
 
 def build(output: Path, **mapping: Any) -> Any:
@@ -49,7 +51,8 @@ def test_training_learns(tiny_llm: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"] / 3
     assert [row["step"] for row in rows] == list(range(1, 26))
-    assert set(rows[0]) == {"step", "loss", "learning_rate", "grad_norm", "samples_per_second", "tokens_per_second"}
+    rates = {"samples_per_second", "tokens_per_second", "flops_per_second", "data_wait", "memory_gib"}
+    assert set(rows[0]) == {"step", "loss", "learning_rate", "grad_norm", *rates}
 
 
 def test_the_summary_counts_real_tokens(tiny_llm: Path, tmp_path: Path) -> None:
@@ -58,6 +61,53 @@ def test_the_summary_counts_real_tokens(tiny_llm: Path, tmp_path: Path) -> None:
     tokens = sum(len(dataset[place]["input_ids"]) for place in range(len(dataset)))
     assert summary["tokens_per_second"] / summary["samples_per_second"] == pytest.approx(tokens / len(dataset))
     assert summary["steps"] == 1
+
+
+def test_the_summary_counts_the_samples_of_packed_rows(tiny_llm: Path, tmp_path: Path) -> None:
+    _, summary = tiny_training.run(
+        tiny_llm, tmp_path, parts=["projector"], pack_tokens=64, max_steps=-1, num_train_epochs=1
+    )
+    dataset = tiny_training.make_dataset(tiny_llm)
+    tokens = sum(len(dataset[place]["input_ids"]) for place in range(len(dataset)))
+    assert summary["tokens_per_second"] / summary["samples_per_second"] == pytest.approx(tokens / len(dataset))
+
+
+def test_what_is_watched_agrees_with_itself(tiny_llm: Path, tmp_path: Path) -> None:
+    """On a CPU there is a utilisation where its peak is given. Checked against counts of FLOPs of its own."""
+    _, summary = tiny_training.run(
+        tiny_llm, tmp_path, parts=["projector"], max_steps=2, per_device_train_batch_size=32, peak_tflops=0.5
+    )
+    model: Any = tiny_training.make_model(tiny_llm)
+    dataset = tiny_training.make_dataset(tiny_llm)
+    n = sum(one.numel() for layer in model.get_decoder().layers for one in layer.parameters() if one.ndim == 2)
+    lengths = [len(dataset[place]["input_ids"]) for place in range(len(dataset))]
+    labels = sum(int((dataset[place]["labels"] != -100).sum()) for place in range(len(dataset)))
+    pictures = sum(dataset[place]["image_embed"] is not None for place in range(len(dataset)))
+    first, second = (one.numel() for one in model.projector.layers.parameters() if one.ndim == 2)
+    head = model.get_output_embeddings().weight.numel()
+    flops = 4 * n * sum(lengths) + 12 * 2 * 32 * sum(length**2 for length in lengths)
+    flops += 4 * head * labels + (4 * first + 6 * second) * pictures
+    an_epoch = summary["samples_per_second"] / len(dataset)
+    assert summary["flops_per_second"] == pytest.approx(flops * an_epoch)
+    assert summary["mfu"] == pytest.approx(summary["flops_per_second"] / 0.5e12)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert 0 < row["data_wait"] < 1
+        assert row["mfu"] == pytest.approx(row["flops_per_second"] / 0.5e12)
+        assert 0.05 < row["memory_gib"] < 100
+
+
+def test_slow_data_is_seen_in_the_log(tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    get = ConversationDataset.__getitem__
+
+    def slowly(self: ConversationDataset, index: int) -> Any:
+        time.sleep(0.3)
+        return get(self, index)
+
+    monkeypatch.setattr(ConversationDataset, "__getitem__", slowly)
+    tiny_training.run(tiny_llm, tmp_path, parts=["projector"], max_steps=2, per_device_train_batch_size=8)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert min(row["data_wait"] for row in rows) > 0.5
 
 
 def test_what_trains_is_printed(tiny_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,10 +207,18 @@ def test_checkpoints_of_other_settings_are_refused(
     assert (checkpoints / "checkpoint-2").is_dir()
 
 
-@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match=r"tracker = trackio: it is not installed; `pip install 'revision-mllm\[trac"):
+        training.build_arguments({}, output=tmp_path, seed=0, tracker="trackio")
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])
 def test_trackers_write_below_the_stage(
     tiny_llm: Path, tmp_path: Path, tracker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if tracker == "trackio":
+        pytest.importorskip("trackio")
     monkeypatch.setenv("WANDB_MODE", "offline")
     arguments = training.build_arguments(
         {"max_steps": 2, "logging_steps": 1, "lr_scheduler_type": "constant"},
@@ -172,7 +230,17 @@ def test_trackers_write_below_the_stage(
         arguments=arguments, output=tmp_path,
     )  # fmt: skip
     training.conclude(arguments)
-    assert next((tmp_path / tracker).rglob("*tfevents*" if tracker == "tensorboard" else "*.wandb"), None)
+    pattern = {"tensorboard": "*tfevents*", "wandb": "*.wandb", "trackio": "*.db"}[tracker]
+    file = next((tmp_path / tracker).rglob(pattern), None)
+    assert file is not None
+    if tracker == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        found = EventAccumulator(str(file.parent)).Reload()
+        logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        for name in ("flops_per_second", "data_wait", "memory_gib", "tokens_per_second"):
+            shown = [event.value for event in found.Scalars(f"train/{name}")]
+            assert shown == pytest.approx([row[name] for row in logged])
 
 
 def test_a_model_is_saved_whole_or_not_at_all(tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,7 @@ def run(
     parts: list[str],
     rates: Any = None,
     processes: int = 1,
+    peak_tflops: float | None = None,
     identity: dict[str, Any] | None = None,
     minutes: float | None = None,
     guard: Guard = Guard(),  # noqa: B008
@@ -98,6 +99,7 @@ def run(
         output=output,
         processes=processes,
         identity=identity,
+        peak_tflops=peak_tflops,
         minutes=minutes,
         guard=guard,
     )

@@ -6,4 +6,4 @@ paragraph is its help text, and `run(config)` is all that the command line calls
 
 from revision.schema import STEPS
 
-COMMANDS = (*STEPS, "chat", "inspect", "push", "verify", "run")
+COMMANDS = (*STEPS, "chat", "inspect", "plan", "push", "verify", "run")

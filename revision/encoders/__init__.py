@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from revision.encoders.base import DualEncoder, EncoderSource, TorchEncoder, resolve_device
-    from revision.encoders.loading import load_encoder
+    from revision.encoders.loading import embed_dim, load_encoder
     from revision.encoders.openclip import OpenClipEncoder
 
 _HOMES = {
@@ -17,11 +17,20 @@ _HOMES = {
     "EncoderSource": "revision.encoders.base",
     "OpenClipEncoder": "revision.encoders.openclip",
     "TorchEncoder": "revision.encoders.base",
+    "embed_dim": "revision.encoders.loading",
     "load_encoder": "revision.encoders.loading",
     "resolve_device": "revision.encoders.base",
 }
 
-__all__ = ["DualEncoder", "EncoderSource", "OpenClipEncoder", "TorchEncoder", "load_encoder", "resolve_device"]
+__all__ = [
+    "DualEncoder",
+    "EncoderSource",
+    "OpenClipEncoder",
+    "TorchEncoder",
+    "embed_dim",
+    "load_encoder",
+    "resolve_device",
+]
 
 
 def __getattr__(name: str) -> Any:

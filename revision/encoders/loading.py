@@ -57,6 +57,24 @@ def load_encoder(
     return encoder
 
 
+def embed_dim(*, kind: str, model: str, pretrained: str | None = None) -> int:
+    """Dimension of an encoder's space, without its weights.
+
+    Args:
+        kind, model, pretrained: as in `load_encoder`.
+
+    Raises:
+        ValueError: a kind whose models do not say it in their configuration, or a model that is not there.
+    """
+    if kind != "open_clip":
+        raise ValueError(
+            f"encoder.kind = {kind}: its dimension is known only once it is loaded; embed a source first, whose "
+            "store says it, or state plan.embed_dim"
+        )
+    dim: int = import_module(_MODULES[kind]).embed_dim(model, pretrained)
+    return dim
+
+
 def _loader_of(kind: str) -> EncoderLoader:
     point = added()[kind]
     try:

@@ -140,6 +140,26 @@ def load(source: EncoderSource) -> OpenClipEncoder:
     )
 
 
+def embed_dim(model: str, pretrained: str | None) -> int:
+    """Dimension of the shared space, read from the configuration; no weights are loaded.
+
+    Args:
+        model, pretrained: as in `load`.
+
+    Raises:
+        ValueError: it has no configuration here.
+    """
+    if model.startswith(_LOCAL_DIR):
+        return int(read_config(Path(model.removeprefix(_LOCAL_DIR)))[0]["embed_dim"])
+    if not model.startswith(_HUB):
+        require_architecture(model, pretrained)
+    try:
+        with quick_hub(needed=model.startswith(_HUB)):
+            return int(open_clip.get_model_config(model)["embed_dim"])
+    except _LOADING_ERRORS as error:
+        raise ValueError(_loading_problem(model, pretrained, error)) from error
+
+
 def _describe(
     source: EncoderSource, model_cfg: dict[str, Any], network: OpenClipModel, tokenizer: Any
 ) -> dict[str, str]:

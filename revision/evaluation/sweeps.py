@@ -26,7 +26,7 @@ _SPOKEN_FOR = {"name", "runs", "seed", "alignment.method", "pretrain.input"}
 _TRAINER_SEEDS = ("trainer.seed", "trainer.data_seed")  # follow the run's own
 # Fields that change what else a run does, or how it looks or runs, but no number that is compared here.
 _IRRELEVANT = ("run.", "gap.", "chat.", "tracker", "evaluate.models", "evaluate.sheet", "evaluate.bootstrap",
-               "evaluate.batch_size", "evaluate.device")  # fmt: skip
+               "evaluate.batch_size", "evaluate.device", "engine.peak_tflops", "plan.", "search.")  # fmt: skip
 
 
 @dataclass(frozen=True)

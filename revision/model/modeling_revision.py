@@ -26,7 +26,6 @@ from .loss_revision import is_whole_linear, output_loss
 from .processing_revision import IMAGE_TOKEN
 
 IGNORED = -100  # label of a position that nothing is learned from
-_ROW_MULTIPLE = 64  # a grown vocabulary is rounded up to it: matrix products of odd widths are slow on GPUs
 
 
 class RevisionProjector(nn.Module):
@@ -301,6 +300,11 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return expanded, {**kwargs, "image_embeds": image_embeds}
 
 
+def padded_rows(rows: int, multiple: int = 64) -> int:
+    """Rows that an embedding table grows to when it needs so many: matrix products of odd widths are slow on GPUs."""
+    return -(-rows // multiple) * multiple
+
+
 def _load_language_model(llm: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(llm)
@@ -321,9 +325,7 @@ def _add_image_token(language_model: Any, tokenizer: Any) -> int:
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     rows = language_model.get_input_embeddings().num_embeddings
     if image_token_id >= rows:
-        language_model.resize_token_embeddings(
-            image_token_id + 1, pad_to_multiple_of=_ROW_MULTIPLE, mean_resizing=False
-        )
+        language_model.resize_token_embeddings(padded_rows(image_token_id + 1), mean_resizing=False)
         weights = {language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight}
         with torch.no_grad(), _whole(list(weights)):
             for weight in weights:

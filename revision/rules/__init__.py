@@ -4,87 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 
 from revision.encoders.kinds import check_kind
+from revision.rules.ranges import ABOVE, AT_LEAST, AT_MOST
 from revision.rules.sentences import IMAGE, broken, one_of, require_source, value_of
 from revision.rules.training import check_engine, check_parts, check_stages
 from revision.schema import MODEL_STEPS, STEPS, AlignmentMethod, Config, ContrastPart, Modality
 
 SPLITS = ("validation", "test")
 NAME = "{text}"
-
-# Lowest value that a numeric field may have, the value it must exceed, and the highest; null is always allowed.
-_AT_LEAST: Mapping[str, float] = {
-    "seed": 0,
-    "evaluate.seed": 0,
-    "encoder.batch_size": 1,
-    "encoder.max_length": 3,
-    "embed.shard_size": 1,
-    "embed.reject_budget": 0,
-    "embed.workers": 0,
-    "contrast.epochs": 1,
-    "contrast.batch_size": 2,
-    "contrast.weight_decay": 0,
-    "contrast.warmup": 0,
-    "contrast.probe_interval": 1,
-    "contrast.frame_step": 0,
-    "align.shard_size": 1,
-    "alignment.centroid_steps": 0,
-    "alignment.noise_std": 0,
-    "alignment.rank": 1,
-    "alignment.ridge": 0,
-    "alignment.shrinkage": 0,
-    "alignment.noise_scale": 0,
-    "alignment.jitter": 0,
-    "gap.sample": 4,
-    "gap.held_out": 2,
-    "gap.trials": 1,
-    "model.num_visual_tokens": 1,
-    "model.projector.depth": 1,
-    "model.projector.hidden_size": 1,
-    "pretrain.noise_std": 0,
-    "pretrain.limit": 1,
-    "instruct.limit": 1,
-    "pretrain.reject_budget": 0,
-    "instruct.reject_budget": 0,
-    "adapter.rank": 1,
-    "adapter.dropout": 0,
-    "engine.processes": 1,
-    "guard.window": 10,
-    "guard.limit": 0,
-    "evaluate.candidates": 2,
-    "evaluate.limit": 1,
-    "evaluate.question_limit": 1,
-    "evaluate.bootstrap": 1,
-    "evaluate.sheet": 0,
-    "evaluate.max_new_tokens": 1,
-    "evaluate.batch_size": 1,
-    "chat.max_new_tokens": 1,
-    "inspect.sample": 1,
-    "inspect.show": 0,
-}
-_ABOVE: Mapping[str, float] = {
-    "contrast.learning_rate": 0,
-    "contrast.logit_scale": 0,
-    "contrast.frame_energy": 0,
-    "alignment.until": 0,
-    "alignment.energy": 0,
-    "checkpoint.minutes": 0,
-    "guard.spike": 0,
-    "adapter.alpha": 0,
-    "model.projector.input_scale": 0,
-}
-_AT_MOST: Mapping[str, float] = {
-    "adapter.dropout": 1,
-    "embed.reject_budget": 1,
-    "pretrain.reject_budget": 1,
-    "instruct.reject_budget": 1,
-    "contrast.warmup": 1,
-    "contrast.frame_energy": 1,
-    "alignment.energy": 1,
-    "alignment.shrinkage": 1,
-}
 
 
 def check(config: Config) -> None:
@@ -124,19 +52,19 @@ def _check_names(config: Config) -> None:
 
 
 def _check_numbers(config: Config) -> None:
-    for name in (*_AT_LEAST, *_ABOVE, *_AT_MOST):
+    for name in (*AT_LEAST, *ABOVE, *AT_MOST):
         value = value_of(config, name)
         if value is not None and not math.isfinite(value):
             raise broken(name, value, "a finite number")
-    for name, low in _AT_LEAST.items():
+    for name, low in AT_LEAST.items():
         value = value_of(config, name)
         if value is not None and value < low:
             raise broken(name, value, f"at least {low}")
-    for name, low in _ABOVE.items():
+    for name, low in ABOVE.items():
         value = value_of(config, name)
         if value is not None and value <= low:
             raise broken(name, value, f"greater than {low}")
-    for name, high in _AT_MOST.items():
+    for name, high in AT_MOST.items():
         value = value_of(config, name)
         if value is not None and value > high:
             raise broken(name, value, f"at most {high}")

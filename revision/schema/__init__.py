@@ -16,6 +16,8 @@ from revision.schema.choices import (
     GuardPolicy,
     Modality,
     Packing,
+    SearchDirection,
+    SearchSampler,
     StageInput,
     Tracker,
     Unfit,
@@ -24,6 +26,7 @@ from revision.schema.choices import (
 from revision.schema.corpus import ContrastConfig, DataConfig, EmbedConfig, EncoderConfig, InspectConfig, SourceConfig
 from revision.schema.evaluation import ChatConfig, EvaluateConfig, PushConfig, VerifyConfig
 from revision.schema.geometry import AlignConfig, AlignmentConfig, GapConfig
+from revision.schema.planning import PlanConfig, PlanDataConfig, SearchConfig
 from revision.schema.root import Config, RunConfig
 from revision.schema.training import (
     AdapterConfig,
@@ -66,9 +69,14 @@ __all__ = [
     "Packing",
     "PartConfig",
     "PartsConfig",
+    "PlanConfig",
+    "PlanDataConfig",
     "ProjectorConfig",
     "PushConfig",
     "RunConfig",
+    "SearchConfig",
+    "SearchDirection",
+    "SearchSampler",
     "SourceConfig",
     "StageConfig",
     "StageInput",

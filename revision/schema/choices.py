@@ -101,6 +101,7 @@ class Tracker(Enum):
     none = "none"
     wandb = "wandb"
     tensorboard = "tensorboard"
+    trackio = "trackio"
 
 
 class GuardPolicy(Enum):
@@ -109,3 +110,17 @@ class GuardPolicy(Enum):
     stop = "stop"
     skip = "skip"
     roll_back = "roll_back"
+
+
+class SearchSampler(Enum):
+    """How a search proposes values: Optuna's tree-structured Parzen estimator, or at random."""
+
+    tpe = "tpe"
+    random = "random"
+
+
+class SearchDirection(Enum):
+    """Which scores are better."""
+
+    maximize = "maximize"
+    minimize = "minimize"

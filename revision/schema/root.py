@@ -9,6 +9,7 @@ from revision.schema.choices import Tracker
 from revision.schema.corpus import ContrastConfig, DataConfig, EmbedConfig, EncoderConfig, InspectConfig
 from revision.schema.evaluation import ChatConfig, EvaluateConfig, PushConfig, VerifyConfig
 from revision.schema.geometry import AlignConfig, AlignmentConfig, GapConfig
+from revision.schema.planning import PlanConfig, SearchConfig
 from revision.schema.training import (
     AdapterConfig,
     CheckpointConfig,
@@ -55,3 +56,5 @@ class Config:
     push: PushConfig = field(default_factory=PushConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)

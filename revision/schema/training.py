@@ -87,6 +87,7 @@ class EngineConfig:
 
     kind: EngineKind = EngineKind.ddp
     processes: int = 1  # on all machines together
+    peak_tflops: float | None = None  # dense peak of one device in 10^12 FLOP/s, for MFU; None: of a known GPU in bf16
     options: dict[str, Any] = field(default_factory=dict)  # further settings: of DeepSpeed, as in its own JSON file; of
     # fsdp2, as in fsdp_config of TrainingArguments; they go into those that `kind` stands for
 

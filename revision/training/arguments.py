@@ -40,6 +40,7 @@ _OURS: dict[str, Any] = {
 _DEFAULTS: dict[str, Any] = {
     "save_strategy": "no",  # none of the Trainer's: StageConfig says how many minutes apart they are
     "save_total_limit": 2,
+    "project": "revision",  # trackio's; wandb takes it from the environment
     "logging_steps": 10,
     "ddp_find_unused_parameters": False,  # there are none: the projector takes part in every step
 }
@@ -62,15 +63,17 @@ def build_arguments(
             processes would silently count as one.
         output: folder of the stage; checkpoints and the tracker's files go below it.
         seed: of data order, dropout and everything else.
-        tracker: "none", "wandb" or "tensorboard".
+        tracker: "none", "wandb", "tensorboard" or "trackio".
         run_name: name of the run in the tracker.
         engine: one of `engines.ENGINES`.
         engine_options: further settings of that engine.
 
     Raises:
         ValueError: a name that TrainingArguments does not have, one that the stage sets itself, a refused value, an
-            engine that could not run here, or torch_compile where there is no compiler.
+            engine that could not run here, torch_compile without a compiler, or a tracker that is not installed.
     """
+    if tracker == "trackio" and importlib.util.find_spec("trackio") is None:
+        raise ValueError("tracker = trackio: it is not installed; `pip install 'revision-mllm[trackio]'`.")
     known = set(inspect.signature(TrainingArguments.__init__).parameters) - {"self"}
     fixed = {"output_dir", "seed", "report_to", "run_name", "deepspeed", "fsdp", "fsdp_config", *_OURS}
     for name in mapping:
@@ -108,8 +111,13 @@ def build_arguments(
         raise ValueError(f"trainer: transformers.TrainingArguments refuses its values: {reason}") from error
     _require_compiler(arguments)
     join_group(engine)
-    # The trackers of transformers take these from the environment alone.
-    os.environ.update(TENSORBOARD_LOGGING_DIR=str(output / "tensorboard"), WANDB_DIR=str(output))
+    # The trackers take these from the environment alone.
+    folders = {
+        "TENSORBOARD_LOGGING_DIR": output / "tensorboard",
+        "WANDB_DIR": output,
+        "TRACKIO_DIR": output / "trackio",
+    }
+    os.environ.update({name: str(folder.absolute()) for name, folder in folders.items()})
     os.environ.setdefault("WANDB_PROJECT", "revision")
     return arguments
 

@@ -15,6 +15,8 @@ import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from revision.collators import Collator, PackedCollator
+from revision.costs import peak_flops, work_of
+from revision.costs.watch import Watch
 from revision.curve import CurveCallback
 from revision.dataset import ConversationDataset
 from revision.interrupts import Interrupted, SignalWatch
@@ -46,6 +48,7 @@ def train(
     output: Path,
     engine: str = DDP,
     processes: int = 1,
+    peak_tflops: float | None = None,
     identity: Mapping[str, Any] | None = None,
     minutes: float | None = None,
     guard: Guard = Guard(),  # noqa: B008  (frozen)
@@ -64,6 +67,7 @@ def train(
         output: folder of the stage, the one that the arguments were built for; `log.jsonl` goes there.
         engine: the one that the arguments were built for, of `engines.ENGINES`.
         processes: how many the caller expects.
+        peak_tflops: of one device, in 10^12 FLOP/s, for the share of it that is reached; None: of a known GPU.
         identity: what the result depends on, by name: settings, and fingerprints of what is read. Checkpoints of
             another one are refused. The weights at the start are added here.
         minutes: between checkpoints, where `trainer.save_strategy` does not say when; None: at signals only.
@@ -73,7 +77,7 @@ def train(
             `model` holds them, and with what is returned: an engine that keeps pieces is gone after this function.
 
     Returns:
-        `steps`, the last logged `loss`, mean `samples_per_second` and `tokens_per_second`.
+        `steps`, the last logged `loss`, and mean rates as in `Watch.overall`.
 
     Raises:
         ValueError: an unknown part, a rate for one that does not train, another engine or number of processes than
@@ -99,16 +103,19 @@ def train(
         collator = Collator(processor.tokenizer.pad_token_id)
         _attend_on_cpu(model, arguments)
     use_fused_loss(model, arguments.device)
+    peak = peak_flops(arguments.device, half=arguments.bf16 or arguments.fp16, tflops=peak_tflops)
+    meter = Watch(work_of(model), device=arguments.device, peak=peak)
     curve = CurveCallback(
         output / "log.jsonl",
+        watch=meter,
         visible=arguments.process_index == 0,
-        samples_per_item=dataset.samples_per_pack if isinstance(dataset, PackedDataset) else 1.0,
     )
     timed = minutes if arguments.save_strategy == "no" else None
     with SignalWatch() as watch:
         trainer = StageTrainer(
             rates=rates,
             checkpoints=checkpoints,
+            meter=meter,
             watch=watch,
             guard=guard,
             minutes=timed,

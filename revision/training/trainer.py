@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from revision.costs.watch import Watch
 from revision.dataset import ConversationDataset
 from revision.interrupts import SignalWatch
 from revision.packing import PackedDataset
@@ -32,6 +34,7 @@ class StageTrainer(Trainer):
     Args:
         rates: learning rate and weight decay of each part; what it leaves out is what the arguments say.
         checkpoints: where they go.
+        meter: knows the rates that are logged.
         watch, guard, minutes, log: as `StepSync` takes them.
         **kwargs: of the Trainer.
     """
@@ -46,6 +49,7 @@ class StageTrainer(Trainer):
         *,
         rates: Rates,
         checkpoints: Checkpoints,
+        meter: Watch,
         watch: SignalWatch,
         guard: Guard,
         minutes: float | None,
@@ -55,6 +59,7 @@ class StageTrainer(Trainer):
         self.rates = rates
         super().__init__(**kwargs)
         self.checkpoints = checkpoints
+        self.meter = meter
         self.losses: list[torch.Tensor] = []  # of the micro-batches of this step
         self.bad_norm = torch.zeros((), device=self.args.device)
         self.resumed_log: tuple[int, float] | None = None
@@ -118,9 +123,18 @@ class StageTrainer(Trainer):
         self.losses = []
         self._logged_before = self._tr_loss.clone()
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of a step; the meter notes how long they are waited for."""
+        return super().get_batch_samples(self.meter.timed(epoch_iterator), num_batches, device)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the meter's rates to what is logged of a step."""
+        super().log({**logs, **self.meter.read()} if "loss" in logs else logs, start_time)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Keeps the loss, on the device, for the exchange before the update."""
-        loss = super().training_step(*args, **kwargs)
+        self.meter.count(inputs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
         self.losses.append(loss)
         return loss
 

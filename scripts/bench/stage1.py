@@ -1,0 +1,222 @@
+"""Speed and memory of stage 1 beside a naive loop, and what each of the differences brings.
+
+python scripts/bench/stage1.py                               all arms on the nano parts; an hour on two CPU cores
+python scripts/bench/stage1.py --copies 32 --batch 2 --steps 1 --repeats 1     a look in minutes; its ratios mean little
+
+Naive: one embedding becomes 576 positions, each projected by itself, batches of random captions padded to the longest,
+logits at every position. Arm by arm one thing changes; each arm is a process of its own, the arms take turns, and the
+median of the repeats counts. The LLM is frozen, and in bfloat16, in all of them, and captions and steps are the same.
+Embeddings are random: their values do not change the speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from revision import training
+from revision.building import build_model
+from revision.collators import Collator
+from revision.conversation import IGNORED
+from revision.dataset import ConversationDataset, Rows, Sample
+from revision.model import RevisionForConditionalGeneration
+from revision.progress import say
+from revision.records import Message, read_texts
+
+DIM = 512  # of the embeddings
+COPIES = 576  # positions that the authors' code gives an embedding; aims are for so many
+AIMS = {"parity": 1.8, "default": 10.0}  # times the naive loop; on CPU cores
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How stage 1 is done. `title` names what is new against the arm before."""
+
+    title: str
+    one_by_one: bool = False  # a projection for each copy
+    all_logits: bool = False  # also where nothing is learned
+    grouped: bool = True  # captions of like length in one batch
+    slots: bool = False  # `--slots` different tokens in place of copies
+    trainer: bool = False  # through the Trainer, as `revision pretrain` runs it
+
+
+ARMS = {
+    "naive": Arm("naive loop", one_by_one=True, all_logits=True, grouped=False),
+    "once": Arm("projected once, then copied", all_logits=True, grouped=False),
+    "labels": Arm("logits where labels are", grouped=False),
+    "parity": Arm("captions of like length together"),
+    "slots": Arm("slots in place of copies", slots=True),
+    "default": Arm("through the Trainer", slots=True, trainer=True),
+}
+
+
+class RandomRows(Rows):
+    """Unit rows that take no store."""
+
+    def __init__(self, count: int) -> None:
+        rows = np.random.default_rng(0).normal(size=(count, DIM)).astype(np.float32)
+        self._rows = torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+    def set_epoch(self, epoch: int) -> None:
+        """There is no noise."""
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        return self._rows[row]
+
+
+def loss_of(model: RevisionForConditionalGeneration, batch: dict[str, torch.Tensor], arm: Arm) -> torch.Tensor:
+    """The loss of one batch, computed as the arm says; the same number in all arms with the same tokens."""
+    if not arm.all_logits:
+        loss: torch.Tensor = model(**batch).loss
+        return loss
+    ids, embeds = batch["input_ids"], batch["image_embeds"]
+    if arm.one_by_one:
+        copies = model.config.num_visual_tokens
+        tokens = model.projector(embeds.repeat_interleave(copies, dim=0))[:, 0]
+        table = model.get_input_embeddings()(ids)
+        visual = (ids == model.config.image_token_id)[..., None]
+        inputs = table.masked_scatter(visual, tokens.to(table.dtype))
+    else:
+        inputs = model.embed_inputs(ids, embeds)
+    decoder = model.get_decoder()
+    hidden = decoder(inputs_embeds=inputs, attention_mask=batch["attention_mask"], use_cache=False).last_hidden_state
+    logits = model.get_output_embeddings()(hidden).float()
+    return nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED
+    )
+
+
+def batches_of(dataset: ConversationDataset, size: int, count: int, *, grouped: bool) -> list[list[int]]:
+    """Places of random captions, the same ones in every arm."""
+    places = np.random.default_rng(0).permutation(len(dataset))[: size * count]
+    if grouped:
+        lengths = dataset.lengths()
+        places = np.array(sorted(places.tolist(), key=lambda place: lengths[place]))
+    order = np.random.default_rng(1).permutation(count)
+    return [places[size * number : size * (number + 1)].tolist() for number in order]
+
+
+def plain_loop(model: RevisionForConditionalGeneration, dataset: ConversationDataset, arm: Arm, options: Any) -> float:
+    """Samples a second of a bare training loop, its first step left out."""
+    training.select_parts(model, ["projector"], bf16=True)
+    model.set_attn_implementation("eager")  # on a CPU the faster one, as the stage itself chooses
+    model.train()
+    optimizer = torch.optim.AdamW(model.projector.parameters(), lr=1e-3)
+    collate = Collator(dataset.processor.tokenizer.pad_token_id)
+    started = 0.0
+    for step, places in enumerate(batches_of(dataset, options.batch, options.steps + 1, grouped=arm.grouped)):
+        started = time.perf_counter() if step == 1 else started
+        loss_of(model, collate([dataset[place] for place in places]), arm).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return float(options.steps * options.batch / (time.perf_counter() - started))
+
+
+def trainer_loop(model: RevisionForConditionalGeneration, dataset: ConversationDataset, options: Any) -> float:
+    """Samples a second of the stage, from its first step on."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "max_steps": options.steps + 1, "per_device_train_batch_size": options.batch, "bf16": True,
+            "train_sampling_strategy": "group_by_length", "learning_rate": 1e-3, "lr_scheduler_type": "constant",
+        }  # fmt: skip
+        arguments = training.build_arguments(settings, output=Path(folder), seed=0)
+        summary = training.train(
+            model=model, processor=dataset.processor, dataset=dataset, parts=["projector"], arguments=arguments,
+            output=Path(folder),
+        )  # fmt: skip
+        training.conclude(arguments)
+    return summary["samples_per_second"]
+
+
+def measure(arm: Arm, options: argparse.Namespace) -> dict[str, float]:
+    """One arm in this process: samples a second, and the memory of the process at its peak in GiB."""
+    torch.manual_seed(0)
+    model, processor = build_model(
+        options.llm, chat_template=None, dtype=torch.bfloat16, seed=0, embed_dim=DIM,
+        num_visual_tokens=options.slots if arm.slots else options.copies,
+        visual_tokens="slots" if arm.slots else "repeat",
+    )  # fmt: skip
+    texts = [text.text for text in read_texts(options.texts)]
+    samples = [
+        Sample(row, [Message("user", "<image>"), Message("assistant", text)], row) for row, text in enumerate(texts)
+    ]
+    dataset = ConversationDataset(samples, RandomRows(len(samples)), processor, max_length=100_000)
+    speed = trainer_loop(model, dataset, options) if arm.trainer else plain_loop(model, dataset, arm, options)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"samples_per_second": speed, "memory_gib": peak / 2**30}
+
+
+def in_a_process(name: str, words: Sequence[str]) -> dict[str, float]:
+    """The same in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, *words, "--arm", name], stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def compare(names: Sequence[str], options: argparse.Namespace, words: Sequence[str]) -> bool:
+    """All arms in turns; prints the table and says whether the aims are met."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(options.repeats):
+        for name in names:
+            runs[name].append(in_a_process(name, words))
+    speeds = {name: statistics.median(run["samples_per_second"] for run in found) for name, found in runs.items()}
+    say(
+        f"{options.copies} copies or {options.slots} slots, batches of {options.batch}, "
+        f"{torch.get_num_threads()} thread(s)"
+    )
+    say(f"{'arm':10}{'samples/s':>11}{'x naive':>9}{'x before':>10}{'GiB':>7}  what is new")
+    before = first = speeds[names[0]]
+    for name in names:
+        memory = statistics.median(run["memory_gib"] for run in runs[name])
+        speed = speeds[name]
+        say(f"{name:10}{speed:11.2f}{speed / first:9.2f}{speed / before:10.2f}{memory:7.2f}  {ARMS[name].title}")
+        before = speed
+    met = True
+    for name, aim in AIMS.items():
+        if name in speeds and names[0] == "naive" and options.copies == COPIES:
+            reached = speeds[name] / first
+            met &= reached >= aim
+            say(f"{name}: {reached:.2f} times the naive loop; aim {aim:g}: {'met' if reached >= aim else 'MISSED'}")
+    return met
+
+
+def main() -> int:
+    """Measure on this machine's threads. Exit code 1: an aim is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llm", default="data/nano/assets/llm", help="folder or hub name of a causal LM")
+    parser.add_argument("--texts", type=Path, default=Path("data/nano/texts.jsonl"), help="records of captions")
+    parser.add_argument("--copies", type=int, default=COPIES, help="positions that a repeated embedding takes")
+    parser.add_argument("--slots", type=int, default=4, help="visual tokens of the default")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4, help="that are timed; one more comes before")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--arm", choices=list(ARMS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not options.texts.is_file():
+        parser.error(f"--texts {options.texts} is not there; `make run` makes it, or name records of your own")
+    if options.arm is not None:
+        sys.stdout.write("\n" + json.dumps(measure(ARMS[options.arm], options)) + "\n")
+        return 0
+    met = compare(options.arms, options, sys.argv[1:])
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

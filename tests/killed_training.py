@@ -43,6 +43,7 @@ class Plan:
         processes, workers: of each life in turn, the last entry for all that follow.
         batch: samples a micro-batch over all processes.
         trainer: TrainingArguments.
+        engine: one of `revision.training.engines.ENGINES`.
         seed: of the kills.
     """
 
@@ -53,6 +54,7 @@ class Plan:
     workers: list[int] = field(default_factory=lambda: [0])
     batch: int = 4
     trainer: dict[str, Any] = field(default_factory=dict)
+    engine: str = "ddp"
     seed: int = 0
 
 
@@ -115,7 +117,13 @@ def live(plan: Plan, output: Path, life: int, rank: int, fatal: int | None, port
     settings["dataloader_num_workers"] = workers
     try:
         tiny_training.run(
-            Path(plan.llm), output, parts=["projector", "llm"], processes=processes, dataset=dataset, **settings
+            Path(plan.llm),
+            output,
+            parts=["projector", "llm"],
+            processes=processes,
+            engine=plan.engine,
+            dataset=dataset,
+            **settings,
         )
     except Interrupted as stop:
         os._exit(stop.exit_code)

@@ -99,11 +99,7 @@ def test_another_number_of_processes_learns_from_the_same_batches(tiny_llm: Path
 
 @pytest.mark.slow
 def test_kills_under_deepspeed_leave_no_trace(tiny_llm: Path, tmp_path: Path) -> None:
-    deepspeed = {
-        "zero_optimization": {"stage": 2},
-        "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto",
-    }  # fmt: skip
-    outlive(tiny_llm, tmp_path, 6, seed=2, processes=[2], trainer={"deepspeed": deepspeed})
+    outlive(tiny_llm, tmp_path, 6, seed=2, processes=[2], engine="zero2")
     assert farthest(tmp_path) == 0
 
 

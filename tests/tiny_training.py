@@ -70,6 +70,7 @@ def run(
     parts: list[str],
     rates: Any = None,
     processes: int = 1,
+    engine: str = "ddp",
     peak_tflops: float | None = None,
     identity: dict[str, Any] | None = None,
     minutes: float | None = None,
@@ -81,7 +82,7 @@ def run(
 ) -> tuple[RevisionForConditionalGeneration, dict[str, float]]:
     """Trains and returns the model and the summary; packed into rows where their tokens are given."""
     settings = {"learning_rate": 1e-2, "max_steps": 4, "logging_steps": 1, "lr_scheduler_type": "constant", **trainer}
-    arguments = training.build_arguments(settings, output=output, seed=0)
+    arguments = training.build_arguments(settings, output=output, seed=0, engine=engine)
     output.mkdir(parents=True, exist_ok=True)
     dataset = make_dataset(llm) if dataset is None else dataset
     learned: ConversationDataset | PackedDataset = dataset
@@ -97,6 +98,7 @@ def run(
         rates=rates,
         arguments=arguments,
         output=output,
+        engine=engine,
         processes=processes,
         identity=identity,
         peak_tflops=peak_tflops,

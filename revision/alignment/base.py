@@ -11,23 +11,21 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeAlias, overload
+from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 import torch
 
 from revision.alignment import files
+from revision.alignment.applying import Stream, applied
 from revision.alignment.fitting import Fitting
 from revision.alignment.moments import Detail, Moments
 from revision.alignment.noise import RowIds, row_keys
-from revision.alignment.rows import STORE_CHUNK, Array, Source, Store, blocks, check_array, to_sphere
+from revision.alignment.rows import Array, Source, Store
 from revision.alignment.stores import opened_sides
-
-Stream: TypeAlias = Store | Iterable[Array]
-Mapping: TypeAlias = Callable[[torch.Tensor, np.ndarray | None], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ class Alignment(ABC):
         def mapping(unit: torch.Tensor, of: np.ndarray | None) -> torch.Tensor:
             return self._map(unit, of, epoch)
 
-        return self._applied(rows, keys, "text", mapping)
+        return applied(rows, keys, "text", mapping, self.dim)
 
     @overload
     def apply_to_images(self, rows: np.ndarray) -> np.ndarray: ...  # type: ignore[overload-overlap]
@@ -224,47 +222,7 @@ class Alignment(ABC):
 
         Takes, gives and raises what `apply` does.
         """
-        return self._applied(rows, None, "image", lambda unit, _: self._map_image(unit))
-
-    def _applied(
-        self, rows: Array | Stream, keys: np.ndarray | None, what: str, mapping: Mapping
-    ) -> Array | Iterator[Array]:
-        assert self.dim  # or it says that it is not fitted
-        if not isinstance(rows, np.ndarray | torch.Tensor | str) and isinstance(rows, Store | Iterable):
-            for number, array in enumerate(rows if isinstance(rows, list | tuple) else ()):
-                check_array(array, f"rows[{number}]")  # at once, where what is wrong can be seen at once
-            return self._applied_in_turn(rows, keys, what, mapping)
-        check_array(rows, "rows")
-        if keys is not None and len(keys) != len(rows):
-            raise ValueError(f"row_ids has {len(keys)} entries for {len(rows)} rows; give one id a row")
-        return self._applied_to_array(rows, keys, what, mapping, 0)
-
-    def _applied_in_turn(self, stream: Stream, keys: np.ndarray | None, what: str, mapping: Mapping) -> Iterator[Array]:
-        done = 0
-        for array in stream.chunks(STORE_CHUNK) if isinstance(stream, Store) else stream:
-            check_array(array, "rows")
-            stop = done + len(array)
-            if keys is not None and len(keys) < stop:
-                raise ValueError(f"row_ids has {len(keys)} entries for {stop} rows or more; give one id a row")
-            yield self._applied_to_array(array, None if keys is None else keys[done:stop], what, mapping, done)
-            done = stop
-        if keys is not None and len(keys) != done:
-            raise ValueError(f"row_ids has {len(keys)} entries for {done} rows; give one id a row")
-
-    def _applied_to_array(self, rows: Array, keys: np.ndarray | None, what: str, mapping: Mapping, first: int) -> Array:
-        if rows.shape[1] != self.dim:
-            raise ValueError(f"rows have {rows.shape[1]} columns but the alignment was fitted on {self.dim}")
-        native = rows.dtype.newbyteorder("=") if isinstance(rows, np.ndarray) else None
-        result = np.empty(rows.shape, native) if isinstance(rows, np.ndarray) else torch.empty_like(rows)
-        target = torch.from_numpy(result) if isinstance(result, np.ndarray) else result
-        working = torch.float32 if target.element_size() == 2 else torch.float64
-        for start, block in blocks(rows, working):
-            stop = start + len(block)
-            unit = to_sphere(block, what, first + start)
-            target[start:stop] = mapping(unit, None if keys is None else keys[start:stop])
-        if isinstance(rows, np.ndarray) and isinstance(result, np.ndarray):
-            return result.astype(rows.dtype, copy=False)  # in the byte order that the caller has
-        return result
+        return applied(rows, None, "image", lambda unit, _: self._map_image(unit), self.dim)
 
     def facts(self) -> dict[str, Any]:
         """What a person wants to know of a fitted alignment, as JSON values."""

@@ -52,4 +52,4 @@ class Blockwise(SubspaceMap):
 
     def _move(self, rows: torch.Tensor) -> torch.Tensor:
         shifted = renormalise(rows.add_(self._vector("shift", rows)))
-        return renormalise(shifted @ self._vector("transposed", rows))
+        return shifted @ self._vector("transposed", rows)

@@ -11,7 +11,7 @@ import torch
 
 from revision.alignment.base import Alignment
 from revision.alignment.fitting import Fitting
-from revision.alignment.rows import renormalise
+from revision.alignment.rows import renormalise, renormalise_and_add
 from revision.alignment.settings import number, whole
 
 # Up to this share of T_x, the gap is small enough for the mean to answer a correction linearly.
@@ -56,7 +56,7 @@ class CentroidCorrected(Alignment):
 
     @abstractmethod
     def _move(self, rows: torch.Tensor) -> torch.Tensor:
-        """Map unit rows [n, d], which may be overwritten, to unit rows, before the centroid step."""
+        """Map unit rows [n, d], which may be overwritten, as before the centroid step; they need not be unit rows."""
 
     def _solve(self, fitting: Fitting) -> None:
         self._prepare(fitting)
@@ -70,8 +70,8 @@ class CentroidCorrected(Alignment):
     def _map(self, rows: torch.Tensor, keys: np.ndarray | None, epoch: int) -> torch.Tensor:
         rows = self._move(rows)
         for correction in self._vector("corrections", rows):
-            rows = renormalise(rows.add_(correction))
-        return rows
+            rows = renormalise_and_add(rows, correction)
+        return renormalise(rows)
 
     def _correct_until(self, fitting: Fitting, until: float) -> None:
         goal, trace = fitting.image.mean, fitting.image.trace

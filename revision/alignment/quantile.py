@@ -6,7 +6,6 @@ import torch
 
 from revision.alignment.fitting import Fitting, Side
 from revision.alignment.quantiles import RadiusSketch, transfer
-from revision.alignment.rows import renormalise
 from revision.alignment.spectra import frame
 from revision.alignment.subspace import SubspaceMap
 
@@ -94,7 +93,7 @@ class Quantile(SubspaceMap):
         wanted = transfer(radii, source, target)
         planes.mul_((wanted / radii.clamp_min(torch.finfo(radii.dtype).tiny))[:, :, None])
         parts[:, 2 * len(source) :] *= self._vector("scales", rows)
-        return renormalise((parts @ basis.T).add_(self._vector("image_mean", rows)))
+        return (parts @ basis.T).add_(self._vector("image_mean", rows))
 
 
 def _planes(coordinates: torch.Tensor) -> torch.Tensor:

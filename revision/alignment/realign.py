@@ -8,7 +8,6 @@ import torch
 
 from revision.alignment.centroid import CentroidCorrected
 from revision.alignment.fitting import Fitting
-from revision.alignment.rows import renormalise
 from revision.alignment.settings import flag
 
 
@@ -61,4 +60,4 @@ class ReAlign(CentroidCorrected):
         }
 
     def _move(self, rows: torch.Tensor) -> torch.Tensor:
-        return renormalise(rows.mul_(self._vector("scale", rows)).add_(self._vector("offset", rows)))
+        return torch.add(self._vector("offset", rows), rows, alpha=float(self._vectors["scale"]), out=rows)

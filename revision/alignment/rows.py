@@ -73,9 +73,14 @@ def blocks(rows: Array, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]
     count, dim = rows.shape
     size = max(1, min(count, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // max(1, dim)))
     buffer = torch.empty(size, dim, dtype=dtype, device=device)
-    # torch takes no read-only memory, no negative strides and no foreign byte order, so numpy rows pass through memory
-    # that has none of them.
-    staging = np.empty((size, dim), rows.dtype.newbyteorder("=")) if isinstance(rows, np.ndarray) else None
+    staging = None
+    if isinstance(rows, np.ndarray):
+        # torch takes no read-only memory, no negative strides and no foreign byte order: such rows pass through memory
+        # that has none of them.
+        if rows.flags.writeable and rows.dtype.isnative and min(rows.strides) >= 0:
+            rows = torch.from_numpy(rows)
+        else:
+            staging = np.empty((size, dim), rows.dtype.newbyteorder("="))
     for start in range(0, count, size):
         block = rows[start : start + size]
         if isinstance(block, np.ndarray):
@@ -195,10 +200,23 @@ def renormalise(rows: torch.Tensor, what: str = "text") -> torch.Tensor:
     Raises:
         ValueError: a row was mapped onto the origin.
     """
+    return rows.mul_(_reciprocal_norms(rows, what))
+
+
+def renormalise_and_add(rows: torch.Tensor, vector: torch.Tensor, what: str = "text") -> torch.Tensor:
+    """norm(row) + vector for each row [n, d], in place and in one pass after that for the norms.
+
+    Raises:
+        ValueError: a row was mapped onto the origin.
+    """
+    return torch.addcmul(vector, rows, _reciprocal_norms(rows, what), out=rows)
+
+
+def _reciprocal_norms(rows: torch.Tensor, what: str) -> torch.Tensor:
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     if not bool(norms.all()):
         article = "an" if what == "image" else "a"
         raise ValueError(
             f"{article} {what} row is mapped onto the zero vector, which has no direction: choose another alignment"
         )
-    return rows.mul_(norms.reciprocal_())
+    return norms.reciprocal_()

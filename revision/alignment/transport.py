@@ -7,7 +7,6 @@ import torch
 from revision.alignment.centroid import CentroidCorrected
 from revision.alignment.fitting import Fitting
 from revision.alignment.moments import Detail
-from revision.alignment.rows import renormalise
 from revision.alignment.settings import number
 from revision.alignment.spectra import check_ridge, frame, restricted, ridged, transport
 from revision.alignment.subspace import SubspaceMap
@@ -56,7 +55,7 @@ class GaussianOT(CentroidCorrected):
 
     def _move(self, rows: torch.Tensor) -> torch.Tensor:
         centred = rows.sub_(self._vector("text_mean", rows))
-        return renormalise((centred @ self._vector("matrix", rows)).add_(self._vector("image_mean", rows)))
+        return (centred @ self._vector("matrix", rows)).add_(self._vector("image_mean", rows))
 
 
 class ShrunkOT(SubspaceMap):
@@ -149,8 +148,7 @@ class ShrunkOT(SubspaceMap):
     def _move(self, rows: torch.Tensor) -> torch.Tensor:
         centred = rows.sub_(self._vector("text_mean", rows))
         inside = (centred @ self._vector("inward", rows)) @ self._vector("outward", rows)
-        moved = inside.add_(centred * self._vector("scale_outside", rows)).add_(self._vector("image_mean", rows))
-        return renormalise(moved)
+        return inside.add_(centred * self._vector("scale_outside", rows)).add_(self._vector("image_mean", rows))
 
 
 def _estimate(fitting: Fitting, basis: torch.Tensor, sample: torch.Tensor, target: torch.Tensor) -> float:

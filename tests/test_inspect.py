@@ -75,7 +75,7 @@ def test_what_is_wrong_is_named(corpus: tuple[Path, Path], tmp_path: Path, capsy
     assert second["first_unknown"] == ["y: nobody"] and second["first_refused"][0]["id"] == "w"
     assert report["images"]["pictures"]["missing"] == 6 and report["images"]["statistics"]["missing"] == 0
     out = capsys.readouterr().out
-    assert "no image source has the picture of y: nobody" in out and "6 missing" in out and "pretrain: 1" in out
+    assert "no source has the picture of y: nobody" in out and "6 missing" in out and "pretrain: 1" in out
     assert "instruct: x" not in out, "one sample is shown"
 
 

@@ -29,7 +29,7 @@ from revision.schema import AlignmentConfig, AlignmentMethod, Config, Modality, 
 from revision.training.trainer import StageTrainer
 
 Store = Callable[..., Any]
-Seen = dict[str, list[torch.Tensor]]  # what stage 2 read, by the id of the conversation
+Seen = dict[str, list[Any]]  # what stage 2 read, by the id of the conversation: tensors, or None
 
 
 @pytest.fixture

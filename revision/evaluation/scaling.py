@@ -198,7 +198,7 @@ def _held(jobs: Sequence[Job]) -> str:
     lines = [job for groups in _lines(jobs).values() for group in groups for job in group.jobs]
     steps = {next((job.settings[name] for name in STEPS if job.settings.get(name)), None) for job in lines}
     fixed = steps.pop() if len(steps) == 1 else None
-    if is_number(fixed) and fixed > 0:
+    if fixed is not None and fixed > 0:
         return (
             f"Every point had {fixed:,} steps: the amount of data alone varies, and with it how often a record is met."
         )

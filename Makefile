@@ -8,7 +8,7 @@ SETUP    := .venv/.setup
 NANO     := .venv/.nano
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check format bench nano-table nano-map nano-tokens nano-heads clean distclean
+.PHONY: help setup run test test-slow check format bench nano-table nano-map nano-scaling nano-tokens nano-heads clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ nano-map: $(NANO) ## where alignment matters: steps, depth, amount of text, and 
 	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=900 pretrain.limit=1000,3000
 	$(REVISION) run -m experiment=nano_temperature
 	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=900 encoder=nano_temperature contrast.logit_scale=10.0,30.0
+
+nano-scaling: $(NANO) ## how many texts are worth one image-caption pair, at equal steps
+	$(REVISION) run -m experiment=nano_scaling
+	$(REVISION) run -m experiment=nano_scaling pretrain.input=pairs pretrain.limit=500,1200,3000,5000
 
 nano-tokens: $(NANO) ## how many visual tokens one embedding needs, as copies and as slots
 	$(REVISION) run -m experiment=nano_tokens

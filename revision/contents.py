@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 
-from revision.dataset import Rows, Sample, Samples
+from revision.dataset import Sample, Samples
 from revision.model import RevisionProcessor
+from revision.rows import Rows
 
 
 def contents(rows: Rows, samples: Samples, processor: RevisionProcessor) -> dict[str, str]:

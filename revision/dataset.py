@@ -1,122 +1,31 @@
 """Examples of both training stages: a conversation and at most one embedding.
 
 Stage 1 reads aligned text embeddings as pseudo images, with the text itself as answer (ReVision v3, Sec. 5), or real
-image-caption pairs as an upper bound. Stage 2 reads conversations about rows of image stores. Embeddings come from
-memory-mapped stores one row at a time, and the alignment is applied on the fly.
+image-caption pairs as an upper bound. Stage 2 reads conversations about rows of image stores, or of text stores where
+the picture is replaced by a text. What a row becomes on its way to the model is the business of `rows`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
-from revision.alignment import Alignment, ImageSide
 from revision.conversation import Encoded, UnfitError, encode
 from revision.embeddings import EmbeddingStore
 from revision.model import RevisionProcessor
 from revision.records import IMAGE_MARK, Conversation, Message, Pair
+from revision.rows import Rows
 
 Example = dict[str, Any]
 
-_NOISE = 1  # sets the draws of noise apart from others of the same seed and row
 _TEXTS_IN_MEMORY = 200_000  # a text store of up to so many rows is read at once; of a larger one, each text when asked
-
-
-class Rows:
-    """Embeddings by row number, across several stores of one encoder in the order given.
-
-    Args:
-        stores: at least one.
-        embed_dim: dimension that the model reads.
-        alignment: applied to every row; `ImageSide` for images that have to be moved, None leaves them as they are.
-        noise_std: standard deviation of Gaussian noise that is added to each coordinate of the unit vector, which is
-            then normalised again; drawn anew for each row and epoch. A picture lies off the point of its caption, and
-            noise teaches the projector to read a neighbourhood instead of a point.
-        seed: of the noise.
-
-    Raises:
-        ValueError: another dimension, or stores of two encoders.
-    """
-
-    def __init__(
-        self,
-        stores: Sequence[EmbeddingStore],
-        *,
-        embed_dim: int,
-        alignment: Alignment | ImageSide | None = None,
-        noise_std: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        self.stores = list(stores)
-        self.alignment = alignment
-        self.noise_std, self.seed = noise_std, seed
-        # In shared memory: workers that live through several epochs see it change.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        for store in self.stores:
-            if store.dim != embed_dim:
-                raise ValueError(
-                    f"the store {store.path} has rows of dimension {store.dim}, but the model reads {embed_dim}; embed "
-                    "with the encoder that the model was made for, or pretrain a projector for this one"
-                )
-            if store.manifest.encoder != self.stores[0].manifest.encoder:
-                raise ValueError(
-                    f"the stores {self.stores[0].path} and {store.path} come from two encoders; embed both with one"
-                )
-        if alignment is not None and alignment.dim != embed_dim:
-            raise ValueError(
-                f"the alignment is of dimension {alignment.dim}, but the model reads {embed_dim}; align the stores of "
-                "this encoder"
-            )
-        self._starts = np.cumsum([0, *(len(store) for store in self.stores)])
-
-    def set_epoch(self, epoch: int) -> None:
-        """Training epoch, from 0 on: noise is drawn anew in each."""
-        self._epoch.fill_(epoch)
-
-    def find(self, ids: Sequence[str]) -> np.ndarray:
-        """Row numbers of ids, int64 [n], each in the first store that has it.
-
-        Raises:
-            ValueError: an id without an embedding, or one that two rows of a store have; names the first.
-        """
-        if len(self.stores) == 1:
-            return self.stores[0].index_of(ids)
-        wanted = set(ids)
-        rows: dict[str, int] = {}
-        for store, start in zip(self.stores, self._starts.tolist(), strict=False):
-            for row, one in enumerate(store.ids(), start):
-                if one in wanted and rows.setdefault(one, row) != row and rows[one] >= start:
-                    raise ValueError(
-                        f"id {one!r} occurs twice in {store.path}: rows {rows[one] - start} and {row - start}; give "
-                        "each row an id of its own"
-                    )
-        missing = [one for one in ids if one not in rows]
-        if missing:
-            names = ", ".join(str(store.path) for store in self.stores)
-            raise ValueError(
-                f"id {missing[0]!r} has no embedding in {names} ({len(missing)} of {len(ids)} ids have none); embed "
-                "the records that hold it, or look for it in rejected.jsonl there"
-            )
-        return np.array([rows[one] for one in ids], dtype=np.int64)
-
-    def __getitem__(self, row: int) -> torch.Tensor:
-        """Float32 [d]; noise, of the alignment's or our own, is a function of (seed, epoch, row)."""
-        which = int(np.searchsorted(self._starts, row, side="right")) - 1
-        vector = self.stores[which].rows(int(row - self._starts[which])).astype(np.float32)
-        if self.alignment is not None:
-            vector = self.alignment.apply(vector, row_ids=[row], epoch=int(self._epoch))
-        if self.noise_std > 0:
-            noise = np.random.default_rng([self.seed, int(self._epoch), row, _NOISE]).normal(size=vector.shape)
-            noisy = vector / np.linalg.norm(vector) + self.noise_std * noise
-            vector = (noisy / np.linalg.norm(noisy)).astype(np.float32)
-        return torch.from_numpy(vector[0])
 
 
 @dataclass(frozen=True)
@@ -180,6 +89,13 @@ class ConversationDataset(Dataset[Example]):
     def sample(self, index: int) -> Sample:
         """The record behind an example."""
         return self.samples[index if self.chosen is None else int(self.chosen[index])]
+
+    def count_kinds(self) -> dict[str, int]:
+        """Samples by what their embedding is of: "text", "image", or "none" for those without one."""
+        if isinstance(self.samples, TextSamples):  # each a text; reading them all would cost a pass
+            return {"text": len(self), "image": 0, "none": 0}
+        found = Counter(self.rows.kind_of(self.sample(index).row) for index in range(len(self)))
+        return {kind: found[kind] for kind in ("text", "image", "none")}
 
     def names(self, index: int) -> list[str]:
         """Ids of the records behind an item: one."""
@@ -304,10 +220,10 @@ def pair_samples(pairs: Sequence[Pair], rows: Rows, prompts: Sequence[str], seed
 
 
 def conversation_samples(conversations: Sequence[Conversation], rows: Rows) -> list[Sample]:
-    """Stage 2: conversations, each about one row of the image stores or about none.
+    """Stage 2: conversations, each about one row of the stores or about none.
 
     Raises:
-        ValueError: a conversation whose image has no embedding.
+        ValueError: a conversation whose picture, or the text in its place, has no embedding.
     """
     pictured = [talk.image for talk in conversations if talk.image is not None]
     found = iter(rows.find(pictured).tolist() if pictured else [])

@@ -9,7 +9,7 @@ from enum import Enum, EnumType
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from revision.schema import AlignmentMethod, Config
+from revision.schema import AlignmentMethod, Config, Modality, StageInput
 
 # Mappings whose keys the schema does not list: transformers.TrainingArguments, an engine or an encoder's package does.
 OPEN_MAPPINGS = ("encoder.options", "trainer", "pretrain.trainer", "instruct.trainer", "engine.options")
@@ -92,6 +92,19 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def fields_of(class_name: str) -> list[str]:
     """The dotted names of all fields whose type is the class of that name."""
     return [name for name, hint in _all_fields(Config) if isinstance(hint, type) and hint.__name__ == class_name]
+
+
+def sources_of_kind(config: Config, kind: Modality) -> list[str]:
+    """Those of `data.conversation_sources` that are of a kind, in their order."""
+    return [name for name in config.data.conversation_sources if config.data.sources[name].kind is kind]
+
+
+def sources_read(config: Config, stage: str) -> dict[str, list[str]]:
+    """Sources whose embeddings a training stage reads, by kind: "text", which the alignment moves, and "image"."""
+    if stage == "pretrain" and config.pretrain.input is StageInput.text:
+        return {"text": [config.data.texts], "image": []}
+    texts = [] if stage == "pretrain" else sources_of_kind(config, Modality.text)
+    return {"text": texts, "image": sources_of_kind(config, Modality.image)}
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -152,26 +153,38 @@ def images_summary(images: Iterable[Image], *, look: bool) -> tuple[dict[str, An
 
 
 class Pictured:
-    """Passes conversations on and counts those with a picture, and those whose picture no source has."""
+    """Passes conversations on and counts those with a picture, with a text in its place, and with one no source has.
 
-    def __init__(self, ids: np.ndarray) -> None:
-        self.ids = ids
-        self.pictured, self.unknown, self.first = 0, 0, list[str]()
+    Args:
+        known: kind ("text" or "image") and sorted hashes of the ids of each source; the first that has an id counts.
+    """
+
+    def __init__(self, known: Sequence[tuple[str, np.ndarray]]) -> None:
+        self.known = list(known)
+        self.counts = Counter[str]()
+        self.first = list[str]()
 
     def __call__(self, talks: Iterable[Conversation]) -> Iterable[Conversation]:
         """The same conversations."""
         for talk in talks:
             if talk.image is not None:
-                self.pictured += 1
-                place = int(np.searchsorted(self.ids, np.uint64(hash_id(talk.image))))
-                if place == len(self.ids) or int(self.ids[place]) != hash_id(talk.image):
-                    self.unknown += 1
-                    self.first += [f"{talk.id}: {talk.image}"] if len(self.first) < _SHOWN else []
+                kind = self._kind(np.uint64(hash_id(talk.image)))
+                self.counts[kind] += 1
+                if kind == "unknown" and len(self.first) < _SHOWN:
+                    self.first.append(f"{talk.id}: {talk.image}")
             yield talk
 
+    def _kind(self, hashed: np.uint64) -> str:
+        for kind, ids in self.known:
+            place = int(np.searchsorted(ids, hashed))
+            if place < len(ids) and ids[place] == hashed:
+                return kind
+        return "unknown"
+
     def summary(self) -> dict[str, Any]:
-        """Counts."""
-        return {"with_picture": self.pictured, "picture_unknown": self.unknown, "first_unknown": self.first}
+        """Counts; a picture that no source has is a picture too."""
+        found = {"with_picture": self.counts["image"] + self.counts["unknown"], "with_text": self.counts["text"]}
+        return {**found, "picture_unknown": self.counts["unknown"], "first_unknown": self.first}
 
 
 def said(talk: Conversation) -> str:

@@ -150,14 +150,7 @@ def _fields(llm: str) -> str:
 
 
 def _data(history: Sequence[Entry], alignment: Mapping[str, Any] | None) -> str:
-    lines = []
-    for entry in history:
-        settings, stage = entry["settings"], _command(entry)
-        read = [f"`{value}`" for key, value in settings.items() if key.endswith(".records") and value is not None]
-        talks = settings.get("data.conversations") or settings.get("data.pairs")
-        own = [f"samples from `{talks}`"] if talks and stage == "instruct" else []
-        counted = f"{int(entry['facts']['samples']):,} samples"
-        lines.append(f"- {stage}: {counted}; {', '.join([*own, *_unique(f'embeddings of {name}' for name in read)])}.")
+    lines = [f"- {_command(entry)}: {int(entry['facts']['samples']):,} samples{_read(entry)}." for entry in history]
     if alignment is not None:
         method = alignment["method"]
         lines.append(
@@ -165,6 +158,32 @@ def _data(history: Sequence[Entry], alignment: Mapping[str, Any] | None) -> str:
             f"the image store `{alignment['image']}` (fingerprints)."
         )
     return "\n".join([*lines, ""])
+
+
+def _read(entry: Entry) -> str:
+    """What the samples of a stage were, and what stood where pictures will stand: texts, pictures, or some of each."""
+    settings, facts, stage = entry["settings"], entry["facts"], _command(entry)
+    in_pairs = settings.get("pretrain.input") == "pairs"
+    talks = settings.get("data.conversations" if stage == "instruct" else "data.pairs" if in_pairs else "")
+    of_texts = stage == "pretrain" and not in_pairs
+    sources = [settings.get("data.texts")] if of_texts else settings.get("data.conversation_sources") or []
+    read: dict[str, list[str]] = {"text": [], "image": []}
+    for source in sources:
+        files = (settings.get(f"data.sources.{source}.{name}") for name in ("records", "embeddings"))
+        read.setdefault(settings.get(f"data.sources.{source}.kind"), []).append(
+            f"`{next(filter(None, files), source)}`"
+        )
+    told = [f" from `{talks}`" if talks else ""]
+    for kind, counted, what in (
+        ("text", "about_texts", "texts in the place of pictures"),
+        ("image", "about_pictures", "pictures"),
+    ):
+        number = f"{facts[counted]:,} " if counted in facts else ""
+        if read[kind] and number != "0 ":
+            told.append(f"{number}with embeddings of {what} ({', '.join(_unique(read[kind]))})")
+    if facts.get("about_neither"):
+        told.append(f"{facts['about_neither']:,} without")
+    return "; ".join(told)
 
 
 def _stage(entry: Entry) -> str:

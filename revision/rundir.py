@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from revision.fields import ALIGNMENT_FIELDS, flat
+from revision.fields import ALIGNMENT_FIELDS, flat, sources_of_kind, sources_read
 from revision.provenance import provenance
 from revision.schema import (
     MODEL_STEPS,
@@ -129,6 +129,11 @@ def require(config: Config, command: str, wanted_by: str) -> Path:
     )
 
 
+def reads_alignment(config: Config, command: str) -> bool:
+    """Whether `command` is a stage that reads rows of texts, which the alignment of the run moves."""
+    return command in MODEL_STEPS and bool(sources_read(config, command)["text"])
+
+
 def is_main_process() -> bool:
     """Whether this process is the one that writes: rank 0 of a launcher's processes, or the only one."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
@@ -176,15 +181,14 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
             yield from _stage(config, "pretrain", config.pretrain)
             if config.pretrain.input is StageInput.pairs:
                 yield from _fields(config, "data.pairs", "data.conversation_sources")
-                yield from _stores(config, data.conversation_sources)
-            else:
+                yield from _stores(config, sources_of_kind(config, Modality.image))
+            if reads_alignment(config, "pretrain"):
                 yield from _settings_of(config, "align")
         case "instruct":
             yield from _stage(config, "instruct", config.instruct)
             yield from _fields(config, "data.conversations", "data.conversation_fields", "data.conversation_sources")
             yield from _stores(config, data.conversation_sources)
-            sources = [data.sources[name] for name in data.conversation_sources]
-            if any(source.kind is Modality.text for source in sources):
+            if reads_alignment(config, "instruct"):
                 yield from _settings_of(config, "align")
         case "evaluate":
             read = [name for name in vars(EvaluateConfig()) if name not in NEUTRAL_EVALUATE_FIELDS]

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from revision.alignment import Alignment
-    from revision.dataset import ConversationDataset, Rows, Samples
+    from revision.dataset import ConversationDataset, Samples
+    from revision.embeddings import EmbeddingStore
     from revision.model import RevisionForConditionalGeneration, RevisionProcessor
     from revision.packing import PackedDataset
+    from revision.rows import Rows
     from revision.training.adapters import Adapter
 
 ADAPTER = "adapter"  # in `train`, and the folder of an adapter that is kept
@@ -51,6 +53,41 @@ def model_folder(config: Config, model: str, wanted_by: str) -> Path:
     from revision import rundir
 
     return rundir.require(config, model, wanted_by) / "model" if model in MODEL_STEPS else Path(model)
+
+
+def alignment_of(config: Config, command: str, texts: EmbeddingStore) -> Alignment:
+    """The alignment of the run, by which a stage moves the rows of text stores.
+
+    texts: the store of `data.texts` as it is now.
+
+    Raises:
+        ValueError: `align` has not finished with the settings asked for now, or was fitted on another text store.
+    """
+    from revision import rundir
+    from revision.alignment import load_alignment
+
+    folder = rundir.require(config, "align", wanted_by=command)
+    alignment = load_alignment(folder)
+    if alignment.statistics.text_fingerprint != texts.fingerprint():
+        raise ValueError(
+            f"the alignment in {folder} was fitted on another text store than {texts.path} is now; run "
+            "`revision align` again"
+        )
+    return alignment
+
+
+def lineage_of(alignment: Alignment) -> dict[str, Any]:
+    """What a model keeps of the alignment it learned from: method, settings but the seed, and fingerprints of the fit.
+
+    The map itself is not among it: fitted once more on other hardware it differs in the last bits.
+    """
+    known = alignment.statistics
+    return {
+        "method": alignment.method,
+        "parameters": {name: value for name, value in alignment.parameters().items() if name != "seed"},
+        "text": known.text_fingerprint,
+        "image": known.image_fingerprint,
+    }
 
 
 def model_of(
@@ -113,6 +150,8 @@ def train_and_save(
 
     stage = _stage(config, command)
     dataset = _dataset(config, command, arguments, processor, rows, samples)
+    counts = _counts(dataset)
+    _say(_read(counts, rows))
     adapter = _adapter(config, stage, model, arguments)
     output = rundir.folder(config, command)
 
@@ -130,7 +169,7 @@ def train_and_save(
             model, processor, output / "model",
             alignment=alignment, aligned_by=aligned_by,
             dtype=torch.bfloat16 if arguments.bf16 else None, weights=weights,
-            history=_history(config, command, output, {"samples": _count(dataset), **summary}),
+            history=_history(config, command, output, {**counts, **summary}),
         )  # fmt: skip
 
     summary = training.train(
@@ -150,7 +189,7 @@ def train_and_save(
         begin=lambda: rundir.start(config, command),  # what is refused before costs no finished run
         save=save,
     )
-    rundir.finish(config, command, **summary)
+    rundir.finish(config, command, **counts, **summary)
     training.conclude(arguments)
 
 
@@ -192,11 +231,30 @@ def _dataset(
     )  # fmt: skip
 
 
-def _count(dataset: ConversationDataset | PackedDataset) -> int:
-    """Samples, packed or not."""
+def _counts(dataset: ConversationDataset | PackedDataset) -> dict[str, int]:
+    """Samples in all, packed or not, and those about a text, about a picture, and about neither."""
     from revision.packing import PackedDataset
 
-    return len(dataset.dataset if isinstance(dataset, PackedDataset) else dataset)
+    plain = dataset.dataset if isinstance(dataset, PackedDataset) else dataset
+    kinds = plain.count_kinds()
+    return {
+        "samples": len(plain),
+        "about_texts": kinds["text"],
+        "about_pictures": kinds["image"],
+        "about_neither": kinds["none"],
+    }
+
+
+def _read(counts: Mapping[str, int], rows: Rows) -> str:
+    """What stands where pictures will stand, in one line."""
+    by = "" if rows.alignment is None else f", moved by {rows.alignment.method}"
+    moved = rows.alignment is not None and rows.alignment.moves_images
+    told = {
+        f"about texts{by}": counts["about_texts"],
+        f"about pictures{by if moved else ''}": counts["about_pictures"],
+        "about neither": counts["about_neither"],
+    }
+    return "samples: " + "; ".join(f"{count:,} {what}" for what, count in told.items() if count)
 
 
 def _say(line: str) -> None:

@@ -28,7 +28,7 @@ LAYERS = [
     ["schema"],
     ["costs", "collators", "lengths", "packing"],
     ["dataset", "geometry"],
-    ["contrastive", "conversation"],
+    ["contrastive", "conversation", "rows"],
     ["alignment", "encoders", "folders", "records"],
     ["embeddings", "openclip_folder", "pictures"],
     ["model"],

@@ -16,13 +16,13 @@ from revision.collators import Collator
 from revision.conversation import IGNORED
 from revision.dataset import (
     ConversationDataset,
-    Rows,
     Sample,
     TextSamples,
     conversation_samples,
     pair_samples,
 )
 from revision.records import Conversation, Message, Pair
+from revision.rows import Rows
 
 DIM = TINY_EMBED_DIM
 Store = Callable[..., Any]

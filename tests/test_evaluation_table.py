@@ -51,8 +51,11 @@ def write_job(
     depth: int = 2,
     pictures: int = 6,
     model: str = "pretrain",
+    **pretrain: Any,
 ) -> None:
-    evaluated = folder / f"{arm}-{seed}-{steps}-{depth}" / "evaluate"
+    """A job with scores; the higher its quality, the likelier each caption. `pretrain`: further fields of stage 1."""
+    more = "".join(f"-{name}-{value}" for name, value in pretrain.items())
+    evaluated = folder / f"{arm}-{seed}-{steps}-{depth}{more}" / "evaluate"
     (evaluated / model).mkdir(parents=True)
     config = {
         "name": evaluated.parent.name,
@@ -61,6 +64,7 @@ def write_job(
         "pretrain": {
             "input": "pairs" if arm == "pairs" else "text",
             "trainer": {"max_steps": steps, "warmup": steps / 10},
+            **pretrain,
         },
         "model": {"projector": {"depth": depth}},
         "run": {"steps": [arm]},

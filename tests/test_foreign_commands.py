@@ -16,9 +16,10 @@ from revision.alignment import load_alignment
 from revision.assembly import open_sources, store_path
 from revision.cli import main
 from revision.commands import align, embed, gap
-from revision.dataset import Rows, TextSamples
+from revision.dataset import TextSamples
 from revision.embeddings.foreign import ForeignStore
 from revision.embeddings.opening import open_store
+from revision.rows import Rows
 from revision.schema import AlignmentConfig, AlignmentMethod, Config, GapConfig, Modality, SourceConfig
 
 

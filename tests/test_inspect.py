@@ -75,7 +75,7 @@ def test_what_is_wrong_is_named(corpus: tuple[Path, Path], tmp_path: Path, capsy
     assert second["first_unknown"] == ["y: nobody"] and second["first_refused"][0]["id"] == "w"
     assert report["images"]["pictures"]["missing"] == 6 and report["images"]["statistics"]["missing"] == 0
     out = capsys.readouterr().out
-    assert "no image source has the picture of y: nobody" in out and "6 missing" in out and "pretrain: 1" in out
+    assert "no source has the picture of y: nobody" in out and "6 missing" in out and "pretrain: 1" in out
     assert "instruct: x" not in out, "one sample is shown"
 
 
@@ -108,3 +108,17 @@ def test_the_sample_is_uniform_and_seeded() -> None:
 def test_nothing_to_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "data=nano_styles", f"runs={tmp_path}"]) == 1
     assert "has neither data.sources nor data.conversations" in capsys.readouterr().err
+
+
+def test_texts_in_the_place_of_pictures_are_counted_apart(corpus: tuple[Path, Path], tmp_path: Path) -> None:
+    """Four of the twelve ids are found among captions first, though the pictures have them too."""
+    lines = "".join(json.dumps({"id": name, "text": "a cat"}) + "\n" for name in ("0", "5", "7", "11", "none"))
+    (tmp_path / "captions.jsonl").write_text(lines)
+    captions = f"data.sources={{captions: {{kind: text, records: {tmp_path}/captions.jsonl}}}}"
+    assert inspect(corpus, tmp_path, captions, "data.conversation_sources=[captions,statistics,pictures]") == 0
+    second = report_of(tmp_path)["stages"]["instruct"]
+    assert (second["with_text"], second["with_picture"], second["picture_unknown"]) == (4, 8, 0)
+    assert second["embeddings"] == {"text": ["captions"], "image": ["statistics", "pictures"]}
+    assert inspect(corpus, tmp_path, captions, "data.conversation_sources=[statistics,captions]") == 0
+    second = report_of(tmp_path)["stages"]["instruct"]
+    assert (second["with_text"], second["with_picture"], second["picture_unknown"]) == (2, 10, 4)

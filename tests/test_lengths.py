@@ -14,9 +14,10 @@ from conftest import TINY_EMBED_DIM
 from revision import dataset as dataset_module
 from revision import lengths as lengths_module
 from revision.conversation import IGNORED
-from revision.dataset import ConversationDataset, Rows, TextSamples, conversation_samples
+from revision.dataset import ConversationDataset, TextSamples, conversation_samples
 from revision.lengths import settle_lengths
 from revision.records import Conversation, Message
+from revision.rows import Rows
 
 Store = Callable[..., Any]
 LONG = "a red square on a white table " * 20

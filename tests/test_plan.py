@@ -173,3 +173,17 @@ def test_an_encoder_without_a_known_dimension_wants_it_stated(
     assert plan(arguments, *other)[0] == 1
     assert "encoder.kind = transformers: its dimension is known only once it is loaded" in capsys.readouterr().err
     assert plan(arguments, *other, "plan.embed_dim=8")[0] == 0
+
+
+def test_a_plan_says_what_is_text_and_what_is_picture(
+    arguments: list[str], corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        *arguments,
+        "plan.gpu=h100",
+        f"data.sources={{captions: {{kind: text, records: {corpus}/pairs.jsonl}}}}",
+    ]
+    _, found = plan(arguments, "data.conversation_sources=[captions,pictures]")
+    assert found["stages"]["pretrain"]["embeddings"] == {"text": ["texts"], "image": []}
+    assert found["stages"]["instruct"]["embeddings"] == {"text": ["captions"], "image": ["pictures"]}
+    assert "embeddings of texts (captions), moved by realign; pictures (pictures)\n" in capsys.readouterr().out

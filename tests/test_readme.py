@@ -16,9 +16,10 @@ from tiny_encoder import make_encoder_folder, make_picture
 from revision import cli
 from revision.cli import main
 from revision.commands import COMMANDS
-from revision.dataset import Rows, conversation_samples
+from revision.dataset import conversation_samples
 from revision.embeddings import EmbeddingStore
 from revision.records import read_conversations
+from revision.rows import Rows
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -21,9 +21,11 @@ def make_corpus(folder: Path, llm: Path) -> Path:
     _write(folder / "names.jsonl", [{"id": name, "text": name} for name in names])
     _write(folder / "statistics.jsonl", rows[:COUNT])
     _write(folder / "pictures.jsonl", rows[COUNT:])
-    pairs = [{"id": row["id"], "image": row["id"], "text": f"a {name}"} for row, name in zip(rows, names, strict=False)]
+    pairs = [
+        {"id": row["id"], "image": row["id"], "text": f"a {name}"} for row, name in zip(rows, 2 * names, strict=True)
+    ]
     _write(folder / "pairs.jsonl", pairs)
-    files = [{**pair, "image": row["image"]} for pair, row in zip(pairs, rows, strict=False)]
+    files = [{**pair, "image": row["image"]} for pair, row in zip(pairs[:COUNT], rows, strict=False)]
     _write(folder / "train.jsonl", files)
     _write(folder / "validation.jsonl", files)
     turns = [{"role": "user", "content": "<image>\nWhat is this?"}, {"role": "assistant", "content": "a cat"}]

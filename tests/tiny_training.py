@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 from revision import training
 from revision.conversation import build_processor
 from revision.dataset import ConversationDataset, Sample
-from revision.dataset import Rows as StoredRows
 from revision.model import RevisionForConditionalGeneration
 from revision.packing import PackedDataset
 from revision.records import Message
+from revision.rows import Rows as StoredRows
 from revision.training.guard import Guard
 
 DIM, K, SAMPLES = 16, 3, 32

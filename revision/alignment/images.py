@@ -21,10 +21,6 @@ class ImageSide:
         """Width d of the rows."""
         return self.alignment.dim
 
-    def fingerprint(self) -> str:
-        """sha256 that stands for the map of the image side."""
-        return f"images of {self.alignment.fingerprint()}"
-
     def apply(self, rows: np.ndarray, *, row_ids: RowIds | None = None, epoch: int = 0) -> np.ndarray:
         """Image rows [n, d] as the model reads them; nothing is drawn, so ids and epoch do not matter."""
         return self.alignment.apply_to_images(rows)

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from revision.fields import sources_read
 from revision.schema import Config, Modality, SourceConfig, StageConfig
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from revision.inspection import Lengths, Shown
     from revision.model import RevisionProcessor
+
+    Known = list[tuple[str, np.ndarray]]  # kind of each source of the conversations, and the sorted hashes of its ids
 
 Report = dict[str, Any]
 
@@ -38,10 +41,10 @@ def run(config: Config) -> None:
         raise ValueError(f"corpus {data.name} has neither data.sources nor data.conversations to inspect")
     processor = _processor(config)
     folder = rundir.start(config, "inspect")
-    images, ids = _images(config)
+    images, known = _images(config)
     report: Report = {"corpus": data.name, "llm": config.model.llm, "images": images, "stages": {}}
     shown: list[tuple[str, Shown]] = []
-    stages = {"pretrain": _texts(config, processor), "instruct": _conversations(config, processor, ids)}
+    stages = {"pretrain": _texts(config, processor), "instruct": _conversations(config, processor, known)}
     present = {stage: found for stage, found in stages.items() if found is not None}
     for place, (stage, found) in enumerate(present.items(), start=1):
         report["stages"][stage], lengths = found
@@ -70,8 +73,8 @@ def _processor(config: Config) -> RevisionProcessor:
     return build_processor(tokenizer, num_visual_tokens=config.model.num_visual_tokens, chat_template=template)
 
 
-def _images(config: Config) -> tuple[Report, np.ndarray]:
-    """Every source of pictures, and the sorted hashes of ids that conversations may name."""
+def _images(config: Config) -> tuple[Report, Known]:
+    """Every source of pictures, and the ids that conversations may name."""
     import numpy as np
 
     from revision.embeddings import hash_id
@@ -79,7 +82,7 @@ def _images(config: Config) -> tuple[Report, np.ndarray]:
     from revision.records import read_images, read_texts
 
     reports: Report = {}
-    known: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
+    known: dict[str, np.ndarray] = {}
     for name, source in config.data.sources.items():
         if source.records is None:
             continue  # embeddings that somebody else made: their files are the matter of `align`
@@ -90,10 +93,11 @@ def _images(config: Config) -> tuple[Report, np.ndarray]:
             reports[name], ids = images_summary(images, look=config.inspect.check_images)
         elif wanted:
             texts = read_texts(source.records, source.fields)
-            ids = np.fromiter((hash_id(text.id) for text in texts), dtype=np.uint64)
+            ids = np.unique(np.fromiter((hash_id(text.id) for text in texts), dtype=np.uint64))
         if wanted:
-            known.append(ids)
-    return reports, np.unique(np.concatenate(known))
+            known[name] = ids
+    ordered = [name for name in config.data.conversation_sources if name in known]
+    return reports, [(config.data.sources[name].kind.value, known[name]) for name in ordered]
 
 
 def _records(source: SourceConfig) -> str:
@@ -113,11 +117,12 @@ def _texts(config: Config, processor: RevisionProcessor) -> tuple[Report, Length
     texts = read_texts(source.records, source.fields)
     sample = sample_of(texts, inspect.sample, config.seed, lambda text: text.text)
     lengths = lengths_of(text_samples(sample, config.pretrain.prompts), processor, inspect.show)
-    return _summary(config, config.pretrain, sample.count, sample.duplicates, lengths), lengths
+    found = _summary(config, config.pretrain, sample.count, sample.duplicates, lengths)
+    return {**found, "embeddings": {"text": [config.data.texts], "image": []}}, lengths
 
 
 def _conversations(
-    config: Config, processor: RevisionProcessor, ids: np.ndarray
+    config: Config, processor: RevisionProcessor, known: Known
 ) -> tuple[Report, Lengths] | None:  # fmt: skip
     """Stage 2, where the corpus has one."""
     from revision.inspection import Pictured, lengths_of, said, sample_of
@@ -125,13 +130,13 @@ def _conversations(
 
     if config.data.conversations is None:
         return None
-    pictured = Pictured(ids)
+    pictured = Pictured(known)
     talks = pictured(read_conversations(config.data.conversations, config.data.conversation_fields))
     sample = sample_of(talks, config.inspect.sample, config.seed, said)
     lengths = lengths_of(((talk.id, talk.messages) for _, talk in sample.kept), processor, config.inspect.show)
     found = _summary(config, config.instruct, sample.count, sample.duplicates, lengths)
     foreign = [name for name in config.data.conversation_sources if config.data.sources[name].records is None]
-    return {**found, **(pictured.summary() if not foreign else {})}, lengths
+    return {**found, "embeddings": sources_read(config, "instruct"), **({} if foreign else pictured.summary())}, lengths
 
 
 def _summary(config: Config, stage: StageConfig, records: int, duplicates: int, lengths: Lengths) -> Report:
@@ -186,9 +191,9 @@ def _print(report: Report) -> None:
     console = get_console()
     for stage, found in report["stages"].items():
         table = Table(title=f"{stage}: {found['records']:,} records", title_justify="left", show_header=False)
-        rows = ("tokenized", "refused", "duplicates", "with_picture", "picture_unknown", "mean", "median", "p95", "p99",
-                "longest", "max_length", "above_max_length", "learned_share", "tokens_an_epoch", "learned_an_epoch",
-                "samples_trained", "tokens_trained")  # fmt: skip
+        rows = ("tokenized", "refused", "duplicates", "with_picture", "with_text", "picture_unknown", "mean", "median",
+                "p95", "p99", "longest", "max_length", "above_max_length", "learned_share", "tokens_an_epoch",
+                "learned_an_epoch", "samples_trained", "tokens_trained")  # fmt: skip
         for name in (name for name in rows if name in found):
             value = found[name]
             estimated = name.startswith(("tokens_", "learned_an")) and not found["exact"]
@@ -201,7 +206,7 @@ def _print(report: Report) -> None:
         for problem in found["first_refused"]:
             say(f"refused: {problem['reason']}")
         for name in found.get("first_unknown", []):
-            say(f"no image source has the picture of {name}")
+            say(f"no source has the picture of {name}")
     for name, found in report["images"].items():
         state = "not looked for" if found["missing"] is None else f"{found['missing']:,} missing"
         say(f"{name}: {found['records']:,} pictures, {state}, {found['repeated_ids']:,} repeated ids")

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from revision.fields import sources_read
 from revision.schema import MODEL_STEPS, Config, Packing, StageConfig, StageInput, Unfit
 
 if TYPE_CHECKING:
@@ -240,6 +241,7 @@ def _show(config: Config, stage: str, plan: StagePlan, device: Device) -> None:
     for part in plan.parts:
         parts.add_row(part.name, part.state, f"{part.parameters:,}")
     console.print(parts)
+    say(f"embeddings of {_embeddings(config, stage)}")
     say(
         f"{plan.extent.records:,} samples in {plan.extent.steps:,} steps of {micro} x {setting.accumulation} x "
         f"{setting.gpus}; a sample has {lengths.tokens:,.1f} tokens, {lengths.labels:,.1f} of them labels "
@@ -267,8 +269,17 @@ def _show(config: Config, stage: str, plan: StagePlan, device: Device) -> None:
     )
 
 
+def _embeddings(config: Config, stage: str) -> str:
+    """What the stage reads in the place of pictures, or as pictures."""
+    read = sources_read(config, stage)
+    texts, pictures = (", ".join(read[kind]) for kind in ("text", "image"))
+    found = [f"texts ({texts}), moved by {config.alignment.method.name}" if texts else ""]
+    found += [f"pictures ({pictures})" if pictures else ""]
+    return "; ".join(filter(None, found)) or "nothing"
+
+
 def _as_json(config: Config, plans: dict[str, StagePlan], device: Device, remarks: Sequence[str]) -> dict[str, Any]:
     """Everything, in bytes, FLOPs and hours."""
-    stages = {stage: plan.as_json() for stage, plan in plans.items()}
+    stages = {stage: {**plan.as_json(), "embeddings": sources_read(config, stage)} for stage, plan in plans.items()}
     assumed = {"mfu": config.plan.mfu, "reserve_gib": config.plan.reserve_gib, "remarks": list(remarks)}
     return {"gpu": {"name": config.plan.gpu, **asdict(device)}, "assumed": assumed, "stages": stages}

@@ -9,11 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revision.schema import Config, StageInput
+from revision.schema import Config, Modality, StageInput
 
 if TYPE_CHECKING:
     from revision.alignment import Alignment
-    from revision.dataset import Rows, Samples
+    from revision.dataset import Samples
+    from revision.rows import Rows
 
 
 def run(config: Config) -> None:
@@ -32,37 +33,25 @@ def run(config: Config) -> None:
         processor=processor,
         rows=rows,
         samples=samples,
-        alignment=None if alignment is None else _lineage(alignment),
+        alignment=None if alignment is None else stages.lineage_of(alignment),
         aligned_by=alignment,
     )
 
 
-def _lineage(alignment: Alignment) -> dict[str, Any]:
-    known = alignment.statistics
-    return {"method": alignment.method, "text": known.text_fingerprint, "image": known.image_fingerprint}
-
-
 def _rows(config: Config) -> tuple[Rows, Alignment | None]:
     """Embeddings as the projector reads them, and their alignment."""
-    from revision import rundir
-    from revision.alignment import load_alignment
+    from revision import stages
     from revision.assembly import open_sources
-    from revision.dataset import Rows
+    from revision.fields import sources_of_kind
+    from revision.rows import Rows
 
-    pairs = config.pretrain.input is StageInput.pairs
-    sources = config.data.conversation_sources if pairs else [config.data.texts]
-    stores = open_sources(config, sources)
     noise: dict[str, Any] = {"noise_std": config.pretrain.noise_std, "seed": config.seed}
-    if pairs:
+    if config.pretrain.input is StageInput.pairs:
+        stores = open_sources(config, sources_of_kind(config, Modality.image))  # a caption's own row is no picture
         return Rows(stores, embed_dim=stores[0].dim, **noise), None
-    folder = rundir.require(config, "align", wanted_by="pretrain")
-    alignment = load_alignment(folder)
-    if alignment.statistics.text_fingerprint != stores[0].fingerprint():
-        raise ValueError(
-            f"the alignment in {folder} was fitted on another text store than {stores[0].path} is now; run "
-            "`revision align` again"
-        )
-    return Rows(stores, embed_dim=stores[0].dim, alignment=alignment, **noise), alignment
+    (texts,) = open_sources(config, [config.data.texts])
+    alignment = stages.alignment_of(config, "pretrain", texts)
+    return Rows([texts], embed_dim=texts.dim, alignment=alignment, **noise), alignment
 
 
 def _samples(config: Config, rows: Rows) -> Samples:

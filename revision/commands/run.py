@@ -1,6 +1,7 @@
 """Run the steps of an experiment in order, each as a process of its own; finished and unchanged ones are skipped.
 
-The recipe of the corpus comes first, then `run.steps`. A step that fails ends the run; the same command continues it.
+The recipe of the corpus comes first, then `run.steps`. A stage that reads texts has `align` before it, also where the
+steps leave that out. A step that fails ends the run; the same command continues it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def run(config: Config) -> None:
     processes.refuse_ranks("`run`")
     _make_records(config)
     arguments = processes.arguments_of(config)
-    steps = config.run.steps
+    steps = _steps(config)
     for place, step in enumerate(steps, start=1):
         get_console().rule(f"{step} ({place} of {len(steps)})", align="left")
         if rundir.is_finished(config, step):
@@ -48,6 +49,18 @@ def run(config: Config) -> None:
     get_console().rule("done", align="left")
     for step in steps:
         say(f"{step:>10}: {rundir.folder(config, step)}")
+
+
+def _steps(config: Config) -> list[str]:
+    """`run.steps`, with `align` before the first stage that reads its alignment, unless it comes before that anyway."""
+    from revision import rundir
+
+    steps = config.run.steps
+    readers = [place for place, step in enumerate(steps) if rundir.reads_alignment(config, step)]
+    if not readers or "align" in steps[: readers[0]]:
+        return steps
+    rest = [step for step in steps[readers[0] :] if step != "align"]
+    return [*steps[: readers[0]], "align", *rest]
 
 
 def _make_records(config: Config) -> None:

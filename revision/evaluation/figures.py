@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,13 @@ from matplotlib.figure import Figure
 
 from revision.evaluation.files import write_png
 from revision.evaluation.metrics import PICTURE_METRICS, QUESTION_METRICS, Metric
+from revision.evaluation.scaling import Scaling
 from revision.evaluation.sweeps import (
+    PAIRS,
     Group,
     Job,
     arm_order,
+    base_settings,
     by_model,
     difference,
     estimate,
@@ -84,7 +86,7 @@ def draw_map(path: Path, jobs: Sequence[Job], *, ours: str, track: str) -> None:
     fields = swept_fields(jobs)
     if not fields:
         raise ValueError(f"nothing but alignment and seed was swept for {jobs[0].model}; a map needs a swept setting")
-    base = _base(jobs, fields)
+    base = base_settings(jobs, fields)
     groups = group_jobs(jobs, fields)
     rows = [("naming_r5", False), ("naming_r5", True), ("margin", True), ("token_nll", True)]
     figure = Figure(figsize=(3.6 * len(fields) + 0.6, 2.3 * len(rows) + 0.6), layout="constrained", dpi=200)
@@ -108,18 +110,47 @@ def draw_map(path: Path, jobs: Sequence[Job], *, ours: str, track: str) -> None:
     write_png(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
 
 
+def draw_scaling(path: Path, found: Sequence[Scaling], *, title: str) -> None:
+    """Scores against the number of records, texts and pairs, and below how many texts a pair is worth.
+
+    found: of one model and track. A triangle is a bound: the curve of the texts ends before it reaches that score, or
+    is beyond it from its first point on.
+    """
+    names = list(dict.fromkeys(one.metric.name for one in found))
+    arms = [*dict.fromkeys(one.arm for one in found), PAIRS]
+    figure = Figure(figsize=(3.6 * len(names) + 0.6, 5.8), layout="constrained", dpi=200)
+    axes = figure.subplots(2, len(names), squeeze=False)
+    titles = {name: text for name, text, _ in _PANELS}
+    for (top, bottom), name in zip(axes.T, names, strict=True):
+        members = [one for one in found if one.metric.name == name]
+        _log_axis(top, np.union1d(members[0].texts, members[0].pairs))
+        _log_axis(bottom, members[0].pairs)
+        top.set_title(titles[name], fontsize=9, color=_INK)
+        for one in members:
+            _scaling_curve(top, one.texts, one.of_texts, one.text_draws, one.metric, _colour(one.arm, arms), one.arm)
+            _equivalences(bottom, one, _colour(one.arm, arms))
+        last = members[-1]
+        _scaling_curve(top, last.pairs, last.of_pairs, last.pair_draws, last.metric, _COLOURS[PAIRS], PAIRS)
+        top.set_xlabel("records", fontsize=9)
+        bottom.set_xlabel("pairs", fontsize=9)
+        bottom.axhline(1, color=_FAINT, linewidth=1, zorder=1)
+        bottom.set_yscale("log")
+        bottom.yaxis.set_major_formatter("{x:g}")
+        bottom.yaxis.set_minor_formatter("{x:g}")
+    axes[1, 0].set_ylabel("texts per pair", fontsize=9)
+    handles = {label: handle for handle, label in zip(*axes[0, 0].get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), fontsize=9, frameon=False,
+        title=title, title_fontproperties={"weight": "bold", "size": 10},
+    )  # fmt: skip
+    write_png(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
+
+
 def base_groups(jobs: Sequence[Job]) -> list[Group]:
     """Groups of one model's jobs at the base point of their sweep."""
     fields = swept_fields(jobs)
-    base = _base(jobs, fields)
+    base = base_settings(jobs, fields)
     return [group for group in group_jobs(jobs, fields) if dict(group.settings) == base]
-
-
-def _base(jobs: Sequence[Job], fields: Sequence[str]) -> dict[str, Any]:
-    """Settings that the others vary one at a time: those jobs' whose values are the commonest, taken together."""
-    groups = group_jobs(jobs, fields)
-    counts = Counter(setting for group in groups for setting in group.settings for _ in group.jobs)
-    return dict(max((group.settings for group in groups), key=lambda settings: sum(counts[pair] for pair in settings)))
 
 
 def _row_of(name: str) -> str:
@@ -212,6 +243,35 @@ def _map_panel(axis: Axes, line: Sequence[Group], field: str, metric: Metric, tr
                 places, scale * level, yerr=scale * np.abs([low - level, high - level]), color=_colour(arm, arms),
                 marker="o", markersize=4, linewidth=1.4, elinewidth=1, label=arm.replace("_", " "),
             )  # fmt: skip
+
+
+def _log_axis(axis: Axes, numbers: np.ndarray) -> None:
+    """A logarithmic horizontal axis that is labelled where something was measured."""
+    _plain(axis)
+    axis.set_xscale("log")
+    axis.set_xticks(numbers, [f"{number:,}" for number in numbers], rotation=45)
+    axis.minorticks_off()
+    axis.tick_params(which="both", labelsize=7)
+
+
+def _scaling_curve(
+    axis: Axes, records: np.ndarray, values: np.ndarray, draws: np.ndarray, metric: Metric, colour: str, arm: str
+) -> None:
+    scale = _scale(metric)
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    axis.errorbar(
+        records, scale * values, yerr=scale * np.abs([low - values, high - values]), color=colour, marker="o",
+        markersize=4, linewidth=1.4, elinewidth=1, label="pairs" if arm == PAIRS else f"texts, {arm.replace('_', ' ')}",
+    )  # fmt: skip
+
+
+def _equivalences(axis: Axes, one: Scaling, colour: str) -> None:
+    for found in one.equivalences():
+        ends = (one.texts[0] / found.pairs, one.texts[-1] / found.pairs)
+        value, low, high = (float(np.clip(part / found.pairs, *ends)) for part in (found.texts, found.low, found.high))
+        marker = "v" if found.texts < one.texts[0] else "^" if found.texts > one.texts[-1] else "o"
+        axis.vlines(found.pairs, low, high, color=colour, linewidth=1.4, zorder=2)
+        axis.plot(found.pairs, value, marker, color=colour, markersize=5, zorder=3)
 
 
 def _ticks(axis: Axes, values: Sequence[Any]) -> dict[Any, float]:

@@ -49,6 +49,20 @@ def interval(
     (seeds - 1) / seeds.
     Raises ValueError when there are no units.
     """
+    value, found = resampled(numerator, denominator, resamples=resamples, seed=seed)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return Estimate(value=value, low=float(low), high=float(high), n=np.shape(numerator)[-1])
+
+
+def resampled(
+    numerator: np.ndarray, denominator: np.ndarray | None = None, *, resamples: int = 2000, seed: int = 0
+) -> tuple[float, np.ndarray]:
+    """What `interval` is made of: the value, and the same of each resample, float64 [resamples].
+
+    Takes and raises what `interval` does. Equal numbers of seeds and units are resampled alike, so that anything
+    computed from several of these arrays, resample by resample, is paired.
+    """
     top = np.atleast_2d(np.asarray(numerator, dtype=np.float64))
     runs, n = top.shape
     if n == 0:
@@ -60,9 +74,7 @@ def interval(
     over_runs = resample_weights(runs, resamples, seed + 1)
     tops = np.einsum("rn,rn->r", over_runs @ top, over_units)
     bottoms = np.einsum("rn,rn->r", over_runs @ bottom, over_units)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(tops / bottoms, [tail, 1 - tail])
-    return Estimate(value=float(top.sum() / bottom.sum()), low=float(low), high=float(high), n=n)
+    return float(top.sum() / bottom.sum()), tops / bottoms
 
 
 def paired_difference(

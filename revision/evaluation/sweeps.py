@@ -8,6 +8,7 @@ the job's arm and the seed is a repetition.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from revision.evaluation.metrics import Metric, Row
-from revision.evaluation.statistics import Estimate, interval, paired_difference
+from revision.evaluation.statistics import Estimate, interval, paired_difference, resampled
 
 ARMS = ["none", "mean_shift", "c3", "realign"]  # in the order of the tables; others follow, `pairs` comes last
 PAIRS = "pairs"
@@ -126,6 +127,13 @@ def group_jobs(jobs: Sequence[Job], fields: Sequence[str]) -> list[Group]:
     return sorted(groups, key=lambda group: ([value_order(value) for _, value in group.settings], arm_order(group.arm)))
 
 
+def base_settings(jobs: Sequence[Job], fields: Sequence[str]) -> dict[str, Any]:
+    """Settings that the others vary one at a time: those jobs' whose values are the commonest, taken together."""
+    groups = group_jobs(jobs, fields)
+    counts = Counter(setting for group in groups for setting in group.settings for _ in group.jobs)
+    return dict(max((group.settings for group in groups), key=lambda settings: sum(counts[pair] for pair in settings)))
+
+
 def value_order(value: Any) -> tuple[bool, float, str]:
     """Sorting key of the values of a setting: numbers first, by size."""
     return not is_number(value), value if is_number(value) else 0.0, str(value)
@@ -165,6 +173,24 @@ def difference(
         return None
     (ours, theirs), per = found
     return paired_difference(ours, theirs, per, resamples=resamples)
+
+
+def resamples_of(
+    groups: Sequence[Group], metric: Metric, *, row: str, track: str, resamples: int = 2000
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """A metric of several groups on the same pictures, over the seeds that all of them have.
+
+    Returns:
+        Values, float64 [groups], and those of each resample of pictures and seeds, float64 [resamples, groups], which
+        are paired; None without such rows, or without a seed in common.
+    """
+    seeds = sorted(set.intersection(*(set(group_seeds(group)) for group in groups)))
+    found = _matrices(groups, seeds, metric, row=row, track=track) if seeds else None
+    if found is None:
+        return None
+    tops, per = found
+    values, draws = zip(*(resampled(top, per, resamples=resamples) for top in tops), strict=True)
+    return np.array(values), np.stack(draws, axis=1)
 
 
 def group_seeds(group: Group) -> list[int]:

@@ -8,10 +8,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from revision.evaluation.figures import draw_map, draw_table
+from revision.evaluation.figures import draw_map, draw_scaling, draw_table
 from revision.evaluation.files import write_text
 from revision.evaluation.metrics import ALL_KINDS, PICTURE_METRICS, QUESTION_METRICS, Metric
 from revision.evaluation.report import cell, markdown
+from revision.evaluation.scaling import scalings, section
 from revision.evaluation.sweeps import (
     Group,
     Job,
@@ -39,6 +40,8 @@ _COMPARED = ["token_nll", "margin", "naming_r1", "naming_r5"]
 def collect(folder: Path) -> None:
     """Writes table.csv, table.md, table.png and, where a setting beside the alignment was swept, map-MODEL-TRACK.png.
 
+    Where numbers of texts and of pairs were swept, scaling-MODEL-TRACK.png too.
+
     folder: of a sweep; every `evaluate/<model>/scores.json` below it is a row. Raises ValueError when there is none.
     """
     jobs = read_jobs(folder)
@@ -48,6 +51,8 @@ def collect(folder: Path) -> None:
     for model, members in by_model(jobs).items():
         for track in tracks(members) if swept_fields(members) else []:
             draw_map(folder / f"map-{model}-{track}.png", members, ours=OURS, track=track)
+            if found := scalings(members, track):
+                draw_scaling(folder / f"scaling-{model}-{track}.png", found, title=f"{model}, {track} concepts")
 
 
 def csv_table(jobs: Sequence[Job], folder: Path) -> str:
@@ -89,6 +94,7 @@ def markdown_tables(jobs: Sequence[Job], *, title: str) -> str:
             parts.append(f"## {model}, {track} concepts")
             parts += _picture_tables(groups, track)
             parts += _question_tables(groups, track)
+            parts += section(members, track)
     return "\n\n".join(parts) + "\n"
 
 

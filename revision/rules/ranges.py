@@ -34,6 +34,7 @@ AT_LEAST: Mapping[str, float] = {
     "model.projector.depth": 1,
     "model.projector.hidden_size": 1,
     "pretrain.noise_std": 0,
+    "instruct.noise_std": 0,
     "pretrain.limit": 1,
     "instruct.limit": 1,
     "pretrain.reject_budget": 0,

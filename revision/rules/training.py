@@ -6,8 +6,19 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
+from revision.fields import sources_of_kind
 from revision.rules.sentences import IMAGE, broken, one_of, value_of
-from revision.schema import MODEL_STEPS, AdapterMethod, Config, EngineKind, Packing, StageConfig, StageInput, Unfit
+from revision.schema import (
+    MODEL_STEPS,
+    AdapterMethod,
+    Config,
+    EngineKind,
+    Modality,
+    Packing,
+    StageConfig,
+    StageInput,
+    Unfit,
+)
 
 PARTS = ("projector", "llm", "adapter")
 _SPLITTING = (EngineKind.zero3, EngineKind.zero3_offload, EngineKind.fsdp2)  # no process has all of the weights
@@ -34,11 +45,16 @@ def check_stages(config: Config) -> None:
     if config.instruct.init == "instruct":
         raise broken("instruct.init", "instruct", "pretrain, null or a model's folder: it cannot start from itself")
     if config.pretrain.input is StageInput.pairs and (
-        config.data.pairs is None or not config.data.conversation_sources
+        config.data.pairs is None or not sources_of_kind(config, Modality.image)
     ):
         raise broken(
             "pretrain.input", "pairs",
-            "backed by data.pairs and data.conversation_sources, which this corpus leaves empty",
+            "backed by data.pairs and data.conversation_sources of kind image, which this corpus lacks",
+        )  # fmt: skip
+    if config.instruct.noise_std and not sources_of_kind(config, Modality.text):
+        raise broken(
+            "instruct.noise_std", config.instruct.noise_std,
+            "0 where none of data.conversation_sources is of kind text: pictures are read without noise",
         )  # fmt: skip
 
 

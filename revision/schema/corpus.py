@@ -35,10 +35,15 @@ class DataConfig:
     contrast_validation: str | None = None  # pairs that `contrast` reports retrieval on
     texts: str = "texts"  # text source of stage 1, and text side of the alignment
     statistics: str = "statistics"  # image source whose moments define the alignment
-    pairs: str | None = None  # records (id, image, text) for `pretrain.input=pairs`; ids name rows of image sources
-    conversations: str | None = None  # records (id, image?, messages) of stage 2; `image` is an id of an image source
+    pairs: str | None = None  # records (id, image, text) for `pretrain.input=pairs`; ids name rows of the sources of
+    # kind image among `conversation_sources`
+    conversations: str | None = None  # records (id, image?, messages) of stage 2; `image` is an id of one of
+    # `conversation_sources`
     conversation_fields: dict[str, str] = field(default_factory=dict)  # as `fields` of a source: id, image, messages
-    conversation_sources: list[str] = field(default_factory=list)  # image sources that hold those rows
+    conversation_sources: list[str] = field(
+        default_factory=list
+    )  # sources of images, or of texts in their place, which
+    # the alignment then moves; of two that have an id, the first counts
     naming: str | None = None  # benchmark records (id, image, name, caption, track, split)
     questions: str | None = None  # benchmark records (id, image, question, answer, kind, track, split)
     pictures: str | None = None  # image source of the benchmark pictures

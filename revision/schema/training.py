@@ -67,7 +67,8 @@ class StageConfig:
 
     init: str | None = None  # model to start from: a command's name, a folder, or null for a fresh projector
     input: StageInput = StageInput.text  # pretrain only
-    noise_std: float = 0.0  # pretrain only: Gaussian noise on each coordinate of the unit vectors read, new each epoch
+    noise_std: float = 0.0  # Gaussian noise on each coordinate of the unit vectors read, new each epoch; instruct: on
+    # those of texts alone
     prompts: list[str] = field(default_factory=list)  # pretrain only: user turns to draw from; `<image>` marks it
     train: list[str] = field(default_factory=list)  # what trains: projector, llm, adapter, or regular expressions that
     # match whole parameter names, such as 'language_model\.model\.layers\.3\..*'

@@ -22,10 +22,10 @@ from transformers import LlamaConfig
 
 from revision import EmbeddingStore, ReAlign, RevisionForConditionalGeneration
 from revision.alignment import Alignment
-from revision.dataset import Rows
 from revision.embeddings import StoreWriter
 from revision.model import RevisionConfig
 from revision.progress import say
+from revision.rows import Rows
 
 DIM = 1280
 READ = 400  # rows

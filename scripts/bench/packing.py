@@ -21,10 +21,11 @@ import torch
 
 from revision import building
 from revision.collators import Collator, PackedCollator
-from revision.dataset import ConversationDataset, Example, Rows, Sample
+from revision.dataset import ConversationDataset, Example, Sample
 from revision.packing import PackPlan, budget_for
 from revision.progress import say
 from revision.records import Message, read_conversations, read_texts
+from revision.rows import Rows
 from revision.training.parts import select_parts
 from revision.training.segments import SEGMENTS
 

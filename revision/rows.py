@@ -1,0 +1,128 @@
+"""Embeddings by row number, as the model reads them: out of memory-mapped stores, aligned on the fly.
+
+A row of a text store stands for a picture that nobody has, so the alignment moves it to where pictures are; a row of an
+image store is a picture, and stays as it is unless the alignment moves pictures too (ReVision v3, Sec. 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+
+from revision.alignment import Alignment, ImageSide
+from revision.embeddings import EmbeddingStore
+
+TEXT, IMAGE = "text", "image"  # what the rows of a store are of, as its manifest says
+
+_NOISE = 1  # sets the draws of noise apart from others of the same seed and row
+
+
+class Rows:
+    """Embeddings by row number, across several stores of one encoder in the order given.
+
+    Args:
+        stores: of texts, of images, or of both; at least one.
+        embed_dim: dimension that the model reads.
+        alignment: applied to every row of a text store, and its side for images, where it has one, to every row of an
+            image store; None leaves all rows as they are.
+        noise_std: standard deviation of Gaussian noise that is added to each coordinate of the unit vector, which is
+            then normalised again; drawn anew for each row and epoch. A picture lies off the point of its caption, and
+            noise teaches the projector to read a neighbourhood instead of a point.
+        noisy: kinds of stores whose rows get that noise.
+        seed: of the noise.
+
+    Raises:
+        ValueError: another dimension, or stores of two encoders.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[EmbeddingStore],
+        *,
+        embed_dim: int,
+        alignment: Alignment | None = None,
+        noise_std: float = 0.0,
+        noisy: Collection[str] = (TEXT, IMAGE),
+        seed: int = 0,
+    ) -> None:
+        self.stores = list(stores)
+        self.alignment = alignment
+        self.noise_std, self.noisy, self.seed = noise_std, noisy, seed
+        # In shared memory: workers that live through several epochs see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        for store in self.stores:
+            if store.dim != embed_dim:
+                raise ValueError(
+                    f"the store {store.path} has rows of dimension {store.dim}, but the model reads {embed_dim}; embed "
+                    "with the encoder that the model was made for, or pretrain a projector for this one"
+                )
+            if store.manifest.encoder != self.stores[0].manifest.encoder:
+                raise ValueError(
+                    f"the stores {self.stores[0].path} and {store.path} come from two encoders; embed both with one"
+                )
+        if alignment is not None and alignment.dim != embed_dim:
+            raise ValueError(
+                f"the alignment is of dimension {alignment.dim}, but the model reads {embed_dim}; align the stores of "
+                "this encoder"
+            )
+        self._moves = [_move(alignment, store.manifest.kind) for store in self.stores]
+        self._starts = np.cumsum([0, *(len(store) for store in self.stores)])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Training epoch, from 0 on: noise is drawn anew in each."""
+        self._epoch.fill_(epoch)
+
+    def find(self, ids: Sequence[str]) -> np.ndarray:
+        """Row numbers of ids, int64 [n], each in the first store that has it.
+
+        Raises:
+            ValueError: an id without an embedding, or one that two rows of a store have; names the first.
+        """
+        if len(self.stores) == 1:
+            return self.stores[0].index_of(ids)
+        wanted = set(ids)
+        rows: dict[str, int] = {}
+        for store, start in zip(self.stores, self._starts.tolist(), strict=False):
+            for row, one in enumerate(store.ids(), start):
+                if one in wanted and rows.setdefault(one, row) != row and rows[one] >= start:
+                    raise ValueError(
+                        f"id {one!r} occurs twice in {store.path}: rows {rows[one] - start} and {row - start}; give "
+                        "each row an id of its own"
+                    )
+        missing = [one for one in ids if one not in rows]
+        if missing:
+            names = ", ".join(str(store.path) for store in self.stores)
+            raise ValueError(
+                f"id {missing[0]!r} has no embedding in {names} ({len(missing)} of {len(ids)} ids have none); embed "
+                "the records that hold it, or look for it in rejected.jsonl there"
+            )
+        return np.array([rows[one] for one in ids], dtype=np.int64)
+
+    def kind_of(self, row: int | None) -> str:
+        """What the row of a sample is of, "text" or "image"; "none" for no row."""
+        return "none" if row is None else str(self.stores[self._store_of(row)].manifest.kind)
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        """Float32 [d]; noise, of the alignment's or our own, is a function of (seed, epoch, row)."""
+        which = self._store_of(row)
+        vector = self.stores[which].rows(int(row - self._starts[which])).astype(np.float32)
+        move = self._moves[which]
+        if move is not None:
+            vector = move.apply(vector, row_ids=[row], epoch=int(self._epoch))
+        if self.noise_std > 0 and self.stores[which].manifest.kind in self.noisy:
+            noise = np.random.default_rng([self.seed, int(self._epoch), row, _NOISE]).normal(size=vector.shape)
+            noisy = vector / np.linalg.norm(vector) + self.noise_std * noise
+            vector = (noisy / np.linalg.norm(noisy)).astype(np.float32)
+        return torch.from_numpy(vector[0])
+
+    def _store_of(self, row: int) -> int:
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+
+def _move(alignment: Alignment | None, kind: str) -> Alignment | ImageSide | None:
+    """What moves the rows of a store of that kind; None: nothing, to the last bit."""
+    if alignment is None or kind == TEXT:
+        return alignment
+    return ImageSide(alignment) if alignment.moves_images else None

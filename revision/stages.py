@@ -158,13 +158,10 @@ def train_and_save(
     def save(weights: dict[str, torch.Tensor] | None, summary: dict[str, float]) -> None:
         shutil.rmtree(output / ADAPTER, ignore_errors=True)  # one of an earlier run fits no more
         if adapter is not None:
-            if weights is not None:
-                adapter.take(weights)
-                weights = None
             if config.adapter.keep:
-                base = model_folder(config, str(stage.init), command)
-                adapter.save(output / ADAPTER, base=str(base), projector="projector" in stage.train)
-            adapter.merge()
+                base, learned = str(model_folder(config, str(stage.init), command)), "projector" in stage.train
+                adapter.save(output / ADAPTER, base=base, projector=learned, weights=weights)
+            weights = adapter.merge(weights)
         building.save_model(
             model, processor, output / "model",
             alignment=alignment, aligned_by=aligned_by,

@@ -16,6 +16,7 @@ import torch
 
 from revision import training
 from revision.training.adapters import Adapter
+from revision.training.merging import merged
 from revision.training.trainer import StageTrainer
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -149,11 +150,29 @@ def test_what_an_engine_kept_exactly_is_merged(tiny_model: Any, tmp_path: Path) 
     name = "language_model.model.layers.1.self_attn.v_proj.lora_{}.default.weight"
     product = exact[name.format("B")] @ exact[name.format("A")] * (8.0 / 2)
     expected = (layer.base_layer.weight.float() + product).to(torch.bfloat16)
-    adapter.take(exact)
+    found = adapter.merge({**tiny_model.state_dict(), **exact})
+    assert found is not None
+    assert torch.equal(found["language_model.model.layers.1.self_attn.v_proj.weight"], expected)
+    assert torch.equal(found["projector.layers.0.weight"], exact["projector.layers.0.weight"])
+    assert {*found} == {*tiny_model.state_dict()}, "the names of the plain model"
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_weights_by_name_are_merged_as_peft_merges_layers(tiny_llm: Path, tmp_path: Path, method: str) -> None:
+    model, adapter = trained(tiny_llm, tmp_path, method=method)
+    weights = {name: one.clone() for name, one in model.state_dict().items()}
+    adapter.save(tmp_path / "held", base="base", projector=True)
+    adapter.save(tmp_path / "given", base="base", projector=True, weights=weights)
+    held, given = (
+        safetensors.torch.load_file(tmp_path / name / "adapter_model.safetensors") for name in ("held", "given")
+    )
+    assert held.keys() == given.keys() and all(torch.equal(held[name], given[name]) for name in held)
+    by_name = merged(model, weights, "default")
     adapter.merge()
-    assert torch.equal(tiny_model.language_model.model.layers[1].self_attn.v_proj.weight, expected)
-    weight = tiny_model.projector.layers[0].weight
-    assert torch.equal(weight, exact["projector.layers.0.weight"])
+    plain = model.state_dict()
+    assert by_name.keys() == plain.keys()
+    for name, one in plain.items():
+        torch.testing.assert_close(by_name[name], one, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +221,8 @@ def test_an_engine_that_splits_weights_is_refused(
     tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("revision.training.adapters.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ValueError, match=r"adapter\.method = lora: engine\.kind=zero3 splits the weights"):
-        attach(tiny_model, tmp_path)
+    with pytest.raises(ValueError, match=r"adapter\.method = dora: does not work under engine\.kind=zero3"):
+        attach(tiny_model, tmp_path, method="dora")
 
 
 def test_qlora_without_bitsandbytes_is_one_sentence(

@@ -132,8 +132,12 @@ def test_no_accelerator_where_one_is_asked_for(tmp_path: Path) -> None:
         (["engine=fsdp2", "engine.options.version=1"], "engine.options.version = set: must be left out"),
         (["trainer.deepspeed={}"], "trainer.deepspeed = set: must be left out: choose engine=zero2 or the like"),
         (
-            ["adapter=lora", "engine=zero3"],
-            "engine.kind = zero3: must be ddp, zero1 or zero2 where instruct.train names adapter: it splits",
+            ["adapter=dora", "engine=zero3"],
+            "engine.kind = zero3: must be ddp, zero1 or zero2 where instruct.train names adapter and adapter.method is",
+        ),
+        (
+            ["adapter=lora", "engine=fsdp2"],
+            "engine.kind = fsdp2: must be ddp, zero1 or zero2 where instruct.train names adapter and adapter.method is",
         ),
         (
             ["engine=zero2", "+engine.options.optimizer={}", "instruct.parts.llm.learning_rate=1e-4"],
@@ -432,16 +436,18 @@ def test_stage_2_in_pieces_starts_from_a_saved_model(
 
 
 @pytest.mark.slow
-def test_an_adapter_under_zero_is_merged_as_it_trained(tiny_llm: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_an_adapter_under_zero_is_merged_as_it_trained(tiny_llm: Path, tmp_path: Path, engine: str) -> None:
     """With rates of its own; in bfloat16 the matrices come from DeepSpeed's float32 copies."""
     more: dict[str, Any] = {
         "parts": ["projector", "adapter"], "llm": str(tiny_llm), "rank": 2,
+        "options": IN_PIECES if engine == "zero3" else {},
         "rates": {"projector": {"learning_rate": 3e-3}, "adapter": {"learning_rate": 2e-2, "weight_decay": 0.1}},
     }  # fmt: skip
     on_two_processes(
-        tmp_path, {"plain": {**more, "engine": "zero2"}, "half": {**more, "engine": "zero2", "bf16": True}}
+        tmp_path, {"plain": {**more, "engine": engine}, "half": {**more, "engine": engine, "bf16": True}}
     )
-    tiny_engines.run(tmp_path / "one", **more, per_device_train_batch_size=4)
+    tiny_engines.run(tmp_path / "one", **{**more, "options": {}}, per_device_train_batch_size=4)
     assert_same(tmp_path / "plain", tmp_path / "one", initial=False)
     assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "one"), abs=2e-2)
     saved: Any = building.read_model(tmp_path / "half" / "model")[0]

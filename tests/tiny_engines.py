@@ -85,10 +85,7 @@ def run(
         dtype = torch.bfloat16 if arguments.bf16 else None
         gathered = weights is not None
         if adapter is not None:
-            if weights is not None:
-                adapter.take(weights)
-            adapter.merge()
-            weights = None
+            weights = adapter.merge(weights)
         building.save_model(model, processor, output / "model", alignment=None, dtype=dtype, weights=weights)
         (output / "facts.json").write_text(json.dumps({**facts, "gathered": gathered}))
 

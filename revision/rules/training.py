@@ -118,10 +118,12 @@ def _check_adapter(config: Config, command: str, stage: StageConfig, patterns: l
         raise broken(field, stage.train, "without llm or without adapter: an adapter trains in the LLM's stead")
     if config.adapter.method is AdapterMethod.none:
         raise broken("adapter.method", "none", f"lora, dora or qlora where {field} names adapter")
-    if config.engine.kind in _SPLITTING:
+    kind, method = config.engine.kind, config.adapter.method
+    if kind in _SPLITTING and (kind is EngineKind.fsdp2 or method is not AdapterMethod.lora):
         raise broken(
-            "engine.kind", config.engine.kind.name,
-            f"ddp, zero1 or zero2 where {field} names adapter: it splits the weights that the adapter is merged into",
+            "engine.kind", kind.name,
+            f"ddp, zero1 or zero2 where {field} names adapter and adapter.method is {method.name}: it keeps weights in "
+            "pieces (lora works under zero3 too)",
         )  # fmt: skip
     if config.adapter.keep and (stage.init is None or patterns):
         why = f"{field} holds regular expressions" if patterns else f"{command}.init is null"

@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from revision import folders
 from revision.model import RevisionForConditionalGeneration
+from revision.training.merging import merged
 
 METHODS = ("lora", "dora", "qlora")
 ALL_LINEAR = "all-linear"
@@ -44,7 +45,7 @@ class Adapter:
         arguments: of the training; its device and precision are those of a four-bit base.
 
     Raises:
-        ValueError: a target that matches nothing, an engine that splits parameters over processes, or for "qlora" a
+        ValueError: a target that matches nothing, an engine that the method does not work under, or for "qlora" a
             missing bitsandbytes or a device that it does not know.
     """
 
@@ -60,8 +61,9 @@ class Adapter:
         arguments: TrainingArguments,
     ) -> None:
         assert method in METHODS, method
-        _require_whole_parameters(arguments, method)
+        _require_engine(arguments, method)
         self.model = model
+        self._method = method
         self._config = peft.LoraConfig(
             r=rank,
             lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it only
@@ -77,26 +79,21 @@ class Adapter:
             torch.manual_seed(arguments.seed)
             self._tuner: Any = LoraModel(model, self._config, _NAME)
 
-    def take(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Puts what has trained back into the model as its engine kept it: DeepSpeed, in float32 beside bfloat16.
-
-        weights: whole, by name; at least those of what trains.
-        """
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                parameter.data = weights[name].to(parameter.device)
-
-    def save(self, folder: Path, *, base: str, projector: bool) -> None:
+    def save(
+        self, folder: Path, *, base: str, projector: bool, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         """Writes the adapter alone, as `peft.PeftModel.from_pretrained(base model, folder)` reads it.
 
         Args:
             folder: is replaced.
             base: folder of the model that it was trained on.
             projector: whether the projector trained with it, and therefore has to go with it.
+            weights: whole, by name, where the engine has them otherwise than the model: in pieces, or more exactly.
         """
-        state = get_peft_model_state_dict(self.model, adapter_name=_NAME, save_embedding_layers=False)
+        held = self.model.state_dict() if weights is None else dict(weights)
+        state = get_peft_model_state_dict(self.model, held, adapter_name=_NAME, save_embedding_layers=False)
         if projector:
-            state |= {f"projector.{name}": one for name, one in self.model.projector.state_dict().items()}
+            state |= {name: one for name, one in held.items() if name.startswith("projector.")}
         whole = {f"base_model.model.{name}": one.contiguous().cpu() for name, one in state.items()}
         aside = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(aside, ignore_errors=True)
@@ -111,11 +108,24 @@ class Adapter:
         config.save_pretrained(str(aside))
         folders.publish(aside, folder)
 
-    def merge(self) -> None:
+    def merge(self, weights: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor] | None:
         """Adds the adapter to the weights below it and takes it away; four-bit weights become full ones again.
 
         Each layer is merged in float32 and rounded once, to the type that it had.
+
+        Args:
+            weights: as in `save`.
+
+        Returns:
+            The merged weights by name; None: they are in the model.
         """
+        if weights is not None and self._method != "qlora":
+            found = merged(self.model, weights, _NAME)
+            self._tuner.unload()
+            return found
+        for name, parameter in self.model.named_parameters():
+            if weights is not None and parameter.requires_grad:
+                parameter.data = weights[name].to(parameter.device)
         for layer in self.model.modules():
             if isinstance(layer, LoraLayer):
                 _widen(layer)
@@ -128,6 +138,7 @@ class Adapter:
         for name, linear in list(_linear_layers(self.model)):
             if _in_four_bits(linear):
                 _put(self.model, name, _dequantised(linear))
+        return None
 
 
 def _targeted(model: RevisionForConditionalGeneration, targets: Sequence[str]) -> list[str]:
@@ -174,12 +185,12 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(parent), last, layer)
 
 
-def _require_whole_parameters(arguments: TrainingArguments, method: str) -> None:
-    if is_deepspeed_zero3_enabled() or arguments.fsdp:
+def _require_engine(arguments: TrainingArguments, method: str) -> None:
+    if arguments.fsdp or (is_deepspeed_zero3_enabled() and method != "lora"):
         engine = "fsdp2" if arguments.fsdp else "zero3"
         raise ValueError(
-            f"adapter.method = {method}: engine.kind={engine} splits the weights that the adapter is merged into; "
-            "choose zero2 or ddp, which an adapter's few trained parameters leave room for"
+            f"adapter.method = {method}: does not work under engine.kind={engine}, which keeps weights in pieces; "
+            "choose zero2 or ddp, which an adapter's few trained parameters leave room for, or lora under zero3"
         )
 
 

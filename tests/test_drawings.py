@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -134,7 +135,13 @@ def test_training_tells_pairs_apart() -> None:
     blobs = [svg(f'<rect x="{n}" width="{n + 5}" height="{2 * n + 3}"/>') for n in range(16)]
     programs = torch.stack([program.to_tensor(program.read_program(blob)) for blob in blobs])
     heads = Heads(8)
-    rest = {"programs": programs, "texts": torch.randn(16, 8), "batch_size": 16, "rate": 3e-3, "seed": 0}
+    rest: dict[str, Any] = {
+        "programs": programs,
+        "texts": torch.randn(16, 8),
+        "batch_size": 16,
+        "rate": 3e-3,
+        "seed": 0,
+    }
     assert train.fit(heads, epochs=1, scale=10.0, **rest) > 2
     assert train.fit(heads, epochs=60, scale=10.0, **rest) < 1
 

@@ -126,7 +126,12 @@ def test_chat_reads_a_file_as_the_encoder_does(
                              max_new_tokens=3)  # fmt: skip
     shown: list[Any] = []
     prompt = Reader.prompt
-    monkeypatch.setattr(Reader, "prompt", lambda self, turns, seen: (shown.append(seen), prompt(self, turns, seen))[1])
+
+    def spy(self: Reader, turns: Any, seen: Any) -> Any:
+        shown.append(seen)
+        return prompt(self, turns, seen)
+
+    monkeypatch.setattr(Reader, "prompt", spy)
     chat.run(config)
     assert capsys.readouterr().out  # the answer; a tiny model's may be blank
     assert len(shown) == 1

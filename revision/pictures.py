@@ -1,4 +1,8 @@
-"""Picture files: decoding them safely, and turning them into pixels in worker processes."""
+"""Files of the image side: decoding pictures safely, and turning files into tensors in worker processes.
+
+Pictures are what our own encoders read. Another kind of encoder brings its own `OpenFile` and `Preprocess`, and its
+files go the same way.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +47,7 @@ _DECODING_ERRORS = (
 
 @dataclass(frozen=True)
 class Blob:
-    """The bytes of a picture that is no file of its own: a member of a tar shard, a cell of a table.
+    """The bytes of a file that does not lie on the disk: a member of a tar shard, a cell of a table.
 
     `name` says where it lies; it stands in messages and sidecars in place of a path.
     """
@@ -57,6 +61,24 @@ class Blob:
 
 Picture = Path | Blob  # all that decoding needs to know of where pictures come from
 OpenFile = Callable[[Picture], Any]  # a file -> a picture, or what another kind of encoder reads
+
+
+def read_bytes(path: Picture) -> bytes:
+    """The content of a file of any kind, for an encoder that decodes it itself.
+
+    Raises:
+        ValueError: the file does not exist, is a folder, or may not be read.
+    """
+    if isinstance(path, Blob):
+        return path.content
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def open_picture(path: Picture) -> Image.Image:
@@ -120,7 +142,7 @@ def preprocessed(picture: Any, preprocess: Preprocess) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Pixels:
-    """One batch of picture files after decoding and preprocessing.
+    """One batch of files after decoding and preprocessing.
 
     Attributes:
         tensor: float32 [n, ...] ([n, 3, height, width] for most encoders), the readable files in the order of the
@@ -147,13 +169,13 @@ def read_pixels(paths: Sequence[Picture], preprocess: Preprocess, open_file: Ope
             sizes.append(0)
             problems.append(str(error))
             continue
+        is_picture = isinstance(opened, Image.Image)
         try:
             tensors.append(preprocessed(opened, preprocess))
         except ValueError as error:
             sizes.append(0)
-            problems.append(f"picture {path}: {error}")
+            problems.append(f"picture {path}: {error}" if is_picture else f"{path}: {error}")
         else:
-            is_picture = isinstance(opened, Image.Image)
             sizes.append(opened.width * opened.height if is_picture else tensors[-1].numel())
             problems.append(None)
     return Pixels(torch.stack(tensors) if tensors else torch.empty(0), sizes, problems)
@@ -186,7 +208,7 @@ def read_pixel_batches(
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise ValueError(
-                f"a process that decodes pictures died; memory may be short with workers={workers}: use fewer"
+                f"a process that decodes files died; memory may be short with workers={workers}: use fewer"
             ) from error
         finally:
             for future in waiting:

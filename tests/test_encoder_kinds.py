@@ -16,11 +16,12 @@ from transformers import LlamaConfig, LlamaModel
 
 from revision import rundir
 from revision.cli import main
-from revision.commands import align, embed
+from revision.commands import align, chat, embed
 from revision.embeddings import EmbeddingStore
 from revision.encoders import kinds, load_encoder, sources
 from revision.encoders.sources import find_folder, weights_sha256
-from revision.schema import Config, DataConfig, EmbedConfig, EncoderConfig, Modality, SourceConfig
+from revision.evaluation.reader import Reader
+from revision.schema import ChatConfig, Config, DataConfig, EmbedConfig, EncoderConfig, Modality, SourceConfig
 
 # An encoder of sounds and texts from another package: waves as .npy files, vectors from moments and letters.
 PACKAGE = """
@@ -53,6 +54,10 @@ class Waves:
 def load(source: EncoderSource) -> Waves:
     return Waves(source)
 
+class Deaf:
+    dim = 4
+    def __init__(self, source): pass
+
 class Nameless(Waves):
     def describe(self): return {"name": self.source.name}
 """
@@ -60,14 +65,14 @@ class Nameless(Waves):
 
 @pytest.fixture
 def waves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A distribution on the path with four entry points; one has no module, one takes the name of ours."""
+    """A distribution on the path with five entry points; one has no module, one takes the name of ours."""
     place = tmp_path / "site"
     (place / "fake_waves-1.0.dist-info").mkdir(parents=True)
     (place / "fake_waves.py").write_text(PACKAGE)
     (place / "fake_waves-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: fake-waves\nVersion: 1.0\n")
     (place / "fake_waves-1.0.dist-info/entry_points.txt").write_text(
         "[revision.encoders]\nwaves = fake_waves:load\nbroken = no_such_module:load\nnameless = fake_waves:Nameless\n"
-        "llm2clip = fake_waves:load\n"
+        "deaf = fake_waves:Deaf\nllm2clip = fake_waves:load\n"
     )
     monkeypatch.syspath_prepend(place)
     return place
@@ -110,13 +115,46 @@ def test_encoder_of_another_package(waves: Path, tmp_path: Path) -> None:
         embed.run(config)
 
 
+def test_chat_reads_a_file_as_the_encoder_does(
+    waves: Path, make_tiny_model: Callable[..., Any], tiny_processor: Any, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config = wave_config(tmp_path)
+    make_tiny_model(embed_dim=4).save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    config.chat = ChatConfig(model=str(tmp_path / "model"), image=str(tmp_path / "2.npy"), prompt="what?",
+                             max_new_tokens=3)  # fmt: skip
+    shown: list[Any] = []
+    prompt = Reader.prompt
+
+    def spy(self: Reader, turns: Any, seen: Any) -> Any:
+        shown.append(seen)
+        return prompt(self, turns, seen)
+
+    monkeypatch.setattr(Reader, "prompt", spy)
+    chat.run(config)
+    assert capsys.readouterr().out  # the answer; a tiny model's may be blank
+    assert len(shown) == 1
+    wave = np.load(tmp_path / "2.npy", allow_pickle=False)
+    moments = np.array([(wave**k).mean() for k in (1, 2, 3, 4)])
+    np.testing.assert_allclose(shown[0], moments / np.linalg.norm(moments), atol=1e-5)
+    config.chat.image = str(tmp_path / "9.npy")
+    monkeypatch.setattr(Reader, "load", None)  # the LLM is not loaded for what cannot be read
+    with pytest.raises(ValueError, match=r"^sound .*9\.npy does not exist"):
+        chat.run(config)
+
+
 def test_kinds_of_other_packages(waves: Path) -> None:
-    assert set(kinds.added()) == {"waves", "broken", "nameless"}  # a package does not take the place of ours
+    added = set(kinds.added())
+    assert added >= {"waves", "broken", "nameless", "deaf"}
+    assert "llm2clip" not in added  # a package does not take the place of ours
     source: dict[str, Any] = {"model": "x", "dtype": "float32", "device": "cpu", "name": "t", "options": {"gain": 1.0}}
     with pytest.raises(ValueError, match=r"encoder.kind = wave: must be one of open_clip, .*waves.*mean 'waves'"):
         load_encoder(kind="wave", **source)
     with pytest.raises(ValueError, match=r"'broken' of no_such_module:load cannot be imported .No module named"):
         load_encoder(kind="broken", **source)
+    with pytest.raises(ValueError, match=r"'deaf' gives a Deaf, which is no DualEncoder; its package must give one"):
+        load_encoder(kind="deaf", **source)
     with pytest.raises(ValueError, match=r"'nameless' describes itself as .*`weights` that change with the model"):
         load_encoder(kind="nameless", **source)
 

@@ -1,6 +1,7 @@
 """Naming, captions and questions: what is made of likelihoods, with readers whose likelihoods are known."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,22 @@ def test_sheet_has_a_card_for_every_picture(tmp_path: Path) -> None:
     with Image.open(tmp_path / "one.png") as sheet:
         assert sheet.size[0] < size[0] / 4
         assert sheet.size[1] < size[1] / 2
+
+
+def test_sheet_names_a_file_that_is_no_picture(tmp_path: Path) -> None:
+    """Of an encoder that reads something else. A file that is gone stays an error."""
+    (shown,) = pictures_of(NAMES[:1], tmp_path)
+    said = {"pretrain": {shown.id: {"rank": 1, "top": ["a"], "says": "b"}}}
+    cards = []
+    for number, content in enumerate((b"<svg/>", b"RIFF")):
+        other = replace(shown, path=tmp_path / f"a file of kind {number}.bin")
+        other.path.write_bytes(content)
+        draw_sheet(tmp_path / "sheet.png", [other], said, title="test")
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            cards.append(np.asarray(sheet))
+    assert cards[0].shape == cards[1].shape and (cards[0] != cards[1]).any(), "the names differ, and nothing else"
+    with pytest.raises(ValueError, match=r"picture .*0\.png does not exist"):
+        draw_sheet(tmp_path / "sheet.png", [shown], said, title="test")
 
 
 def test_sheet_pictures_are_drawn_alike_from_every_track() -> None:

@@ -295,6 +295,18 @@ def test_the_pipeline_reads_pictures_and_embeddings(tiny_model: Any, tiny_proces
     assert [image.size for image in seen] == [(4, 4), (4, 4)]
 
 
+def test_an_attached_encoder_may_read_something_else(tiny_processor: Any) -> None:
+    seen: list[str] = []
+
+    def encode(opened: list[str]) -> Any:
+        seen.extend(opened)
+        return embeds(len(opened)).numpy()
+
+    tiny_processor.attach(encode, lambda name: f"opened {name}")
+    given = tiny_processor(text="<image> what?", images=["a.svg"])
+    assert seen == ["opened a.svg"] and given["image_embeds"].shape == (1, DIM)
+
+
 def test_the_processor_refuses_what_does_not_fit(tiny_processor: Any) -> None:
     with pytest.raises(ValueError, match="1 <image> marks, but 2 pictures"):
         tiny_processor(text="<image> what?", image_embeds=embeds(2))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tiny_encoder import make_picture
 
-from revision.pictures import open_picture, preprocessed, read_pixel_batches, read_pixels
+from revision.pictures import Blob, open_picture, preprocessed, read_bytes, read_pixel_batches, read_pixels
 
 
 def pixel(picture: Image.Image, x: int = 0, y: int = 0) -> tuple[int, ...]:
@@ -116,6 +116,21 @@ def test_batches_keep_order_and_name_problems(tmp_path: Path, workers: int) -> N
     assert [problem for number, problem in enumerate(problems) if number not in (2, 4)] == [None] * 5
 
 
+def test_files_of_any_kind(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    assert read_bytes(tmp_path / "a.wav") == read_bytes(Blob("a", b"RIFF")) == b"RIFF"
+    with pytest.raises(ValueError, match=r"^.*b\.wav does not exist"):
+        read_bytes(tmp_path / "b.wav")
+    with pytest.raises(ValueError, match=rf"^{tmp_path} is a folder; name a file in it"):
+        read_bytes(tmp_path)
+
+    def too_short(content: bytes) -> torch.Tensor:
+        raise ValueError("too short")
+
+    (problem,) = read_pixels([Blob("a", b"RIFF")], too_short, read_bytes).problems
+    assert problem == "a: too short"
+
+
 def test_a_picture_that_would_fill_the_memory_is_not_scaled() -> None:
     """By its shorter side to 336 pixels, one of 100,000 x 1 would have 33,600,000 x 336."""
 
@@ -142,5 +157,5 @@ def kill_worker(picture: Image.Image) -> torch.Tensor:
 
 def test_dead_worker_is_a_sentence(tmp_path: Path) -> None:
     file = make_picture(tmp_path / "p.png", seed=0)
-    with pytest.raises(ValueError, match=r"a process that decodes pictures died; .* workers=1"):
+    with pytest.raises(ValueError, match=r"a process that decodes files died; .* workers=1"):
         list(read_pixel_batches([[file]], kill_worker, workers=1))

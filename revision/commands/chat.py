@@ -1,12 +1,13 @@
-"""Answer in the terminal about a picture file.
+"""Answer in the terminal about a picture file, or about another file that the encoder reads.
 
-With `chat.prompt` one question is answered; without it a dialogue follows, in which `/image PATH` shows another picture
+With `chat.prompt` one question is answered; without it a dialogue follows, in which `/image PATH` shows another file
 (and starts afresh) and `/quit` leaves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from revision.evaluation.reader import Reader
     from revision.records import Message
 
-HELP = "Ask about the picture. /image PATH shows another one, /quit leaves."
+HELP = "Ask about the file shown. /image PATH shows another one, /quit leaves."
 
 
 def run(config: Config) -> None:
@@ -29,17 +30,18 @@ def run(config: Config) -> None:
 
     from rich import get_console
 
+    from revision.assembly import load_encoder
     from revision.encoders import resolve_device
     from revision.evaluation.reader import Reader
-    from revision.pictures import open_picture
     from revision.progress import hide_bars_of_transformers
 
     hide_bars_of_transformers()
+    encoder = cache(lambda: load_encoder(config, "auto"))
     if config.chat.image is not None:
-        open_picture(Path(config.chat.image))  # a file that is no picture should not cost the loading of a model
+        encoder().open_file(Path(config.chat.image))  # what it cannot read should not cost the loading of an LLM
     reader = Reader.load(folder, device=resolve_device("auto"), dtype=None, batch_size=1)
     dialogue = _Dialogue(
-        reader, lambda: _load_encoder(config, reader.embed_dim), get_console(), config.chat.max_new_tokens
+        reader, lambda: _fitting(encoder(), config, reader.embed_dim), get_console(), config.chat.max_new_tokens
     )
     if config.chat.image is not None:
         dialogue.show(Path(config.chat.image))
@@ -60,11 +62,8 @@ def _model_folder(config: Config) -> Path:
     return Path(model)
 
 
-def _load_encoder(config: Config, dim: int) -> DualEncoder:
+def _fitting(encoder: DualEncoder, config: Config, dim: int) -> DualEncoder:
     """The configured encoder, whose vectors the model must have been trained to read."""
-    from revision.assembly import load_encoder
-
-    encoder = load_encoder(config, "auto")
     if encoder.dim != dim:
         raise ValueError(
             f"encoder {config.encoder.name} gives embeddings of {encoder.dim} dimensions, the model reads {dim}; set "
@@ -74,7 +73,7 @@ def _load_encoder(config: Config, dim: int) -> DualEncoder:
 
 
 class _Dialogue:
-    """The turns so far, about the picture shown last. The encoder is loaded with the first picture."""
+    """The turns so far, about the file shown last. The encoder is loaded with the first file."""
 
     def __init__(
         self, reader: Reader, load_encoder: Callable[[], DualEncoder], console: Console, max_new_tokens: int
@@ -84,38 +83,35 @@ class _Dialogue:
         self._console = console
         self._max_new_tokens = max_new_tokens
         self._encoder: DualEncoder | None = None
-        self._picture: np.ndarray | None = None
+        self._shown: np.ndarray | None = None
         self._turns: list[Message] = []
 
     def show(self, path: Path) -> None:
-        """Makes a picture file the subject, and forgets the turns about the one before.
+        """Makes a file the subject, and forgets the turns about the one before.
 
         Raises ValueError where it cannot be read, or where encoder and model do not fit; the dialogue stays as it was.
         """
-        from revision.pictures import open_picture
-
-        picture = open_picture(path)
         self._encoder = self._encoder or self._load_encoder()
-        self._picture = self._encoder.encode_images([picture])[0]
+        self._shown = self._encoder.encode_images([self._encoder.open_file(path)])[0]
         self._turns = []
 
     def ask(self, question: str) -> None:
         """Streams the answer to one question to the terminal and keeps both.
 
-        Raises ValueError for a question that marks more than the one picture; the dialogue stays as it was.
+        Raises ValueError for a question that marks more than the one file; the dialogue stays as it was.
         """
         from revision.evaluation.questions import with_mark
         from revision.records import IMAGE_MARK, Message
 
         if question.count(IMAGE_MARK) > 1:
             raise ValueError(
-                f"the question has {question.count(IMAGE_MARK)} marks {IMAGE_MARK}, but one picture is shown at a "
+                f"the question has {question.count(IMAGE_MARK)} marks {IMAGE_MARK}, but one file is shown at a "
                 "time; leave them out"
             )
-        opening = self._picture is not None and not self._turns
+        opening = self._shown is not None and not self._turns
         turns = [*self._turns, Message("user", with_mark(question) if opening else question)]
         answer = self._reader.stream(
-            self._reader.prompt(turns, self._picture),
+            self._reader.prompt(turns, self._shown),
             lambda text: self._console.print(text, end="", markup=False, highlight=False, soft_wrap=True),
             max_new_tokens=self._max_new_tokens,
         )

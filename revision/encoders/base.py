@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,8 +43,11 @@ class EncoderSource:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class DualEncoder(Protocol):
     """A contrastive encoder of texts and of something else, nearly always pictures: that other side is called images.
+
+    `open_file` alone decides what a file of that side is; `embed` and `chat` read files by it.
 
     Attributes:
         dim: coordinates of the shared space.
@@ -69,7 +72,7 @@ class DualEncoder(Protocol):
         """
 
     def encode_images(self, images: Sequence[Any], batch_size: int = 64) -> np.ndarray:
-        """Unit rows, float32 [n, d], of opened files: of RGB pictures."""
+        """Unit rows, float32 [n, d], of opened files, such as RGB pictures."""
 
     def encode_pixels(self, pixels: torch.Tensor) -> np.ndarray:
         """Unit rows, float32 [n, d], of one batch of preprocessed files [n, ...]."""

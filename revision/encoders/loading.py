@@ -51,7 +51,13 @@ def load_encoder(
     if kind in BUILT_IN:
         encoder: DualEncoder = import_module(_MODULES[kind]).load(source)
     else:
-        encoder = _loader_of(kind)(source)
+        made: Any = _loader_of(kind)(source)
+        if not isinstance(made, DualEncoder):
+            raise ValueError(
+                f"encoder.kind {kind!r} gives a {type(made).__name__}, which is no DualEncoder; its package must give "
+                "one with all attributes and methods of revision.encoders.DualEncoder"
+            )
+        encoder = made
         _require_description(kind, encoder.describe())
     logger.info("encoder %s: %s, %d dimensions", name, model, encoder.dim)
     return encoder

@@ -61,7 +61,8 @@ def draw_sheet(
     said: for each model, its picture rows by picture id (`naming.read_pictures_aloud`). A card shows the right name,
     and for each model its best name by PMI (green where right, amber where the right one is among its top five, red
     elsewhere), the right name's rank, and its greedy caption.
-    Raises ValueError for a picture file that cannot be read.
+    A file that is no picture, since the encoder reads something else, shows its name. Raises ValueError for one that is
+    not there.
     """
     fonts = _Fonts.load()
     columns = min(columns, len(pictures))
@@ -98,8 +99,7 @@ def _card(picture: Picture, rows: Mapping[str, Row], fonts: _Fonts) -> Image.Ima
     block = 22 + 20 + _CAPTION_LINES * 18 + 10
     card = Image.new("RGB", (width, _PAD + _SIDE + 40 + block * len(rows) + _PAD), _WHITE)
     draw = ImageDraw.Draw(card)
-    thumbnail = open_picture(picture.path)
-    thumbnail.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    thumbnail = _thumbnail(picture.path, fonts)
     card.paste(thumbnail, (_PAD + (_SIDE - thumbnail.width) // 2, _PAD + (_SIDE - thumbnail.height) // 2))
     y = _PAD + _SIDE + 10
     track_width = int(fonts.small.getlength(picture.track))
@@ -117,6 +117,22 @@ def _card(picture: Picture, rows: Mapping[str, Row], fonts: _Fonts) -> Image.Ima
             draw.text((_PAD, y + 44 + 18 * number), line, font=fonts.small, fill=_INK)
         y += block
     return card
+
+
+def _thumbnail(path: Path, fonts: _Fonts) -> Image.Image:
+    """A picture, at most _SIDE pixels wide and high; what Pillow cannot draw is a square with the file's name."""
+    try:
+        picture = open_picture(path)
+    except ValueError:
+        if not path.is_file():
+            raise
+        picture = Image.new("RGB", (_SIDE, _SIDE), _PAPER)
+        draw = ImageDraw.Draw(picture)
+        draw.rectangle((0, 0, _SIDE - 1, _SIDE - 1), outline=_LINE)
+        name = _shortened(path.name, fonts.small, _SIDE - 2 * _PAD)
+        draw.text((_SIDE / 2, _SIDE / 2), name, font=fonts.small, fill=_GREY, anchor="mm")
+    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return picture
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:

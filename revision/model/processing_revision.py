@@ -32,7 +32,10 @@ class RevisionProcessor(ProcessorMixin):
 
     attributes = ["tokenizer"]  # noqa: RUF012
     tokenizer_class = "AutoTokenizer"
-    __slots__ = ("_encode_images",)  # not in __dict__, which transformers copies deeply: an encoder and all
+    __slots__ = (
+        "_encode_images",
+        "_open_image",
+    )  # not in __dict__, which transformers copies deeply: an encoder and all
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class RevisionProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         self._encode_images: EncodeImages | None = None
+        self._open_image: Callable[[Any], Any] = load_image
         super().__init__(tokenizer, chat_template=chat_template, **kwargs)
 
     @property
@@ -54,9 +58,14 @@ class RevisionProcessor(ProcessorMixin):
         """Names of what `forward` takes."""
         return ["input_ids", "attention_mask", "image_embeds"]
 
-    def attach(self, encode_images: EncodeImages) -> None:
-        """Let pictures be pictures: `encode_images` maps n PIL images to unit rows [n, d]."""
+    def attach(self, encode_images: EncodeImages, open_image: Callable[[Any], Any] = load_image) -> None:
+        """Let pictures be pictures: `encode_images` maps n PIL images to unit rows [n, d].
+
+        `open_image` makes a PIL image of what a user gives (a path, an address, an image), or, for an encoder of
+        something else than pictures, whatever its `encode_images` takes.
+        """
         self._encode_images = encode_images
+        self._open_image = open_image
 
     def expand(self, text: str) -> str:
         """The text with each image token repeated K times."""
@@ -143,4 +152,4 @@ class RevisionProcessor(ProcessorMixin):
             )
         nested = images if isinstance(images, list | tuple) else [images]
         flat = [one for entry in nested for one in (entry if isinstance(entry, list | tuple) else [entry])]
-        return self._encode_images([load_image(one) for one in flat])
+        return self._encode_images([self._open_image(one) for one in flat])

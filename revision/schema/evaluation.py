@@ -29,7 +29,7 @@ class EvaluateConfig:
 
 @dataclass
 class ChatConfig:
-    """`chat`: an answer in the terminal about a picture file."""
+    """`chat`: an answer in the terminal about a picture file, or another that the encoder reads."""
 
     model: str = "instruct"
     image: str | None = None

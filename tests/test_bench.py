@@ -14,11 +14,13 @@ SAID = {
     "alignment": ["realign", "rows/s"],
     "alignment_fit": ["fit / plain sums", "limit <= 2", "time of one process / time of two", "cost of a row"],
     "alignment_apply": ["rows mapped a second and core", "share of a step"],
+    "store": ["random batches of 1,024", "limit >= 300,000", "64 random ids"],
 }
 
 
-def test_every_alignment_script_has_its_test() -> None:
-    assert {path.stem for path in SCRIPTS.glob("alignment*.py")} == {*SAID}
+def test_every_script_on_embeddings_has_its_test() -> None:
+    found = {path.stem for pattern in ("alignment*.py", "store.py") for path in SCRIPTS.glob(pattern)}
+    assert found == {*SAID}
 
 
 @pytest.mark.slow

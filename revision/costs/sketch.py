@@ -13,7 +13,7 @@ from torch.func import functional_call
 from transformers import AttentionInterface, AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedConfig
 
 from revision.model import RevisionConfig, RevisionForConditionalGeneration
-from revision.model.modeling_revision import padded_rows
+from revision.model.language_revision import table_rows
 from revision.model.processing_revision import IMAGE_TOKEN
 
 # Shapes of hub models that ask for a licence, for a plan before it is accepted; from their config.json.
@@ -77,7 +77,8 @@ def sketch(language: Language, **shape: Any) -> RevisionForConditionalGeneration
         **shape: as `RevisionForConditionalGeneration.from_language_model` takes it.
     """
     text = copy.deepcopy(language.config)
-    text.vocab_size = _rows(language)
+    shape = dict(shape)
+    text.vocab_size = _rows(language, shape.pop("table_multiple", None))
     hidden = text.hidden_size
     config = RevisionConfig(
         text_config=text,
@@ -164,12 +165,12 @@ def _kept(module: nn.Module, inputs: dict[str, Any], autocast: bool) -> int:
     return sum(kept.values())
 
 
-def _rows(language: Language) -> int:
+def _rows(language: Language, multiple: int | None) -> int:
     """Rows of the embedding table once the image token is in."""
     rows = int(language.config.vocab_size)
     tokenizer = language.tokenizer
     if tokenizer is None:
-        return padded_rows(rows + 1)
+        return table_rows(rows + 1, multiple)
     known = tokenizer.get_vocab()
     last = known.get(IMAGE_TOKEN, len(tokenizer))
-    return rows if last < rows else padded_rows(last + 1)
+    return rows if last < rows else table_rows(last + 1, multiple)

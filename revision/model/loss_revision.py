@@ -164,6 +164,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     if shaping.scale != 1.0:
                         logits *= shaping.scale
                     _add(gradients, start, part, table, logits)
+                del logits, slope  # before the next ones are made
         ctx.dtypes = [None if one is None else one.dtype for one in like]
         ctx.save_for_backward(*gradients)
         return total

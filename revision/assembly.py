@@ -74,6 +74,7 @@ def model_shape(config: Config, dim: int) -> dict[str, Any]:
         "projector_hidden_size": projector.hidden_size,
         "input_scale": projector.input_scale,
         "output_norm": projector.output_norm,
+        "table_multiple": config.model.table_multiple,
     }
 
 

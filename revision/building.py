@@ -15,9 +15,10 @@ from transformers.utils import cached_file
 from revision import folders, model_card
 from revision.alignment import METHODS, Alignment, load_alignment
 from revision.alignment.files import FACTS_FILE, TENSORS_FILE
-from revision.conversation import build_processor, end_of_turn, read_template
+from revision.conversation import build_processor, end_of_turn
 from revision.hub import require_place
 from revision.model import RevisionConfig, RevisionForConditionalGeneration, RevisionProcessor
+from revision.templates import read_template
 
 # Fields of RevisionConfig that decide the shapes and the meaning of the projector, by the config field that sets them.
 _SHAPE = {
@@ -157,6 +158,8 @@ def require_shape(model: RevisionForConditionalGeneration, folder: Path, wanted:
     defaults = {"projector_hidden_size": config.text_config.hidden_size, "input_scale": wanted["embed_dim"] ** 0.5}
     has = {name: getattr(config, name) for name in _SHAPE}
     for name, asked in wanted.items():
+        if name not in has:
+            continue  # it says how a table grows while a model is built, and nothing of one that is there
         value = defaults[name] if asked is None else asked
         if has[name] != value:
             raise ValueError(

@@ -95,6 +95,8 @@ def model_of(
 ) -> tuple[RevisionForConditionalGeneration, RevisionProcessor]:
     """The model that the stage starts from, of an earlier stage or from a folder, or a fresh projector.
 
+    Its loss is made sure to be that of the LLM's own logits, where the weights are there to ask.
+
     dim: of the embeddings.
 
     Raises:
@@ -104,6 +106,7 @@ def model_of(
 
     from revision import building
     from revision.assembly import model_shape, template_file
+    from revision.training.agreement import require_own_logits
 
     stage, llm = _stage(config, command), config.model.llm
     frozen = {"projector", ADAPTER}.issuperset(stage.train)  # then half the memory will do
@@ -111,13 +114,18 @@ def model_of(
     shape = model_shape(config, dim)
     if stage.init is None:
         _say(f"starting from a fresh projector in front of {llm}")
-        return building.build_model(llm, chat_template=template_file(config), dtype=dtype, seed=config.seed, **shape)
-    folder = model_folder(config, stage.init, command)
-    _say(f"starting from {folder}")
-    model, processor = building.read_model(folder, dtype=dtype)
-    building.require_shape(model, folder, shape)
-    if not building.require_llm(model, folder, llm):
-        _say(f"{llm} cannot be read here, so its shape was not compared with that of the LLM in {folder}")
+        model, processor = building.build_model(
+            llm, chat_template=template_file(config), dtype=dtype, seed=config.seed, **shape
+        )
+    else:
+        folder = model_folder(config, stage.init, command)
+        _say(f"starting from {folder}")
+        model, processor = building.read_model(folder, dtype=dtype)
+        building.require_shape(model, folder, shape)
+        if not building.require_llm(model, folder, llm):
+            _say(f"{llm} cannot be read here, so its shape was not compared with that of the LLM in {folder}")
+    if not require_own_logits(model):
+        _say("ZeRO-3 holds the weights in pieces, so the loss was not compared with the LLM's own logits")
     return model, processor
 
 

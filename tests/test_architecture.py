@@ -29,7 +29,7 @@ LAYERS = [
     ["costs", "collators", "lengths", "packing"],
     ["dataset", "geometry"],
     ["contrastive", "conversation", "rows"],
-    ["alignment", "encoders", "folders", "records"],
+    ["alignment", "encoders", "folders", "records", "templates"],
     ["embeddings", "openclip_folder", "pictures"],
     ["model"],
     ["hub", "interrupts", "model_card", "progress", "proposals", "provenance", "shipped"],

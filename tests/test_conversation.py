@@ -15,11 +15,10 @@ from revision.conversation import (
     build_processor,
     encode,
     end_of_turn,
-    marked_template,
     prompt_ids,
-    read_template,
 )
 from revision.records import Message
+from revision.templates import marked_template, read_template
 
 LLAMA_3 = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}"
@@ -92,8 +91,9 @@ def test_answers_and_their_ends_are_marked_and_nothing_else(family: str, end: st
 
 
 def test_a_template_with_marks_is_kept() -> None:
-    own = "{%- for m in messages -%}{% generation %}{{ m['content'] }}{% endgeneration %}{%- endfor -%}"
-    assert marked_template(own, SPECIAL) == own
+    own = changed("You see pictures.", "Look.") + "{#- its own -#}"
+    processor = build_processor(build_tiny_tokenizer(chat_template=own), num_visual_tokens=2)
+    assert processor.chat_template == own
 
 
 @pytest.mark.parametrize(

@@ -444,9 +444,7 @@ def test_an_adapter_under_zero_is_merged_as_it_trained(tiny_llm: Path, tmp_path:
         "options": IN_PIECES if engine == "zero3" else {},
         "rates": {"projector": {"learning_rate": 3e-3}, "adapter": {"learning_rate": 2e-2, "weight_decay": 0.1}},
     }  # fmt: skip
-    on_two_processes(
-        tmp_path, {"plain": {**more, "engine": engine}, "half": {**more, "engine": engine, "bf16": True}}
-    )
+    on_two_processes(tmp_path, {"plain": {**more, "engine": engine}, "half": {**more, "engine": engine, "bf16": True}})
     tiny_engines.run(tmp_path / "one", **{**more, "options": {}}, per_device_train_batch_size=4)
     assert_same(tmp_path / "plain", tmp_path / "one", initial=False)
     assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "one"), abs=2e-2)

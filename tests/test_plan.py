@@ -27,7 +27,8 @@ def arguments(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     groups = make_groups(tmp_path / "configs", corpus)
     return [
         "experiment=nano", "data=tiny", "encoder=tiny", "model.llm=${data.folder}/assets/llm",
-        "model.chat_template=null", "pretrain.trainer.max_steps=-1", "pretrain.trainer.per_device_train_batch_size=1",
+        "model.chat_template=null", "model.table_multiple=null",
+        "pretrain.trainer.max_steps=-1", "pretrain.trainer.per_device_train_batch_size=1",
         "--config-dir", str(groups),
     ]  # fmt: skip
 
@@ -187,3 +188,23 @@ def test_a_plan_says_what_is_text_and_what_is_picture(
     assert found["stages"]["pretrain"]["embeddings"] == {"text": ["texts"], "image": []}
     assert found["stages"]["instruct"]["embeddings"] == {"text": ["captions"], "image": ["pictures"]}
     assert "embeddings of texts (captions), moved by realign; pictures (pictures)\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "qlora"])
+def test_an_adapter_is_counted(
+    arguments: list[str], tiny_llm: Path, make_tiny_model: Any, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = plan(arguments, f"adapter={method}", "adapter.rank=4", "model.num_visual_tokens=3")
+    assert code == 0
+    stage = found["stages"]["instruct"]
+    parts = {part["name"]: part for part in stage["parts"]}
+    outputs, both = 2 * (32 + 16 + 16 + 32 + 64 + 64 + 32), 2 * (64 + 48 + 48 + 64 + 96 + 96 + 96)
+    added = 4 * both + (outputs if method == "dora" else 0)
+    assert (parts["adapter"]["parameters"], parts["adapter"]["trained"]) == (added, added)
+    assert parts["llm"]["parameters"] == sum(one.numel() for one in make_tiny_model().language_model.parameters())
+    assert parts["llm"]["trained"] == 0
+    assert (parts["llm"]["four_bit"] > 0) is (method == "qlora")
+    assert ("zero3" in stage["memory"]) is (method == "lora") and "zero3" in found["stages"]["pretrain"]["memory"]
+    trained = added + parts["projector"]["trained"]
+    assert stage["peak"]["optimizer"] == 8 * trained
+    assert "adapter" in capsys.readouterr().out

@@ -61,7 +61,8 @@ def _processor(config: Config) -> RevisionProcessor:
     from transformers import AutoTokenizer
 
     from revision.assembly import template_file
-    from revision.conversation import build_processor, read_template
+    from revision.conversation import build_processor
+    from revision.templates import read_template
 
     file = template_file(config)
     try:

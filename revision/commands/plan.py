@@ -17,11 +17,14 @@ from revision.fields import sources_read
 from revision.schema import MODEL_STEPS, Config, Packing, StageConfig, StageInput, Unfit
 
 if TYPE_CHECKING:
+    from torch.nn import Parameter
+
     from revision.costs.devices import Device
     from revision.costs.lengths import Lengths
     from revision.costs.setting import Setting
     from revision.costs.sketch import Language
     from revision.costs.stage import StagePlan
+    from revision.model import RevisionForConditionalGeneration
     from revision.records import Message
 
 
@@ -62,6 +65,7 @@ def _plan(config: Config, stage: str, language: Language, device: Device) -> Sta
     from revision.costs.sketch import sketch
     from revision.costs.stage import Part, plan_stage
     from revision.training import PARTS, select_parts
+    from revision.training.parts import ADAPTER, part_of
 
     settings = _stage(config, stage)
     trainer = {**config.trainer, **settings.trainer}
@@ -76,19 +80,36 @@ def _plan(config: Config, stage: str, language: Language, device: Device) -> Sta
     if settings.packing is Packing.packed:
         a_batch = max(math.ceil(setting.batch * lengths.tokens), lengths.longest)
         setting = replace(setting, batch=1, row=settings.pack_tokens or a_batch)
+    setting = replace(setting, adapter=config.adapter.method.value if ADAPTER in settings.train else None)
     model = sketch(language, **model_shape(config, _embed_dim(config)))
+    four_bit = _adapted(config, settings, model)
     select_parts(model, settings.train, bf16=half)
-    memory = Memory(model, half=half, optimizer=str(trainer.get("optim", "adamw_torch_fused")))
+    optimizer = str(trainer.get("optim", "adamw_torch_fused"))
+    memory = Memory(model, half=half, optimizer=optimizer, four_bit=four_bit)
+    members: dict[str, list[Parameter]] = {part: [] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        members.setdefault(part_of(name), []).append(parameter)
     return plan_stage(
         setting,
         lengths,
-        parts=[Part.of(name, model.get_submodule(module)) for name, module in PARTS.items()],
+        parts=[Part.of(name, some, four_bit) for name, some in members.items()],
         work=work_of(model),
         memory=memory,
         device=device,
         mfu=config.plan.mfu,
         reserve_gib=config.plan.reserve_gib,
     )
+
+
+def _adapted(config: Config, settings: StageConfig, model: RevisionForConditionalGeneration) -> Sequence[Parameter]:
+    """Attaches the adapter that a stage trains, and says which parameters it keeps in four bits."""
+    from revision.training.adapters import sketch_adapter
+    from revision.training.parts import ADAPTER
+
+    if ADAPTER not in settings.train:
+        return ()
+    adapter = config.adapter
+    return sketch_adapter(model, method=adapter.method.value, rank=adapter.rank, targets=adapter.targets)
 
 
 def _stage(config: Config, stage: str) -> StageConfig:

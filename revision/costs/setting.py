@@ -32,6 +32,7 @@ class Setting:
         checkpointing: of activations.
         offload: optimizer states lie in the memory of the host.
         epochs: over the records; `max_steps` above zero overrides it.
+        adapter: method of the adapter that trains, which not every sharding does; None: none does.
         row: tokens of a packed row, which is a micro-batch then, of as many records as fit; None: they are padded.
     """
 
@@ -43,6 +44,7 @@ class Setting:
     offload: bool = False
     epochs: float = 1.0
     max_steps: int = -1
+    adapter: str | None = None
     row: int | None = None
 
 

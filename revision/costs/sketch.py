@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.func import functional_call
 from transformers import AttentionInterface, AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedConfig
 
 from revision.model import RevisionConfig, RevisionForConditionalGeneration
-from revision.model.modeling_revision import padded_rows
+from revision.model.language_revision import table_rows
 from revision.model.processing_revision import IMAGE_TOKEN
 
 # Shapes of hub models that ask for a licence, for a plan before it is accepted; from their config.json.
@@ -77,7 +78,8 @@ def sketch(language: Language, **shape: Any) -> RevisionForConditionalGeneration
         **shape: as `RevisionForConditionalGeneration.from_language_model` takes it.
     """
     text = copy.deepcopy(language.config)
-    text.vocab_size = _rows(language)
+    shape = dict(shape)
+    text.vocab_size = _rows(language, shape.pop("table_multiple", None))
     hidden = text.hidden_size
     config = RevisionConfig(
         text_config=text,
@@ -110,13 +112,14 @@ def saved_bytes(model: RevisionForConditionalGeneration, *, half: bool) -> Saved
 
     Args:
         model: a sketch, its parameters frozen and typed as training would.
-        half: arithmetic is bfloat16; an LLM of float32 is then under autocast.
+        half: arithmetic is bfloat16; an LLM of which something is float32 is then under autocast.
     """
     text = model.config.get_text_config()
     decoder: Any = model.get_decoder()
     table = next(model.get_input_embeddings().parameters())
     reached = any(one.requires_grad for one in (table, *model.projector.parameters()))
-    autocast = half and table.element_size() == 4
+    trained = [one for one in model.language_model.parameters() if one.requires_grad]
+    autocast = half and any(one.element_size() == 4 for one in (table, *trained))
     AttentionInterface.register(_ATTENTION, _fused_attention)
     decoder.config._attn_implementation = _ATTENTION
 
@@ -149,27 +152,37 @@ def _kept(module: nn.Module, inputs: dict[str, Any], autocast: bool) -> int:
         for name, one in (*module.named_parameters(), *module.named_buffers())
     }
     own = {one.untyped_storage()._cdata for one in fake.values()}
-    kept: dict[int, int] = {}
+    held: list[weakref.ref[_Held]] = []
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
+    def pack(tensor: torch.Tensor) -> _Held:
+        one = _Held(tensor)
+        held.append(weakref.ref(one))
+        return one
 
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         result = functional_call(module, fake, kwargs=inputs)  # held until all is counted, and with it what it keeps
+    storages = [one.tensor.untyped_storage() for one in (each() for each in held) if one is not None]
+    kept = {storage._cdata: storage.nbytes() for storage in storages if storage._cdata not in own}
     del result
     return sum(kept.values())
 
 
-def _rows(language: Language) -> int:
+@dataclass
+class _Held:
+    """What autograd saves; it goes when the graph that needs it goes, as DoRA's of its norms does at once."""
+
+    tensor: torch.Tensor
+
+    __hash__ = object.__hash__
+
+
+def _rows(language: Language, multiple: int | None) -> int:
     """Rows of the embedding table once the image token is in."""
     rows = int(language.config.vocab_size)
     tokenizer = language.tokenizer
     if tokenizer is None:
-        return padded_rows(rows + 1)
+        return table_rows(rows + 1, multiple)
     known = tokenizer.get_vocab()
     last = known.get(IMAGE_TOKEN, len(tokenizer))
-    return rows if last < rows else padded_rows(last + 1)
+    return rows if last < rows else table_rows(last + 1, multiple)

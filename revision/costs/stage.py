@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from revision.costs.memory import GIB, Batch, Footprint, Memory, Sharding
 from revision.costs.setting import Setting
 
 _ZERO = [Sharding.zero0, Sharding.zero1, Sharding.zero2, Sharding.zero3]
+_PIECES = (Sharding.zero3, Sharding.fsdp)  # no process has whole weights
 
 
 @dataclass(frozen=True)
@@ -105,22 +106,30 @@ def remedy(setting: Setting, lengths: Lengths, memory: Memory, limit: float) -> 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the model: its parameters, and how many of them train."""
+    """A part of the model: its parameters, how many of them train, and how many are kept in four bits."""
 
     name: str
     parameters: int
     trained: int
+    four_bit: int = 0
 
     @classmethod
-    def of(cls, name: str, module: nn.Module) -> Part:
-        """Counts a module's parameters, tied ones once."""
-        sizes = [(one.numel(), one.requires_grad) for one in module.parameters()]
-        return cls(name, sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains))
+    def of(cls, name: str, parameters: Iterable[nn.Parameter], four_bit: Iterable[nn.Parameter] = ()) -> Part:
+        """Counts parameters, of which some may be kept in four bits."""
+        packed = {id(one) for one in four_bit}
+        sizes = [(one.numel(), one.requires_grad, id(one) in packed) for one in parameters]
+        return cls(
+            name,
+            parameters=sum(size for size, _, _ in sizes),
+            trained=sum(size for size, trains, _ in sizes if trains),
+            four_bit=sum(size for size, _, small in sizes if small),
+        )
 
     @property
     def state(self) -> str:
         """In a word or two."""
-        return "frozen" if not self.trained else "trains" if self.trained == self.parameters else "trains in part"
+        word = "frozen" if not self.trained else "trains" if self.trained == self.parameters else "trains in part"
+        return f"{word}, {self.four_bit:,} in 4 bits" if self.four_bit else word
 
 
 @dataclass(frozen=True)
@@ -199,12 +208,18 @@ def plan_stage(
         extent=extent(setting, lengths),
         cost=cost(setting, lengths, work, device, mfu=mfu),
         parts=parts,
-        memory={sharding.value: both(sharding) for sharding in Sharding},
+        memory={sharding.value: both(sharding) for sharding in _possible(setting, Sharding)},
         peak=peak,
         budget=budget,
         remedy=None if peak.total <= budget else remedy(setting, lengths, memory, budget),
         least=min(footprint(other, lengths, memory).total for other, _, _ in _others(setting)),
     )
+
+
+def _possible(setting: Setting, shardings: Iterable[Sharding]) -> list[Sharding]:
+    """Those that a stage may be run with."""
+    unfit = () if setting.adapter is None else (Sharding.fsdp,) if setting.adapter == "lora" else _PIECES
+    return [sharding for sharding in shardings if sharding not in unfit]
 
 
 def _bytes(footprint: Footprint) -> dict[str, float]:
@@ -214,6 +229,7 @@ def _bytes(footprint: Footprint) -> dict[str, float]:
 def _others(setting: Setting) -> Iterator[tuple[Setting, float, list[str]]]:
     """Settings that train the same and take less memory; with each its price in time, as a rank, and it in words."""
     shardings = _ZERO[_ZERO.index(setting.sharding) :] if setting.sharding in _ZERO else [setting.sharding]
+    shardings = _possible(setting, shardings)
     for number, sharding in enumerate(shardings if setting.gpus > 1 else shardings[:1]):
         for checkpointing in {setting.checkpointing, True}:
             batch, accumulation = setting.batch, setting.accumulation

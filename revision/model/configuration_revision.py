@@ -14,7 +14,8 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_revision.RevisionForConditionalGeneration",
     "AutoProcessor": "processing_revision.RevisionProcessor",
 }
-_CODE = ("configuration_revision.py", "loss_revision.py", "modeling_revision.py", "processing_revision.py")
+_PARTS = ("configuration", "language", "loss", "modeling", "processing")
+_CODE = tuple(f"{part}_revision.py" for part in _PARTS)
 
 
 def copy_code(folder: Path) -> None:

@@ -6,15 +6,73 @@ and as much again for their gradient. Here one chunk of them exists at a time, a
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import nn
 
 MOST_LOGITS = 2**27  # float32 numbers that may exist at a time: half a GiB
 
+# What LLMs of transformers call the factor on their logits, by the name in their config: multiplied, or divided by.
+_FACTORS = ("logit_scale", "lm_head_multiplier")
+_DIVISORS = ("logits_scaling",)
+_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+_MULTIPLIES = ("hyperclovax",)  # types of model whose logits_scaling is a factor
 
-def output_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, Any]:
+
+class Shaping(NamedTuple):
+    """What an LLM does to the numbers that its output layer puts out: y = scale * x, then cap * tanh(y / cap).
+
+    Cohere, Granite and others scale them; Gemma 2 and others cap them (2408.00118, Sec. 2).
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> Shaping:
+        """As the configuration of a causal LM says it; training compares it with the LLM's own pass."""
+        known = config.to_dict()
+        scale = 1.0
+        for name in (*_FACTORS, *_DIVISORS):
+            value = known.get(name)
+            if value is not None:
+                divides = name in _DIVISORS and config.model_type not in _MULTIPLIES
+                scale = scale / float(value) if divides else scale * float(value)
+        cap = next((float(known[name]) for name in _CAPS if known.get(name)), None)
+        return cls(scale, cap)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the output layer's numbers are the logits."""
+        return self == Shaping()
+
+    def logits(self, raw: torch.Tensor) -> torch.Tensor:
+        """Numbers of the output layer to logits float32, for autograd."""
+        logits = raw.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def shape_(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """The same in place, without autograd, and the derivative [like logits] where it is no constant."""
+        if self.scale != 1.0:
+            logits *= self.scale
+        if self.cap is None:
+            return None
+        logits /= self.cap
+        logits.tanh_()
+        slope = logits.square().neg_().add_(1.0)
+        logits *= self.cap
+        return slope
+
+
+PLAIN = Shaping()
+
+
+def output_loss(
+    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, shaping: Shaping = PLAIN
+) -> tuple[torch.Tensor, Any]:
     """Summed cross-entropy of an output layer, and its logits where there are few.
 
     Args:
@@ -22,14 +80,16 @@ def output_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) ->
             than `MOST_LOGITS` logits; any other (sharded by an engine, wrapped by an adapter) is called once.
         hidden: [n, H].
         targets: int64 [n].
+        shaping: of the layer's numbers into logits.
 
     Returns:
         The sum in float32, and logits float32 [n, V], or None where they were computed in chunks.
     """
     if is_whole_linear(head) and len(targets) * head.out_features > MOST_LOGITS:
-        chunk = max(1, MOST_LOGITS // head.out_features)
-        return linear_cross_entropy(hidden, head.weight, targets, bias=head.bias, chunk=chunk), None
-    logits = head(hidden).float()
+        copies = 1 if shaping.cap is None else 2  # a cap's derivative is as large as the logits
+        chunk = max(1, MOST_LOGITS // copies // head.out_features)
+        return linear_cross_entropy(hidden, head.weight, targets, bias=head.bias, chunk=chunk, shaping=shaping), None
+    logits = shaping.logits(head(hidden))
     return nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="sum"), logits
 
 
@@ -46,6 +106,7 @@ def linear_cross_entropy(
     *,
     bias: torch.Tensor | None = None,
     chunk: int = 1024,
+    shaping: Shaping = PLAIN,
 ) -> torch.Tensor:
     """Cross-entropy of `hidden @ weight.T + bias`, summed over positions, as torch computes it from float32 logits.
 
@@ -58,8 +119,10 @@ def linear_cross_entropy(
         targets: int64 [n].
         bias: [V] or None.
         chunk: positions at a time.
+        shaping: of the products into logits.
     """
-    total: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, chunk, torch.is_grad_enabled())
+    settings = (chunk, shaping, torch.is_grad_enabled())
+    total: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, settings)
     return total
 
 
@@ -71,9 +134,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
-        chunk: int,
-        differentiate: bool,
+        settings: tuple[int, Shaping, bool],
     ) -> torch.Tensor:
+        chunk, shaping, differentiate = settings
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         needed = [differentiate and need for need in ctx.needs_input_grad[:3]]
@@ -88,6 +151,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(targets), chunk):
                 part, wanted = hidden[start : start + chunk].to(dtype), targets[start : start + chunk, None]
                 logits = nn.functional.linear(part, table, shift).float()
+                slope = shaping.shape_(logits)
                 logits -= logits.amax(dim=-1, keepdim=True)
                 chosen = logits.gather(1, wanted)
                 sums = logits.exp_().sum(dim=-1, keepdim=True)
@@ -95,7 +159,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if any(needed):
                     # From here on what was the logits is the gradient of the sum in them: softmax minus one-hot.
                     logits.div_(sums).scatter_add_(1, wanted, torch.full_like(chosen, -1))
+                    if slope is not None:
+                        logits *= slope
+                    if shaping.scale != 1.0:
+                        logits *= shaping.scale
                     _add(gradients, start, part, table, logits)
+                del logits, slope  # before the next ones are made
         ctx.dtypes = [None if one is None else one.dtype for one in like]
         ctx.save_for_backward(*gradients)
         return total
@@ -107,7 +176,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if one is None else (one * outer).to(dtype)
             for one, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*scaled, None, None, None)
+        return (*scaled, None, None)
 
 
 def _add(

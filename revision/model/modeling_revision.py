@@ -5,25 +5,21 @@ Shapes: B sequences, L positions, H hidden size of the LLM, N pictures, d dimens
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from importlib import import_module
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedModel
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import set_zero3_state
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_revision import RevisionConfig, copy_code
-from .loss_revision import is_whole_linear, output_loss
-from .processing_revision import IMAGE_TOKEN
+from .language_revision import add_image_token, load_language_model, token_spread
+from .loss_revision import Shaping, is_whole_linear, output_loss
 
 IGNORED = -100  # label of a position that nothing is learned from
 
@@ -77,6 +73,7 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # First, since transformers takes a model's dtype from its first parameter: it must be the LLM's.
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.projector = RevisionProjector(config)
+        self.shaping = Shaping.of(config.text_config)
         self.fused_loss: Any = None  # (output layer, hidden [n, H], targets [n]) -> sum; set by training on a GPU
         self.post_init()
 
@@ -101,13 +98,15 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         projector_hidden_size: int | None = None,
         input_scale: float | None = None,
         output_norm: bool = True,
+        table_multiple: int | None = None,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> tuple[RevisionForConditionalGeneration, Any]:
         """A pretrained LLM behind a fresh projector.
 
         The image token is added to the tokenizer. Where its id lies beyond the embedding table the table grows, by rows
-        that are the mean of the others; every other row is left as it was.
+        that are the mean of the others; every other row is left as it was. Visual tokens take on the spread of what
+        the LLM's embedding layer puts out, in which the scale of Gemma's is contained.
 
         Args:
             llm: folder or hub name of a causal LM with its tokenizer.
@@ -115,6 +114,7 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_visual_tokens, visual_tokens, projector_depth, output_norm: as in `RevisionConfig`.
             projector_hidden_size: None: the LLM's hidden size.
             input_scale: None: sqrt(d).
+            table_multiple: of which the rows of a table that has to grow become a multiple; None: as few as will do.
             dtype: of the LLM's weights.
             seed: of the projector's weights.
 
@@ -124,11 +124,9 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: the LLM cannot be read.
         """
-        language_model, tokenizer = _load_language_model(llm, dtype)
-        table = language_model.get_input_embeddings()
-        with torch.no_grad(), _whole([table.weight]):
-            output_std = float(table(torch.arange(table.num_embeddings, device=table.weight.device)).float().std())
-        image_token_id = _add_image_token(language_model, tokenizer)
+        language_model, tokenizer = load_language_model(llm, dtype)
+        output_std = token_spread(language_model)  # before rows of our own
+        image_token_id = add_image_token(language_model, tokenizer, multiple=table_multiple)
         hidden = language_model.config.hidden_size
         config = RevisionConfig(
             text_config=language_model.config,
@@ -266,10 +264,10 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         learned = targets != IGNORED
         head, inputs, wanted = self.get_output_embeddings(), hidden[:, :-1][learned], targets[learned]
         logits = None
-        if self.fused_loss is not None and is_whole_linear(head) and len(wanted) > 0:
+        if self.fused_loss is not None and self.shaping.is_plain and is_whole_linear(head) and len(wanted) > 0:
             total = self.fused_loss(head, inputs, wanted)
         else:
-            total, logits = output_loss(head, inputs, wanted.to(inputs.device))
+            total, logits = output_loss(head, inputs, wanted.to(inputs.device), self.shaping)
         items = learned.sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=total / items, logits=logits)
 
@@ -298,43 +296,3 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
             groups = image_embeds.split(pictures.tolist())
             image_embeds = torch.cat([group for group in groups for _ in range(expand_size)])
         return expanded, {**kwargs, "image_embeds": image_embeds}
-
-
-def padded_rows(rows: int, multiple: int = 64) -> int:
-    """Rows that an embedding table grows to when it needs so many: matrix products of odd widths are slow on GPUs."""
-    return -(-rows // multiple) * multiple
-
-
-def _load_language_model(llm: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(llm)
-        language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"model.llm={llm} cannot be read as a causal LM with its tokenizer ({reason}); give a folder with "
-            "config.json, weights and tokenizer, or the name of one on the hub"
-        ) from error
-    language_model.config._name_or_path = ""  # a path of this machine has no place in checkpoints
-    return language_model, tokenizer
-
-
-def _add_image_token(language_model: Any, tokenizer: Any) -> int:
-    """Adds the image token where the tokenizer lacks it, and rows for it where the tables end before it."""
-    tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    rows = language_model.get_input_embeddings().num_embeddings
-    if image_token_id >= rows:
-        language_model.resize_token_embeddings(padded_rows(image_token_id + 1), mean_resizing=False)
-        weights = {language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight}
-        with torch.no_grad(), _whole(list(weights)):
-            for weight in weights:
-                weight[rows:] = weight[:rows].float().mean(dim=0).to(weight.dtype)
-    return image_token_id
-
-
-def _whole(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
-    """Parameters put together while it lasts, where ZeRO-3 holds them in pieces; what rank 0 writes into them stays."""
-    # By name: transformers wants every module that these files import before it loads them from a checkpoint.
-    zero = import_module("deepspeed").zero if is_deepspeed_zero3_enabled() else None
-    return nullcontext() if zero is None else zero.GatheredParameters(parameters, modifier_rank=0)

@@ -104,6 +104,9 @@ class RevisionProcessor(ProcessorMixin):
             raise ValueError(
                 f"the text has {wanted} {self.image_token} marks, but {given} pictures are given; give one for each"
             )
+        bos = self.tokenizer.bos_token
+        if bos and texts and all(one.startswith(bos) for one in texts):
+            kwargs.setdefault("add_special_tokens", False)  # the template wrote it; there must not be two
         encoded = dict(self.tokenizer([self.expand(one) for one in texts], **kwargs))
         if image_embeds is not None:
             encoded["image_embeds"] = torch.as_tensor(image_embeds, dtype=torch.float32)
@@ -121,6 +124,8 @@ class RevisionProcessor(ProcessorMixin):
         if any(pictures) and kwargs.get("tokenize", False):
             images = list(pictures) if batched else pictures[0]
             kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), "images": images}
+        if kwargs.get("tokenize", False):  # the template writes every special token, as in training
+            kwargs["processor_kwargs"] = {"add_special_tokens": False, **(kwargs.get("processor_kwargs") or {})}
         return super().apply_chat_template(list(flat) if batched else flat[0], *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:

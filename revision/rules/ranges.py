@@ -31,6 +31,7 @@ AT_LEAST: Mapping[str, float] = {
     "gap.held_out": 2,
     "gap.trials": 1,
     "model.num_visual_tokens": 1,
+    "model.table_multiple": 1,
     "model.projector.depth": 1,
     "model.projector.hidden_size": 1,
     "pretrain.noise_std": 0,

@@ -29,6 +29,7 @@ class ModelConfig:
     visual_tokens: VisualTokens = VisualTokens.slots
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     chat_template: str | None = None  # file; None: the LLM's own, or ours where it marks no answer
+    table_multiple: int | None = None  # of the rows that its table grows to for the image token; None: one row more
 
 
 @dataclass

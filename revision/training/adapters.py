@@ -64,14 +64,7 @@ class Adapter:
         _require_engine(arguments, method)
         self.model = model
         self._method = method
-        self._config = peft.LoraConfig(
-            r=rank,
-            lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it only
-            lora_dropout=dropout,
-            target_modules=_targeted(model, targets),
-            use_dora=method == "dora",
-            task_type="CAUSAL_LM",
-        )
+        self._config = _config(model, method, rank, alpha, dropout, targets)
         if method == "qlora":
             dtype = torch.bfloat16 if arguments.bf16 else torch.float32
             _to_four_bits(model, device=arguments.device, dtype=dtype)
@@ -141,6 +134,53 @@ class Adapter:
         return None
 
 
+def sketch_adapter(
+    model: RevisionForConditionalGeneration, *, method: str, rank: int, targets: Sequence[str]
+) -> list[nn.Parameter]:
+    """Puts the matrices of an adapter into a model on the meta device, to be counted.
+
+    Args:
+        model: changed in place, as by `Adapter`.
+        method, rank, targets: as of `Adapter`.
+
+    Returns:
+        The weights that the method keeps in four bits; here they are whole.
+
+    Raises:
+        ValueError: a target that matches nothing.
+    """
+    packed: list[Any] = []
+    if method == "qlora":
+        packed = [_plain_linear(name, linear).weight for name, linear in _linear_layers(model)]
+    with torch.device("meta"):
+        LoraModel(model, _config(model, method, rank, 1.0, 0.0, targets), _NAME)
+    return packed
+
+
+def _config(
+    model: RevisionForConditionalGeneration,
+    method: str,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: Sequence[str],
+) -> peft.LoraConfig:
+    return peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it only
+        lora_dropout=dropout,
+        target_modules=_targeted(model, targets),
+        use_dora=method == "dora",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _plain_linear(name: str, layer: nn.Module) -> nn.Linear:
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(f"adapter.method = qlora: {name} is no plain linear layer; set adapter.method=lora")
+    return layer
+
+
 def _targeted(model: RevisionForConditionalGeneration, targets: Sequence[str]) -> list[str]:
     """Full names of the layers that the targets stand for."""
     names = [name for name, _ in _linear_layers(model)]
@@ -207,9 +247,8 @@ def _to_four_bits(model: RevisionForConditionalGeneration, *, device: torch.devi
             "install it, or set adapter.method=lora"
         ) from error
     try:
-        for name, linear in list(_linear_layers(model)):
-            if not isinstance(linear, nn.Linear):
-                raise ValueError(f"adapter.method = qlora: {name} is no plain linear layer; set adapter.method=lora")
+        for name, layer in list(_linear_layers(model)):
+            linear = _plain_linear(name, layer)
             options = {"quant_type": "nf4", "compress_statistics": True}
             small = bitsandbytes.nn.Linear4bit(
                 linear.in_features, linear.out_features, bias=False, compute_dtype=dtype, device="meta", **options

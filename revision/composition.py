@@ -198,7 +198,9 @@ def _check_glob(known: Sequence[str], override: Override) -> None:
     """Hydra makes a sweep without jobs of a pattern that fits nothing, and says nothing."""
     group = override.key_or_group
     if not known:
-        raise ConfigError(f"glob(...) chooses among the files of a group, which {group} is not: list its values instead.")
+        raise ConfigError(
+            f"glob(...) chooses among the files of a group, which {group} is not: list its values instead."
+        )
     if not [*_values(override)]:
         raise ConfigError(f"group '{group}' has no option of such a name; it has: {', '.join(known)}.")
 

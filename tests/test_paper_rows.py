@@ -1,4 +1,4 @@
-"""Experiments that stand for rows of the paper: what they differ in, their index, their plan, and a few steps of each."""
+"""Experiments that stand for rows of the paper: what they differ in, their index, their plan, a few steps of each."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DIFFERENCES = {
     "textonly_quantile": ("textonly_realign", {"alignment"}),
 }
 WITHOUT_STAGE_1 = "table6_no_stage1"
-# Rows that are unlike each other in what stage 2 and `plan` do; the others differ from them in values, or in what stage 1
+# Rows unlike each other in what stage 2 and `plan` do; the others differ from them in values, or in what stage 1
 # alone looks at. These go all the way in seconds, all rows in the slow tests.
 UNLIKE = ["table1_revision", "table2_paired", "table2_unicorn", WITHOUT_STAGE_1, "table7_sft30", "textonly_realign"]
 

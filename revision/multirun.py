@@ -49,8 +49,6 @@ def sweep(hydra: Hydra, command: str, overrides: Sequence[str]) -> int:
     if not isinstance(batches, list):
         return 0  # another sweeper reports its jobs itself
     outcomes = outcomes_of(batches)
-    if not outcomes:  # of a glob under hydra.sweeper.params; on the command line it has been checked
-        raise ConfigError("the sweep has no job: a pattern in hydra.sweeper.params fits no option of its group.")
     code = report(outcomes)
     if command in TABLE_COMMANDS:
         for folder in dict.fromkeys(outcome.sweep for outcome in outcomes):

@@ -22,7 +22,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -143,6 +143,7 @@ def check_overrides(hydra: Hydra, overrides: Sequence[str]) -> list[str]:
     for text in overrides:
         try:
             override = parser.parse_override(text)
+            override.config_loader = hydra.config_loader  # for glob(...)
         except HydraException as error:
             raise ConfigError(f"'{text}' on the command line is not an override: write field=value.") from error
         if override.is_hydra_override():
@@ -152,6 +153,8 @@ def check_overrides(hydra: Hydra, overrides: Sequence[str]) -> list[str]:
             raise ConfigError(f"'{text}' on the command line names no field: write field=value.")
         try:
             is_group = bool(options(override.key_or_group))
+            if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+                _check_glob(options(override.key_or_group), override)
             if is_group and not any(isinstance(value, dict) for value in _values(override)):
                 _check_option(options, override)
             else:
@@ -189,6 +192,17 @@ def _values(override: Override) -> Iterator[Any]:
         yield override.value()
     elif override.is_discrete_sweep():
         yield from map(Override._convert_value, override.sweep_iterator())
+
+
+def _check_glob(known: Sequence[str], override: Override) -> None:
+    """Hydra makes a sweep without jobs of a pattern that fits nothing, and says nothing."""
+    group = override.key_or_group
+    if not known:
+        raise ConfigError(
+            f"glob(...) chooses among the files of a group, which {group} is not: list its values instead."
+        )
+    if not [*_values(override)]:
+        raise ConfigError(f"group '{group}' has no option of such a name; it has: {', '.join(known)}.")
 
 
 def _check_option(options: Callable[[str], list[str]], override: Override) -> None:

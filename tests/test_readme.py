@@ -23,7 +23,8 @@ from revision.rows import Rows
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+INDEX = ROOT / "configs" / "experiment" / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", INDEX, *sorted((ROOT / "docs").glob("*.md"))]
 # Folders that runs, builds and users make; what lies in them is not in the repository.
 MADE = ("runs/", "data/", "configs/local/default.yaml")
 
@@ -59,6 +60,11 @@ def test_every_command_line_composes(
     (tmp_path / "my_configs" / "experiment" / "mine.yaml").write_text(experiment)
     monkeypatch.chdir(tmp_path)
     command, *arguments = [word for word in words if word not in ("-m", "--help")]
+    globs = [re.fullmatch(r"(\w+)=glob\((.+)\)", word) for word in arguments]
+    arguments = [
+        word if glob is None else f"{glob[1]}={min((ROOT / 'configs' / glob[1]).glob(glob[2] + '.yaml')).stem}"
+        for word, glob in zip(arguments, globs, strict=True)
+    ]
     shown = [word if "," not in word or '"' in word else word.split(",")[0] for word in arguments]
     assert main([command, *shown, *([] if "--cfg" in shown else ["--cfg", "job"])]) == 0
     assert "runs: runs" in capsys.readouterr().out

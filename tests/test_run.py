@@ -177,6 +177,33 @@ def test_broken_rule_in_one_job_is_that_jobs_failure(capfd: pytest.CaptureFixtur
     assert "embed.shard_size=0: embed.shard_size = 0: must be at least 1." in capfd.readouterr().out
 
 
+def test_a_pattern_of_experiments_runs_each_under_its_own_name(capfd: pytest.CaptureFixture[str]) -> None:
+    """So that one of them alone, later, finds what it has made."""
+    pattern = "experiment=glob([table1_*,table3_*],exclude=*_revision)"
+    assert main(["align", "-m", pattern]) == 0
+    found = {line["config"]["name"]: line["config"]["alignment"]["method"] for line in log()}
+    assert found == {"table1_c3": "c3", "table1_none": "none", "table3_bca": "blockwise"}
+    assert "3 of 3 jobs finished" in capfd.readouterr().out
+    assert Path("runs/table1_c3/align/finished.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["-m", "experiment=glob(tabel*)"], "group 'experiment' has no option of such a name; it has: nano, "),
+        (["-m", "seed=glob(*)"], "glob(...) chooses among the files of a group, which seed is not: list its values"),
+        (["experiment=glob(table1_*)"], "holds several values: add -m to sweep over them"),
+    ],
+)
+def test_a_pattern_that_fits_nothing_is_one_sentence(
+    words: list[str], why: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["align", *words]) == 2
+    error = capfd.readouterr().err
+    assert why in error and error.count("\n") == 1
+    assert log() == []
+
+
 def test_table_is_drawn_over_all_jobs_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     import revision.evaluation.table
 

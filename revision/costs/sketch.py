@@ -22,7 +22,11 @@ KNOWN_SHAPES = {
     "meta-llama/Meta-Llama-3-8B-Instruct": LlamaConfig(
         vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=8, max_position_embeddings=8192, rms_norm_eps=1e-5, tie_word_embeddings=False,
-    )
+    ),
+    "meta-llama/Meta-Llama-3-70B-Instruct": LlamaConfig(
+        vocab_size=128256, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
+        num_key_value_heads=8, max_position_embeddings=8192, rms_norm_eps=1e-5, tie_word_embeddings=False,
+    ),
 }  # fmt: skip
 
 _ATTENTION = "revision_sketch"

@@ -35,6 +35,7 @@ def filtered(quality: Quality, met: Duplicates) -> line.Convert:
     """Captions that pass the filter; the others are rejected with the reason."""
 
     def convert(identity: str, row: line.Row) -> line.Records:
+        """A row to its records; one that the filter refuses is an error that says why."""
         records = list(llava.captions(identity, row))
         text = records[0][1]["text"]
         fault = quality.fault(text) or met.fault(text)

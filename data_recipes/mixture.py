@@ -141,6 +141,7 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
         raise ValueError("give --texts, --conversations or both")
 
     def rows() -> Iterator[tuple[str, Row]]:
+        """Rows of both kinds, each with the file that it goes into."""
         settings = {"repeat": options.repeat, "seed": options.seed}
         if texts:
             yield from (("texts", row) for row in mixed("texts", options.root, texts, options.total, **settings))

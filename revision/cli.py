@@ -61,6 +61,7 @@ class _Parser(argparse.ArgumentParser):
     """Raises instead of ending the process, so that a mistake here is told as all others are."""
 
     def error(self, message: str) -> NoReturn:
+        """argparse's own leaves with a usage page; ours is one sentence."""
         from revision.composition import ConfigError
 
         raise ConfigError(f"{self.prog}: {message}; see `{self.prog} --help`.")

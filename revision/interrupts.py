@@ -28,6 +28,7 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
+        """As a shell reports a process that a signal ended."""
         return 128 + self.signal
 
 

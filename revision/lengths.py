@@ -177,6 +177,7 @@ def _lines(changes: list[_Change]) -> Callable[[HashingFile], None]:
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def write(file: HashingFile) -> None:
+        """Writes the content."""
         file.write(content.encode())
 
     return write

@@ -38,6 +38,7 @@ def start(words: Sequence[str]) -> int:
     passed: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        """Hands a signal on to the child."""
         passed.append(number)
         child.send_signal(number)
 

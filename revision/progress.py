@@ -41,14 +41,17 @@ class _ProgressLines(Progress):
     _next = 0.0
 
     def start(self) -> None:
+        """Starts the clock of the lines too."""
         self._next = time.monotonic() + LINE_SECONDS
         super().start()
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """As rich does, with a line now and then."""
         super().advance(task_id, advance)
         self._line(self._tasks[task_id])
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
+        """As rich does, with a line now and then."""
         super().update(task_id, **changes)
         self._line(self._tasks[task_id])
 

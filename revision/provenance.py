@@ -38,6 +38,7 @@ def _git() -> dict[str, Any] | None:
         return None
 
     def ask(*words: str) -> str:
+        """What git answers."""
         done = subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True)
         return done.stdout.strip()
 

@@ -164,6 +164,7 @@ def train_and_save(
     output = rundir.folder(config, command)
 
     def save(weights: dict[str, torch.Tensor] | None, summary: dict[str, float]) -> None:
+        """Merges the adapter, if there is one, and writes the folder."""
         shutil.rmtree(output / ADAPTER, ignore_errors=True)  # one of an earlier run fits no more
         if adapter is not None:
             if config.adapter.keep:

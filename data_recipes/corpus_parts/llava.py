@@ -50,6 +50,7 @@ def talks(root: str = "", *, image_of: Callable[[Row], Any] = lambda row: row.ge
     """
 
     def convert(identity: str, row: Row) -> Records:
+        """A row to its records."""
         turns = row.get("conversations")
         if not isinstance(turns, list):
             raise ValueError("it has no list 'conversations'")

@@ -207,6 +207,7 @@ class Alignment(ABC):
         keys = None if row_ids is None else row_keys(row_ids)
 
         def mapping(unit: torch.Tensor, of: np.ndarray | None) -> torch.Tensor:
+            """The method's map at this epoch."""
             return self._map(unit, of, epoch)
 
         return applied(rows, keys, "text", mapping, self.dim)

@@ -80,6 +80,7 @@ class _Watched:
         self._passes = 0
 
     def chunks(self, size: int) -> Iterator[np.ndarray]:
+        """The rows of the store, each pass under a bar of its own."""
         self._passes += 1
         self._progress.reset(self._task, visible=True, description=f"{self._name}, pass {self._passes}")
         for chunk in self._store.chunks(size):
@@ -87,6 +88,7 @@ class _Watched:
             self._progress.advance(self._task, len(chunk))
 
     def fingerprint(self) -> str:
+        """That of the store."""
         return self._store.fingerprint()
 
 

@@ -192,6 +192,7 @@ def _write_images(
     waiting: deque[_Batch] = deque()
 
     def ahead() -> Iterator[list[Picture]]:
+        """Pictures of the batches to come, whose shard and ids are left in `waiting`."""
         for shard, records in shards:
             for batch in _batches(records, batch_size):
                 waiting.append(_Batch(shard, [(record.id, str(record.picture)) for record in batch]))

@@ -64,6 +64,7 @@ def run(config: Config) -> None:
         task = progress.add_task("geometry", total=_count_steps(config))
 
         def on_step(step: str) -> None:
+            """Moves the bar."""
             progress.update(task, advance=1, description=step)
 
         alignments = _alignments(config, sides, on_step)

@@ -75,6 +75,7 @@ def counter(
     processor = build_processor(tokenizer, num_visual_tokens=visual, chat_template=chosen)
 
     def count(talk: Sequence[Message]) -> tuple[int, int, bool]:
+        """Tokens, labels, and whether a picture is in it."""
         encoded = encode(processor, talk, name=f"'{talk[-1].content[:40]}'", max_length=max_length)
         return len(encoded.input_ids), int((encoded.labels != IGNORED).sum()), _pictured(talk)
 

@@ -220,6 +220,7 @@ class _Kept:
 
     @classmethod
     def of(cls, model: Any, *, half: bool) -> _Kept:
+        """What passes through a model keep: as it trains, and as if all of it did."""
         saved = alive = saved_bytes(model, half=half)
         if not all(one.requires_grad for one in model.get_decoder().parameters()):
             alive = saved_bytes(copy.deepcopy(model).requires_grad_(True), half=half)

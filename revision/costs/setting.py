@@ -61,6 +61,7 @@ def setting_of(
     defaults = {one.name: one.default for one in fields(TrainingArguments)}
 
     def value(name: str) -> Any:
+        """A field of the trainer, or transformers' default."""
         return trainer.get(name, defaults[name])
 
     zero = (options or {}).get("zero_optimization") or {}

@@ -128,11 +128,13 @@ def saved_bytes(model: RevisionForConditionalGeneration, *, half: bool) -> Saved
     decoder.config._attn_implementation = _ATTENTION
 
     def decode(sequences: int) -> int:
+        """Bytes that the decoder keeps for so many sequences."""
         with FakeTensorMode():
             inputs = torch.zeros(sequences, _LENGTH, text.hidden_size, dtype=table.dtype).requires_grad_(reached)
             return _kept(decoder, {"inputs_embeds": inputs, "use_cache": False}, autocast)
 
     def project(pictures: int) -> int:
+        """Bytes that the projector keeps for so many pictures."""
         with FakeTensorMode():
             return _kept(model.projector, {"embeds": torch.zeros(pictures, model.config.embed_dim)}, autocast)
 
@@ -159,6 +161,7 @@ def _kept(module: nn.Module, inputs: dict[str, Any], autocast: bool) -> int:
     held: list[weakref.ref[_Held]] = []
 
     def pack(tensor: torch.Tensor) -> _Held:
+        """Notes a tensor that autograd keeps."""
         one = _Held(tensor)
         held.append(weakref.ref(one))
         return one

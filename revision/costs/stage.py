@@ -196,6 +196,7 @@ def plan_stage(
     peak, budget = footprint(setting, lengths, memory), (device.memory_gib - reserve_gib) * GIB
 
     def both(sharding: Sharding) -> tuple[Footprint, Footprint]:
+        """Footprints without and with checkpointing."""
         without, with_it = (
             footprint(replace(setting, sharding=sharding, checkpointing=value), lengths, memory)
             for value in (False, True)

@@ -57,6 +57,7 @@ class _Block(nn.Module):
         self.fn = nn.Sequential(nn.Linear(dim, inner), nn.GELU(), nn.Identity(), nn.Linear(inner, dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, d] to [n, d]."""
         return x + self.fn(self.ln(x))
 
 

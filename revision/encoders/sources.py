@@ -144,6 +144,7 @@ def architecture_sha256(config: dict[str, Any]) -> str:
     """sha256 of a config.json without what says where and with what it was saved."""
 
     def content(value: Any) -> Any:
+        """A description without the places where its files lie."""
         if not isinstance(value, dict):
             return value
         return {key: content(entry) for key, entry in value.items() if key not in _PLACES}

@@ -42,6 +42,7 @@ def _recall(name: str, title: str, field: str, k: int) -> Metric:
 
 def _chance(k: int) -> Metric:
     def value(row: Row) -> float:
+        """Chance of a name among the first k."""
         return min(1.0, k / row["candidates"])
 
     return Metric(f"naming_r{k}_chance", f"chance R@{k}", needs="candidates", value=value, percent=True)

@@ -33,6 +33,7 @@ class _Fonts:
 
     @classmethod
     def load(cls) -> _Fonts:
+        """The fonts that come with matplotlib, so that sheets look alike everywhere."""
         regular = findfont(FontProperties(family="DejaVu Sans"))
         heavy = findfont(FontProperties(family="DejaVu Sans", weight="bold"))
         return cls(

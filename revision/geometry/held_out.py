@@ -104,6 +104,7 @@ class _Trial:
 
     @classmethod
     def of(cls, domain: Domain, held_out: int, most: int, seed: list[int]) -> _Trial:
+        """A draw of rows to fit on and rows to hold out."""
         text, image = (
             _draw(side, held_out + most, [*seed, number]) for number, side in enumerate((domain.text, domain.image))
         )
@@ -126,6 +127,7 @@ class _Outcome:
 
     @classmethod
     def of(cls, alignment: Alignment, sides: tuple[np.ndarray, np.ndarray], trial: _Trial) -> _Outcome:
+        """What an alignment that was fitted on the trial leaves there."""
         try:
             fitted = alignment.fit(*sides, measure_gap=False)
             return cls({**_left(fitted, trial.text_out, trial.image_out, trial.target)}, None)
@@ -244,6 +246,7 @@ class _Moments:
 
     @classmethod
     def of(cls, rows: np.ndarray) -> _Moments:
+        """Mean and covariance of rows [n, d]."""
         return cls(rows.mean(axis=0, dtype=np.float64), measures.covariance(rows))
 
 

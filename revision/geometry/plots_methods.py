@@ -58,6 +58,7 @@ def _panels(report: dict[str, Any]) -> Iterable[_Panel]:
         return {name: numbers[field] for name, numbers in against.items()}
 
     def own(field: str) -> tuple[dict[str, float], float]:
+        """A measure of each cloud, and that of the images."""
         clouds = report["clouds"]
         return {name: clouds[name][field] for name in against}, clouds["image"][field]
 

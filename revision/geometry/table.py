@@ -73,6 +73,7 @@ def _cloud_lines(report: dict[str, Any]) -> Iterator[Line]:
         return [*(against[name][field] for name in texts), halves.get(field)]
 
     def own(field: str) -> list[float | None]:
+        """A measure of each cloud, the images last."""
         return [clouds[name][field] for name in [*texts, "image"]]
 
     gaps = [*(report["centroid_gap_all_rows"][name] for name in texts), None]

@@ -136,6 +136,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         settings: tuple[int, Shaping, bool],
     ) -> torch.Tensor:
+        """The sum, and at once the gradients that will be asked for: the logits are there now and never again."""
         chunk, shaping, differentiate = settings
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -172,6 +173,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradients of `forward`, scaled."""
         scaled = (
             None if one is None else (one * outer).to(dtype)
             for one, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)

@@ -88,6 +88,7 @@ def count_records(location: Location, kind: Literal["text", "image"], fields: Fi
     """
 
     def rows() -> Iterator[Located]:
+        """Rows as they stand, with their places."""
         return located(location, "texts" if kind == "text" else "images", fields=fields, pictures=False)
 
     check: Callable[[str, Row], Text | Image] = text_of if kind == "text" else _image_anywhere

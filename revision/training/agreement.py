@@ -66,9 +66,11 @@ def _difference(model: RevisionForConditionalGeneration, language_model: Any) ->
     ramps: list[torch.Tensor] = []
 
     def note(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Keeps what reaches the output layer."""
         reached.append(inputs[0])
 
     def replace(_layer: nn.Module, _inputs: Any, raw: torch.Tensor) -> torch.Tensor:
+        """Puts a ramp in the place of the layer's numbers."""
         ramps.append(torch.linspace(-_REACH, _REACH, raw.shape[-1], device=raw.device).expand(raw.shape))
         return ramps[-1]
 

@@ -36,6 +36,7 @@ def make_order(strategy: str, samples: int, *, batch: int, seed: int, lengths: C
     known = lengths() if strategy == "group_by_length" else []
 
     def order(epoch: int) -> Sequence[int]:
+        """Places of the samples, in the order of an epoch."""
         generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
         if strategy == "group_by_length":
             return get_length_grouped_indices(known, batch, generator=generator)

@@ -72,6 +72,7 @@ def training_step(layers: int) -> float:
     embeds = torch.nn.functional.normalize(torch.randn(BATCH, DIM), dim=1)
 
     def step() -> None:
+        """Forward and backward."""
         found = model(input_ids=ids, image_embeds=embeds, labels=labels)
         assert found.loss is not None
         found.loss.backward()
@@ -107,9 +108,11 @@ def on_a_gpu(alignment: Alignment, count: int) -> None:
     rows = torch.from_numpy(unit_rows(count, DIM, 0)).cuda()
 
     def timed(work: object) -> float:
+        """Seconds on the device."""
         assert callable(work)
 
         def done() -> None:
+            """Waits for the device."""
             work()
             torch.cuda.synchronize()
 

@@ -35,6 +35,7 @@ def from_a_map(text: np.ndarray, image: np.ndarray) -> None:
     """Fit beside sums that read the same bytes as often."""
 
     def sums() -> None:
+        """As many passes over the same bytes as fitting makes."""
         for rows in (text, image, text, text):
             torch.from_numpy(rows).sum(dim=0, dtype=torch.float32)
 

@@ -18,6 +18,7 @@ def seconds(work: Callable[[], Any], repeats: int = 2) -> float:
     """The fastest of a few runs, so that first touches of memory do not count."""
 
     def once() -> float:
+        """Seconds of one run."""
         started = time.perf_counter()
         work()
         return time.perf_counter() - started

@@ -70,6 +70,7 @@ def ways(examples: Sequence[Example], batch: int, pad: int) -> dict[str, tuple[s
     padded, packed = Collator(pad), PackedCollator(boundaries=not on_gpu)
 
     def cut(places: np.ndarray) -> list[dict[str, Any]]:
+        """Padded batches of samples in this order."""
         return [padded([examples[place] for place in places[at : at + batch]]) for at in range(0, len(places), batch)]
 
     packs = PackPlan(lengths, budget_for(lengths, batch)).epoch(0)

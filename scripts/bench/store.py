@@ -65,6 +65,7 @@ def measure(path: Path, rows: int, dim: int) -> None:
     batches = batches_of(rows)
 
     def read(source: EmbeddingStore) -> None:
+        """All batches."""
         for batch in batches:
             source.rows(batch)
 

@@ -66,6 +66,7 @@ class _Machine:
         self.keys: dict[int, str] = {}  # of dicts, by where they lie: records share theirs
 
     def run(self) -> Any:
+        """Reads to the end and returns what is on top of the stack."""
         if self.data[:1] != b"\x80":
             raise self.refusal("is no pickle of protocol 2 to 5; write it with pickle.dump and no protocol")
         try:
@@ -86,6 +87,7 @@ class _Machine:
             raise self.refusal(f"is damaged near byte {self.place:,}; write or copy it again") from error
 
     def refusal(self, what: str) -> ValueError:
+        """The error for a file that says what it may not."""
         return ValueError(f"{self.where} {plain(what)}")
 
     def skip(self, count: int) -> int:
@@ -97,17 +99,20 @@ class _Machine:
         return start
 
     def number(self, width: int, *, signed: bool = False) -> int:
+        """The integer that the next bytes hold, little end first."""
         start = self.skip(width)
         if width == 1 and not signed:
             return self.data[start]
         return int.from_bytes(self.data[start : start + width], "little", signed=signed)
 
     def span(self, width: int, encoding: Encoding) -> None:
+        """Pushes where a string lies, of which the next bytes are the length and the text."""
         length = self.number(width)
         start = self.skip(length)
         self.stack.append(Span(start, start + length, encoding))
 
     def line(self) -> str:
+        """The text up to the next line break."""
         end = self.data.find(b"\n", self.place)
         start = self.skip((self.size + 1 if end < 0 else end + 1) - self.place)
         return self.data[start:end].decode("utf-8")
@@ -118,10 +123,12 @@ class _Machine:
         return items
 
     def mark(self) -> None:
+        """Begins a tuple, list or dict whose items follow."""
         self.below.append(self.stack)
         self.stack = []
 
     def pushed_tuple(self, count: int) -> None:
+        """Puts the topmost items into a tuple."""
         items = tuple(self.stack[len(self.stack) - count :])
         if len(items) != count:
             raise IndexError
@@ -129,12 +136,14 @@ class _Machine:
         self.stack.append(items)
 
     def extend(self, items: list[Any]) -> None:
+        """Adds items to the list on top."""
         target = self.stack[-1]
         if type(target) is not list:
             raise TypeError
         target.extend(items)
 
     def update(self, items: list[Any]) -> None:
+        """Adds keys and values, one after the other, to the dict on top."""
         target = self.stack[-1]
         if type(target) is not dict or len(items) % 2:
             raise TypeError
@@ -142,6 +151,7 @@ class _Machine:
             target[self.key(key)] = value
 
     def key(self, key: Any) -> str | int | float:
+        """A key as a plain value; a string is read from where it lies, once."""
         if isinstance(key, Span):
             found = self.keys.get(key.start)
             if found is None:
@@ -152,6 +162,7 @@ class _Machine:
         raise self.refusal("has a dict whose keys are neither texts nor numbers; write one with ids as keys")
 
     def named(self, module: str, name: str) -> None:
+        """Pushes what stands for an admitted global, and refuses any other."""
         known = _ADMITTED.get(f"{module}.{name}")
         if known is None:
             raise self.refusal(
@@ -160,6 +171,7 @@ class _Machine:
         self.stack.append(known)
 
     def stack_global(self) -> None:
+        """As `named`, with both names from the stack."""
         name, module = self.stack.pop(), self.stack.pop()
         self.named(module.text(self.data), name.text(self.data))
 
@@ -196,6 +208,7 @@ class _Machine:
                 raise self.refusal("gives an array a state that numpy does not give it, such as fields; write floats")
 
     def code(self, code: str) -> str:
+        """A dtype's code, if it is one of plain numbers or texts."""
         if code.startswith("O"):
             raise self.refusal("holds an object array, which can hold anything; write arrays of numbers")
         if not re.fullmatch(r"[fiu][1248]|U\d{1,6}", code):
@@ -203,6 +216,7 @@ class _Machine:
         return code
 
     def filled(self, target: Array, dtype: Dtype, shape: tuple[Any, ...], fortran: bool, span: Span) -> Array:
+        """An array that gets its type, shape and bytes."""
         if not all(isinstance(size, int) and size >= 0 for size in shape):
             raise TypeError
         target.dtype, target.shape, target.fortran, target.data = dtype.resolve(), shape, fortran, span
@@ -212,12 +226,15 @@ class _Machine:
         return target
 
     def memoize(self, number: int) -> None:
+        """Keeps the top of the stack under a number."""
         self.memo[number] = self.stack[-1]
 
     def push(self, value: Any) -> None:
+        """Pushes a value."""
         self.stack.append(value)
 
     def float64(self) -> None:
+        """Pushes a float, big end first."""
         start = self.skip(8)
         self.stack.append(struct.unpack(">d", self.data[start : start + 8])[0])
 

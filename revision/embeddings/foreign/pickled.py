@@ -72,6 +72,7 @@ class _Places:
         return cls(starts, stops, encodings.pop(), dtype)
 
     def spans(self, within: np.ndarray) -> list[Span]:
+        """Where the texts of these rows lie."""
         places = zip(self.starts[within].tolist(), self.stops[within].tolist(), strict=True)
         return [Span(start, stop, self.encoding) for start, stop in places]
 
@@ -105,6 +106,7 @@ class _ScatteredTexts:
         self._path, self._data, self._places = path, map_file(path), places
 
     def take(self, within: np.ndarray) -> list[str]:
+        """The texts of these rows."""
         with _named(self._path):
             return [span.text(self._data) for span in self._places.spans(within)]
 
@@ -116,6 +118,7 @@ class _Held:
         self._values = values
 
     def take(self, within: np.ndarray) -> list[str]:
+        """The texts of these rows."""
         return [self._values[row] for row in within.tolist()]
 
 

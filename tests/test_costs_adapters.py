@@ -228,16 +228,18 @@ def test_chunks_bound_the_logits_unless_an_engine_splits_the_layer(monkeypatch: 
         assert logits(sharding, 5000) == 16 * 5000 * vocabulary
 
 
-def test_an_adapter_is_planned_for_engines_that_keep_weights_whole() -> None:
+@pytest.mark.parametrize(("method", "more"), [("lora", ["zero3"]), ("dora", []), ("qlora", [])])
+def test_an_adapter_is_planned_for_the_engines_that_train_it(method: str, more: list[str]) -> None:
     model = llama()
-    sketch_adapter(model, method="lora", rank=2, targets=["all-linear"])
+    sketch_adapter(model, method=method, rank=2, targets=["all-linear"])
     select_parts(model, ["adapter"], bf16=True)
-    memory, setting = Memory(model, half=True), replace(SETTING, whole=True)
+    memory, setting = Memory(model, half=True), replace(SETTING, adapter=method)
     plan = plan_stage(
         setting, LENGTHS, parts=[], work=work_of(model), memory=memory, device=DEVICES["h100"], mfu=0.4, reserve_gib=4
     )
-    assert list(plan.memory) == ["zero0", "zero1", "zero2"]
-    assert "zero3" not in str(remedy(setting, LENGTHS, memory, plan.least))
+    assert list(plan.memory) == ["zero0", "zero1", "zero2", *more]
+    if not more:
+        assert "zero3" not in str(remedy(setting, LENGTHS, memory, plan.least))
 
 
 def test_what_a_graph_drops_at_once_is_not_kept() -> None:

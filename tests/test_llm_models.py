@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -176,7 +176,7 @@ def test_generation_stops_where_training_ends_an_answer(name: str, known: Any, t
     head = again.get_output_embeddings()
     ids, _ = sample(processor)
     biased = head.register_forward_hook(lambda _m, _i, out: out.index_fill(-1, torch.tensor([end]), 1e4))
-    made = again.generate(input_ids=ids, image_embeds=EMBEDS, max_new_tokens=5, do_sample=False)
+    made = cast(Any, again).generate(input_ids=ids, image_embeds=EMBEDS, max_new_tokens=5, do_sample=False)
     biased.remove()
     assert made[0, ids.shape[1] :].tolist() == [end]
 
@@ -209,9 +209,14 @@ def test_shaped_logits_in_chunks_have_the_loss_and_gradients_of_all_at_once(shap
 
 def test_the_kernel_of_plain_logits_is_not_used_for_shaped_ones(llm: Callable[[str], Path]) -> None:
     calls: list[int] = []
+
+    def counted(_head: Any, hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        calls.append(len(wanted))
+        return hidden.sum()
+
     for name in ("gemma 2", "llama 3"):
         model, processor = built(llm(name))
-        model.fused_loss = lambda head, hidden, wanted: calls.append(len(wanted)) or hidden.sum()
+        model.fused_loss = counted
         ids, labels = sample(processor)
         model(input_ids=ids, image_embeds=EMBEDS, labels=labels)
     assert len(calls) == 1

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revision.schema import MODEL_STEPS, Config, Packing, StageConfig, Unfit
+from revision.schema import MODEL_STEPS, Config, Packing, ProjectorStart, StageConfig, Unfit
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -190,6 +190,7 @@ def train_and_save(
         processes=config.engine.processes,
         peak_tflops=config.engine.peak_tflops,
         identity={**rundir.settings(config, command), **contents(rows, samples, processor)},
+        regress=stage.start is ProjectorStart.regression,
         minutes=config.checkpoint.minutes,
         guard=Guard(config.guard.policy.value, config.guard.spike, config.guard.window, config.guard.limit),
         begin=lambda: rundir.start(config, command),  # what is refused before costs no finished run

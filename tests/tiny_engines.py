@@ -52,12 +52,14 @@ def run(
     init: str | None = None,
     rates: dict[str, dict[str, float]] | None = None,
     rank: int | None = None,
+    regress: bool = False,
     **trainer: Any,
 ) -> Any:
     """Trains and saves; returns the arguments, for `training.conclude`.
 
     init: folder of a model to start from.
     rank: of LoRA matrices on the LLM.
+    regress: begin with a projector that is solved for.
     """
     output.mkdir(parents=True, exist_ok=True)
     arguments = training.build_arguments(
@@ -92,6 +94,7 @@ def run(
     training.train(
         model=model, processor=processor, dataset=make_dataset(processor), parts=parts, rates=rates,
         arguments=arguments, output=output, engine=engine, processes=processes, save=save,
+        regress=regress,
     )  # fmt: skip
     return arguments
 

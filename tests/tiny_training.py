@@ -78,6 +78,7 @@ def run(
     model: Any = None,
     dataset: ConversationDataset | None = None,
     pack_tokens: int | None = None,
+    regress: bool = False,
     **trainer: Any,
 ) -> tuple[RevisionForConditionalGeneration, dict[str, float]]:
     """Trains and returns the model and the summary; packed into rows where their tokens are given."""
@@ -101,6 +102,7 @@ def run(
         engine=engine,
         processes=processes,
         identity=identity,
+        regress=regress,
         peak_tflops=peak_tflops,
         minutes=minutes,
         guard=guard,

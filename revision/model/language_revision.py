@@ -49,7 +49,7 @@ def _unreadable(llm: str, error: BaseException) -> ValueError:
 def token_spread(language_model: Any) -> float:
     """Standard deviation of the numbers that the embedding layer puts out, over all of its tokens."""
     table = language_model.get_input_embeddings()
-    with torch.no_grad(), _whole([table.weight]):
+    with torch.no_grad(), gathered([table.weight]):
         return float(table(torch.arange(table.num_embeddings, device=table.weight.device)).float().std())
 
 
@@ -76,13 +76,13 @@ def add_image_token(language_model: Any, tokenizer: Any, *, multiple: int | None
     input_table, head = language_model.get_input_embeddings(), language_model.get_output_embeddings()
     grown = {input_table.weight, head.weight}
     biases = [head.bias] if isinstance(head, nn.Linear) and head.bias is not None else []
-    with torch.no_grad(), _whole([*grown, *biases]):
+    with torch.no_grad(), gathered([*grown, *biases]):
         for parameter in (*grown, *biases):
             parameter[rows:] = parameter[:rows].float().mean(dim=0).to(parameter.dtype)
     return image_token_id
 
 
-def _whole(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+def gathered(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
     """Parameters put together while it lasts, where ZeRO-3 holds them in pieces; what rank 0 writes into them stays."""
     # By name: transformers wants every module that these files import before it loads them from a checkpoint.
     zero = import_module("deepspeed").zero if is_deepspeed_zero3_enabled() else None

@@ -15,6 +15,7 @@ from revision.schema import (
     EngineKind,
     Modality,
     Packing,
+    ProjectorStart,
     StageConfig,
     StageInput,
     Unfit,
@@ -51,6 +52,10 @@ def check_stages(config: Config) -> None:
             "pretrain.input", "pairs",
             "backed by data.pairs and data.conversation_sources of kind image, which this corpus lacks",
         )  # fmt: skip
+    if config.instruct.start is ProjectorStart.regression:
+        raise broken("instruct.start", "regression", "random: the texts to begin from are those of pretrain")
+    if config.pretrain.start is ProjectorStart.regression and config.pretrain.init is not None:
+        raise broken("pretrain.start", "regression", "random where pretrain.init is set: it has begun already")
     if config.instruct.noise_std and not sources_of_kind(config, Modality.text):
         raise broken(
             "instruct.noise_std", config.instruct.noise_std,

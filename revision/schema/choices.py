@@ -60,6 +60,13 @@ class StageInput(Enum):
     pairs = "pairs"
 
 
+class ProjectorStart(Enum):
+    """How a fresh projector begins: as drawn, or with its last layer solved for on the texts of stage 1."""
+
+    random = "random"
+    regression = "regression"
+
+
 class Packing(Enum):
     """How samples become a batch: padded to the longest of them, or packed into one row without padding."""
 

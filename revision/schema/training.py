@@ -7,7 +7,16 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from revision.schema.choices import AdapterMethod, EngineKind, GuardPolicy, Packing, StageInput, Unfit, VisualTokens
+from revision.schema.choices import (
+    AdapterMethod,
+    EngineKind,
+    GuardPolicy,
+    Packing,
+    ProjectorStart,
+    StageInput,
+    Unfit,
+    VisualTokens,
+)
 
 
 @dataclass
@@ -68,6 +77,7 @@ class StageConfig:
 
     init: str | None = None  # model to start from: a command's name, a folder, or null for a fresh projector
     input: StageInput = StageInput.text  # pretrain only
+    start: ProjectorStart = ProjectorStart.random  # pretrain only: what a fresh projector begins as
     noise_std: float = 0.0  # Gaussian noise on each coordinate of the unit vectors read, new each epoch; instruct: on
     # those of texts alone
     prompts: list[str] = field(default_factory=list)  # pretrain only: user turns to draw from; `<image>` marks it

@@ -31,6 +31,7 @@ from revision.training.guard import Guard
 from revision.training.kernels import use_fused_loss
 from revision.training.packed import SeparationCheck, prepare_packing
 from revision.training.parts import checksums, part_of, require_moved, select_parts
+from revision.training.regression import begin_by_regression
 from revision.training.sharding import whole_weights
 from revision.training.trainer import StageTrainer, StartCheck
 
@@ -50,6 +51,7 @@ def train(
     processes: int = 1,
     peak_tflops: float | None = None,
     identity: Mapping[str, Any] | None = None,
+    regress: bool = False,
     minutes: float | None = None,
     guard: Guard = Guard(),  # noqa: B008  (frozen)
     begin: Callable[[], object] = lambda: None,
@@ -70,6 +72,7 @@ def train(
         peak_tflops: of one device, in 10^12 FLOP/s, for the share of it that is reached; None: of a known GPU.
         identity: what the result depends on, by name: settings, and fingerprints of what is read. Checkpoints of
             another one are refused. The weights at the start are added here.
+        regress: begin with the projector's last layer solved for, where there is no checkpoint to go on from.
         minutes: between checkpoints, where `trainer.save_strategy` does not say when; None: at signals only.
         guard: what becomes of a step whose loss is no number.
         begin: called when nothing stands in the way of training any more, before anything of an earlier one changes.
@@ -97,6 +100,10 @@ def train(
     resume = checkpoints.open({**(identity or {}), "weights at the start": _digest(checksums(model))})
     if resume is not None and arguments.process_index == 0:
         say(f"resuming from {resume}")
+    if resume is None and regress:
+        explained = begin_by_regression(model, dataset.dataset if isinstance(dataset, PackedDataset) else dataset)
+        if arguments.process_index == 0:
+            say(f"the projector begins by a regression, which explains {explained:.0%} of what it goes for")
     if isinstance(dataset, PackedDataset):
         collator: Collator | PackedCollator = prepare_packing(model, arguments)
     else:

@@ -1,0 +1,183 @@
+"""A projector that begins by a regression: against arithmetic of its own, whatever the engine, and through a kill."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_training
+import torch
+from test_configs import composed
+from tiny_training import SAMPLES
+
+from revision.conversation import IGNORED
+from revision.dataset import Sample
+from revision.records import Message
+from revision.training import regression
+from revision.training.trainer import StageTrainer
+
+COMMON = 0.6
+
+
+@pytest.fixture(autouse=True)
+def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of thirty texts, most share most of their tokens."""
+    monkeypatch.setattr(regression, "COMMON", COMMON)
+
+
+def expected(model: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias of the last layer in float64, from all rows at once."""
+    projector, draws = model.projector, []
+    table = model.get_input_embeddings().weight.detach().double().numpy()
+    learned = {}
+    for place in range(len(dataset)):
+        if dataset.sample(place).row is not None:
+            labels = dataset[place]["labels"]
+            learned[place] = [int(token) for token in labels if token != IGNORED]
+    met = Counter(token for tokens in learned.values() for token in set(tokens))
+    content = {
+        place: found
+        for place, tokens in learned.items()
+        if (found := [token for token in tokens if met[token] <= COMMON * len(learned)])
+    }
+    centre, scale = np.zeros(table.shape[1]), 1.0
+    if projector.norm is not None:
+        seen = sorted({one for some in content.values() for one in some})
+        centre, scale = table[seen].mean(axis=0), projector.output_std
+    for draw in range(3):
+        dataset.set_epoch(2**20 + draw)
+        draws.append(np.stack([dataset[place]["image_embed"].numpy() for place in content]))
+    dataset.set_epoch(0)
+    cut = [regression.runs_of(some, projector.slots) for some in content.values()]
+    targets = np.stack([np.concatenate([table[run].mean(axis=0) - centre for run in runs]) for runs in cut]) / scale
+    inputs = torch.from_numpy(np.concatenate(draws)).double() * projector.input_scale
+    with torch.no_grad():
+        features = projector.double().layers[:-1](inputs).numpy()
+    projector.float()
+    targets = np.concatenate([targets] * 3)
+    h, t = features - features.mean(axis=0), targets - targets.mean(axis=0)
+    covariance = h.T @ h / len(h)
+    ridge = 1e-3 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    weight = np.linalg.solve(covariance + ridge, h.T @ t / len(h))
+    common = targets.mean(axis=0) if projector.norm is None else 0.0
+    return weight.T, common - features.mean(axis=0) @ weight
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"projector_depth": 1},
+        {"projector_depth": 3, "projector_hidden_size": 24},
+        {"output_norm": False},
+        {"visual_tokens": "repeat"},
+    ],
+    ids=str,
+)
+def test_the_last_layer_is_the_ridge_regression(tiny_llm: Path, shape: dict[str, Any]) -> None:
+    model, dataset = tiny_training.make_model(tiny_llm, **shape), tiny_training.make_dataset(tiny_llm)
+    before = tiny_training.weights(model)
+    weight, bias = expected(model, dataset)
+    explained = regression.begin_by_regression(model, dataset)
+    last = f"projector.layers.{len(model.projector.layers) - 1}"
+    np.testing.assert_allclose(model.projector.layers[-1].weight.detach().numpy(), weight, rtol=2e-3, atol=2e-4)
+    np.testing.assert_allclose(model.projector.layers[-1].bias.detach().numpy(), bias, rtol=2e-3, atol=2e-4)
+    after = tiny_training.weights(model)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {f"{last}.weight", f"{last}.bias"}
+    assert 0 < explained <= 1
+
+
+def test_blocks_do_not_matter(tiny_llm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for size in (2048, 5):
+        monkeypatch.setattr(regression, "_CHUNK", size)
+        model = tiny_training.make_model(tiny_llm)
+        regression.begin_by_regression(model, tiny_training.make_dataset(tiny_llm))
+        found.append(model.projector.layers[-1].weight.detach())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_epoch_is_as_it_was(tiny_llm: Path) -> None:
+    dataset = tiny_training.make_dataset(tiny_llm)
+    first = dataset[1]["image_embed"]
+    regression.begin_by_regression(tiny_training.make_model(tiny_llm), dataset)
+    assert torch.equal(dataset[1]["image_embed"], first)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "count", "runs"),
+    [
+        ([1, 2, 3, 4, 5], 2, [[1, 2], [3, 4, 5]]),
+        ([1, 2, 3], 3, [[1], [2], [3]]),
+        ([1, 2], 4, [[1], [1], [2], [2]]),
+        ([7], 3, [[7], [7], [7]]),
+        ([1, 2, 3, 4], 1, [[1, 2, 3, 4]]),
+    ],
+)
+def test_runs(tokens: list[int], count: int, runs: list[list[int]]) -> None:
+    assert regression.runs_of(tokens, count) == runs
+
+
+def test_texts_that_are_all_alike_are_one_sentence(tiny_llm: Path) -> None:
+    dataset = tiny_training.make_dataset(tiny_llm)
+    turns = [Message("user", "<image> what?"), Message("assistant", "a red square")]
+    dataset.samples = [Sample(f"s-{row}", turns, row) for row in range(SAMPLES)]
+    with pytest.raises(
+        ValueError, match=r"pretrain\.start=regression: no text has a token .* set pretrain\.start=random"
+    ):
+        regression.begin_by_regression(tiny_training.make_model(tiny_llm), dataset)
+
+
+def test_visual_tokens_are_nearer_to_the_words_of_their_own_text(tiny_llm: Path) -> None:
+    model, dataset = tiny_training.make_model(tiny_llm), tiny_training.make_dataset(tiny_llm)
+    places = [place for place in range(len(dataset)) if dataset.sample(place).row is not None]
+    embeds = torch.stack([dataset[place]["image_embed"] for place in places])
+    table = model.get_input_embeddings().weight.detach()
+    labels = [dataset[place]["labels"] for place in places]
+    words = torch.stack([table[one[one != IGNORED]].mean(dim=0) for one in labels])
+    own = []
+    for begin in (lambda: None, lambda: regression.begin_by_regression(model, dataset)):
+        begin()
+        with torch.no_grad():
+            tokens = model.projector(embeds).mean(dim=1)
+        alike = torch.nn.functional.cosine_similarity(tokens - tokens.mean(dim=0), words - words.mean(dim=0))
+        own.append(float(alike.mean()))
+    assert own[1] > 0.3 > own[0]
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"parts": ["projector"], "regress": True, "save_steps": 2}
+    whole, _ = tiny_training.run(tiny_llm, tmp_path / "whole", **options)
+    step = StageTrainer.training_step
+
+    def failing(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_training.run(tiny_llm, tmp_path / "cut", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr("revision.training.stage.begin_by_regression", lambda *_: pytest.fail("it has begun already"))
+        cut, _ = tiny_training.run(tiny_llm, tmp_path / "cut", **options)
+    first, second = (tiny_training.weights(one) for one in (whole, cut))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["instruct.start=regression"], "instruct.start = regression: must be random"),
+        (["pretrain.start=regression", "pretrain.init=some/folder"], "must be random where pretrain.init is set"),
+    ],
+)
+def test_where_there_is_nothing_to_begin(words: list[str], why: str) -> None:
+    with pytest.raises(Exception, match=why):
+        composed("experiment=nano", *words)

@@ -438,7 +438,11 @@ def test_stage_2_in_pieces_starts_from_a_saved_model(
 @pytest.mark.slow
 def test_a_projector_is_solved_for_under_any_engine(tiny_llm: Path, tmp_path: Path) -> None:
     more: dict[str, Any] = {"parts": STAGE_1, "llm": str(tiny_llm), "regress": True}
-    runs = {"ddp": {"engine": "ddp"}, "zero2": {"engine": "zero2"}, "zero3": {"engine": "zero3", "options": IN_PIECES}}
+    runs: dict[str, dict[str, Any]] = {
+        "ddp": {"engine": "ddp"},
+        "zero2": {"engine": "zero2"},
+        "zero3": {"engine": "zero3", "options": IN_PIECES},
+    }
     on_two_processes(tmp_path, {name: {**more, **run} for name, run in runs.items()})
     tiny_engines.run(tmp_path / "one", **more, per_device_train_batch_size=4)
     for name in runs:

@@ -28,6 +28,11 @@ def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regression, "COMMON", COMMON)
 
 
+def make(llm: Path, **shape: Any) -> Any:
+    """The tiny model; of any type, since its layers are looked into."""
+    return tiny_training.make_model(llm, **shape)
+
+
 def expected(model: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     """Weight and bias of the last layer in float64, from all rows at once."""
     projector, draws = model.projector, []
@@ -78,7 +83,7 @@ def expected(model: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     ids=str,
 )
 def test_the_last_layer_is_the_ridge_regression(tiny_llm: Path, shape: dict[str, Any]) -> None:
-    model, dataset = tiny_training.make_model(tiny_llm, **shape), tiny_training.make_dataset(tiny_llm)
+    model, dataset = make(tiny_llm, **shape), tiny_training.make_dataset(tiny_llm)
     before = tiny_training.weights(model)
     weight, bias = expected(model, dataset)
     explained = regression.begin_by_regression(model, dataset)
@@ -94,7 +99,7 @@ def test_blocks_do_not_matter(tiny_llm: Path, monkeypatch: pytest.MonkeyPatch) -
     found = []
     for size in (2048, 5):
         monkeypatch.setattr(regression, "_CHUNK", size)
-        model = tiny_training.make_model(tiny_llm)
+        model = make(tiny_llm)
         regression.begin_by_regression(model, tiny_training.make_dataset(tiny_llm))
         found.append(model.projector.layers[-1].weight.detach())
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
@@ -132,7 +137,7 @@ def test_texts_that_are_all_alike_are_one_sentence(tiny_llm: Path) -> None:
 
 
 def test_visual_tokens_are_nearer_to_the_words_of_their_own_text(tiny_llm: Path) -> None:
-    model, dataset = tiny_training.make_model(tiny_llm), tiny_training.make_dataset(tiny_llm)
+    model, dataset = make(tiny_llm), tiny_training.make_dataset(tiny_llm)
     places = [place for place in range(len(dataset)) if dataset.sample(place).row is not None]
     embeds = torch.stack([dataset[place]["image_embed"] for place in places])
     table = model.get_input_embeddings().weight.detach()

@@ -21,7 +21,6 @@ from revision.conversation import IGNORED
 from revision.dataset import ConversationDataset
 from revision.model import RevisionForConditionalGeneration
 from revision.model.language_revision import gathered
-from revision.model.modeling_revision import RevisionProjector
 
 MOST = 30_000  # samples, evenly spaced, and so many draws of each: enough for the few thousand weights of an output
 DRAWS = 3
@@ -55,7 +54,8 @@ def begin_by_regression(model: RevisionForConditionalGeneration, dataset: Conver
             f"pretrain.start=regression: no text has a token that fewer than {COMMON:.0%} of them share, so they say "
             "nothing of their own; set pretrain.start=random"
         )
-    projector, table = model.projector, model.get_input_embeddings()
+    projector: Any = model.projector
+    table: Any = model.get_input_embeddings()
     with gathered([*projector.parameters(), table.weight]):
         blend = _Blend(table, texts, projector)
         features, last = projector.layers[:-1], projector.layers[-1]
@@ -101,7 +101,7 @@ def _read(
 class _Blend:
     """Token lists to what the projector's last layer goes for, float32 [n, K H]."""
 
-    def __init__(self, table: Any, texts: dict[int, list[int]], projector: RevisionProjector) -> None:
+    def __init__(self, table: Any, texts: dict[int, list[int]], projector: Any) -> None:
         self.table, self.slots = table, projector.slots
         self.scale, self.centre = 1.0, torch.zeros(())
         if projector.norm is not None:

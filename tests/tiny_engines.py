@@ -20,7 +20,7 @@ from tiny_training import DIM, SAMPLES, K, Rows
 from revision import building, training
 from revision.dataset import ConversationDataset, Sample
 from revision.records import Message
-from revision.training import regression, sharding
+from revision.training import sharding
 from revision.training.adapters import Adapter
 
 SHAPE: dict[str, Any] = {"embed_dim": DIM, "num_visual_tokens": K, "visual_tokens": "slots"}
@@ -69,8 +69,6 @@ def run(
         model, processor = building.build_model(llm, chat_template=None, dtype=torch.float32, seed=0, **SHAPE)
     else:
         model, processor = building.read_model(Path(init), dtype=torch.float32)
-    if regress:
-        vars(regression)["COMMON"] = 0.6  # of few texts, most share most of their tokens
     adapter = None
     if rank is not None:
         adapter = Adapter(

@@ -57,6 +57,7 @@ def make_model(llm: Path, **changes: Any) -> RevisionForConditionalGeneration:
         "embed_dim": DIM,
         "num_visual_tokens": K,
         "visual_tokens": "slots",
+        "table_multiple": 64,
         "seed": 0,
         **changes,
     }

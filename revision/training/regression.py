@@ -24,7 +24,7 @@ from revision.model.language_revision import gathered
 
 MOST = 30_000  # samples, evenly spaced, and so many draws of each: enough for the few thousand weights of an output
 DRAWS = 3
-COMMON = 0.1  # tokens in more than this share of the texts tell nothing about a text
+COMMON = 0.1  # tokens in more than this share of the texts tell nothing about a text, unless most have no other
 RIDGE = 1e-3  # of the mean variance of a feature
 _CHUNK = 2048
 _EPOCH = 2**20  # of the noise, beyond those that are trained
@@ -46,13 +46,13 @@ def begin_by_regression(model: RevisionForConditionalGeneration, dataset: Conver
         Share of the targets' variance that the regression explains.
 
     Raises:
-        ValueError: no text has a word that others lack.
+        ValueError: no text has a token that another lacks.
     """
     texts = _content(dataset)
     if not texts:
         raise ValueError(
-            f"pretrain.start=regression: no text has a token that fewer than {COMMON:.0%} of them share, so they say "
-            "nothing of their own; set pretrain.start=random"
+            "pretrain.start=regression: all texts have the same tokens, so there is nothing to tell them by; set "
+            "pretrain.start=random"
         )
     projector: Any = model.projector
     table: Any = model.get_input_embeddings()
@@ -79,9 +79,13 @@ def _content(dataset: ConversationDataset) -> dict[int, list[int]]:
             labels = dataset.fit(sample)[0].labels
             learned[place] = labels[labels != IGNORED].tolist()
     met = Counter(token for tokens in learned.values() for token in set(tokens))
-    most = max(1.0, COMMON * len(learned))
-    rare = {place: [token for token in tokens if met[token] <= most] for place, tokens in learned.items()}
-    return {place: tokens for place, tokens in rare.items() if tokens}
+    found: dict[int, list[int]] = {}
+    for most in (COMMON * len(learned), len(learned) - 1):  # where texts are few or much alike, all that differs counts
+        rare = {place: [token for token in tokens if met[token] <= most] for place, tokens in learned.items()}
+        found = {place: tokens for place, tokens in rare.items() if tokens}
+        if 2 * len(found) > len(learned):
+            break
+    return found
 
 
 def _read(

@@ -37,7 +37,7 @@ def sketched(llm: Path, method: str, parts: list[str], *, bf16: bool, **options:
 
 
 def attached(llm: Path, output: Path, method: str, parts: list[str], *, bf16: bool, **options: Any) -> Any:
-    real = tiny_training.make_model(llm)
+    real = tiny_training.make_model(llm, table_multiple=None)
     arguments = training.build_arguments({"bf16": bf16}, output=output, seed=0)
     settings: dict[str, Any] = {"rank": 2, "alpha": 8.0, "dropout": 0.0, "targets": ["all-linear"], **options}
     Adapter(real, method=method, arguments=arguments, **settings)

@@ -180,7 +180,7 @@ def _take_steps(row: str, corpus: Path, *, skip: tuple[str, ...] = ()) -> None:
     assert (learned or {}).get("method") == method
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", [row if row in UNLIKE else pytest.param(row, marks=pytest.mark.slow) for row in ROWS])
 def test_every_row_takes_a_few_steps(row: str, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows in one folder, so that each does only what none before it has done."""
     monkeypatch.chdir(corpus)

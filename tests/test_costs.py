@@ -43,7 +43,7 @@ def tiny_batch(llm: Path, size: int = 4) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("parts", PARTS)
 def test_a_sketch_has_the_parameters_of_the_real_model(tiny_llm: Path, parts: list[str]) -> None:
-    real, drawn = tiny_training.make_model(tiny_llm), sketch(read_language(str(tiny_llm)), **SHAPE)
+    real, drawn = tiny_training.make_model(tiny_llm, table_multiple=None), sketch(read_language(str(tiny_llm)), **SHAPE)
     for model in (real, drawn):
         select_parts(model, parts, bf16=True)
     shapes = [
@@ -98,7 +98,7 @@ def test_flops_are_those_that_torch_counts(tiny_llm: Path, parts: list[str], cha
 
 
 def test_a_frozen_llm_costs_four_n_and_a_trained_one_six(tiny_llm: Path) -> None:
-    model: Any = tiny_training.make_model(tiny_llm)
+    model: Any = tiny_training.make_model(tiny_llm, table_multiple=None)
     products = [one for layer in model.get_decoder().layers for one in layer.parameters() if one.ndim == 2]
     n = sum(one.numel() for one in products)
     for parts, factor in ((["projector"], 4), (["llm"], 6), (["projector", "llm"], 6)):
@@ -240,7 +240,7 @@ def test_the_peak_of_a_real_step_is_what_is_planned(parts: list[str], checkpoint
 
 
 def test_weights_gradients_and_optimizer_are_real_tensors(tiny_llm: Path) -> None:
-    model = tiny_training.make_model(tiny_llm).train()
+    model = tiny_training.make_model(tiny_llm, table_multiple=None).train()
     select_parts(model, ["projector", "llm"], bf16=False)
     optimizer = torch.optim.AdamW(model.parameters())
     model(**tiny_batch(tiny_llm)).loss.backward()

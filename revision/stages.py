@@ -31,10 +31,11 @@ def arguments_of(config: Config, command: str) -> TrainingArguments:
     Raises:
         ValueError: a name or a value that transformers does not know.
     """
-    from revision import rundir, training
+    from revision import precision, rundir, training
 
-    return training.build_arguments(
-        {**config.trainer, **_stage(config, command).trainer},
+    mapping = {**config.trainer, **_stage(config, command).trainer}
+    arguments = training.build_arguments(
+        mapping,
         output=rundir.folder(config, command),
         seed=config.seed,
         tracker=config.tracker.value,
@@ -42,6 +43,9 @@ def arguments_of(config: Config, command: str) -> TrainingArguments:
         engine=config.engine.kind.value,
         engine_options=config.engine.options,
     )
+    if remark := precision.remark(mapping.get("bf16"), arguments.device):
+        _say(remark)
+    return arguments
 
 
 def model_folder(config: Config, model: str, wanted_by: str) -> Path:
@@ -157,6 +161,7 @@ def train_and_save(
     from revision.training.guard import Guard
 
     stage = _stage(config, command)
+    precision = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"
     dataset = _dataset(config, command, arguments, processor, rows, samples)
     counts = _counts(dataset)
     _say(_read(counts, rows))
@@ -175,7 +180,7 @@ def train_and_save(
             model, processor, output / "model",
             alignment=alignment, aligned_by=aligned_by,
             dtype=torch.bfloat16 if arguments.bf16 else None, weights=weights,
-            history=_history(config, command, output, {**counts, **summary}),
+            history=_history(config, command, output, {**counts, **summary, "precision": precision}),
         )  # fmt: skip
 
     summary = training.train(
@@ -189,14 +194,14 @@ def train_and_save(
         engine=config.engine.kind.value,
         processes=config.engine.processes,
         peak_tflops=config.engine.peak_tflops,
-        identity={**rundir.settings(config, command), **contents(rows, samples, processor)},
+        identity={**rundir.settings(config, command), **contents(rows, samples, processor), "precision": precision},
         regress=stage.start is ProjectorStart.regression,
         minutes=config.checkpoint.minutes,
         guard=Guard(config.guard.policy.value, config.guard.spike, config.guard.window, config.guard.limit),
         begin=lambda: rundir.start(config, command),  # what is refused before costs no finished run
         save=save,
     )
-    rundir.finish(config, command, **counts, **summary)
+    rundir.finish(config, command, **counts, **summary, precision=precision)
     training.conclude(arguments)
 
 

@@ -32,7 +32,7 @@ LAYERS = [
     ["alignment", "encoders", "folders", "records", "templates"],
     ["embeddings", "openclip_folder", "pictures"],
     ["model"],
-    ["hub", "interrupts", "model_card", "progress", "proposals", "provenance", "shipped"],
+    ["hub", "interrupts", "model_card", "precision", "progress", "proposals", "provenance", "shipped"],
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 

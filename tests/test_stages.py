@@ -235,6 +235,20 @@ def test_mixed_precision_is_saved_in_bfloat16(config: Config) -> None:
         assert first_layer(config, command).dtype == torch.float32
 
 
+@pytest.mark.parametrize(("there", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bf16_auto_goes_by_the_device(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], there: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("revision.precision.has_bfloat16", lambda device: there)
+    config.trainer["bf16"] = "auto"
+    pretrain.run(config)
+    model, _ = building.read_model(model_folder(config, "pretrain"))
+    assert model.dtype == dtype
+    kept = json.loads((rundir.folder(config, "pretrain") / "finished.json").read_text())
+    assert kept["facts"]["precision"] == str(dtype).removeprefix("torch.")
+    assert ("no bfloat16 arithmetic, so training is in float32" in capsys.readouterr().out) is not there
+
+
 def test_pairs_take_the_place_of_texts(config: Config) -> None:
     pairs = replace(config, name="pairs", pretrain=replace(config.pretrain, input=StageInput.pairs))
     pretrain.run(pairs)
@@ -312,6 +326,9 @@ def test_a_resumed_stage_notices_what_has_changed(config: Config, monkeypatch: p
     with pytest.raises(ValueError, match=r"differs in content of the records: \w+ -> \w+; restore it"):
         instruct.run(alone)
     Path("talks.jsonl").write_text(talks)
+    elsewhere = replace(alone, trainer={**TRAINER, "bf16": True})
+    with pytest.raises(ValueError, match=r"differs in .*precision: float32 -> bfloat16; restore it"):
+        instruct.run(elsewhere)
     shared = {**TRAINER, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "save_steps": 1}
     instruct.run(replace(alone, trainer=shared))
     assert rundir.is_finished(alone, "instruct"), "the same global batch, shared out in another way"

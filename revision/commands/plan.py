@@ -69,7 +69,7 @@ def _plan(config: Config, stage: str, language: Language, device: Device) -> Sta
 
     settings = _stage(config, stage)
     trainer = {**config.trainer, **settings.trainer}
-    half = bool(trainer.get("bf16") or trainer.get("fp16"))
+    half = bool(trainer.get("bf16") or trainer.get("fp16"))  # bf16=auto too: every GPU of the table has it
     engine = config.engine
     setting = setting_of(
         trainer, config.plan.gpus or engine.processes, engine=engine.kind.value, options=engine.options

@@ -16,6 +16,7 @@ from revision.conversation import IGNORED, encode, end_of_turn, prompt_ids
 from revision.evaluation.scoring import Prompt, Track, Trie, continuation_log_probs, greedy_answers
 from revision.model.modeling_revision import RevisionForConditionalGeneration
 from revision.model.processing_revision import RevisionProcessor
+from revision.precision import computing_dtype
 from revision.records import IMAGE_MARK, Message
 
 GENERATED = 4  # prompts answered together for each one scored: a step of generation holds one position a prompt
@@ -60,11 +61,13 @@ class Reader:
     ) -> Reader:
         """Loads a folder that a training stage has written.
 
-        dtype: name of a torch dtype for the LLM; None: the one it was saved in. Raises ValueError where the folder
-        holds no such model.
+        dtype: name of a torch dtype for the LLM; None: the one it was saved in, but float32 where the device has no
+        arithmetic for bfloat16. Raises ValueError where the folder holds no such model.
         """
         model, processor = read_model(folder, dtype=None if dtype is None else getattr(torch, dtype))
         module: torch.nn.Module = model
+        if dtype is None:
+            model.language_model.to(computing_dtype(model.dtype, device))
         module.to(device)
         return cls(model, processor, batch_size=batch_size, track=track, moved_by=read_image_alignment(folder))
 

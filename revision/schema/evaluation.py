@@ -23,7 +23,7 @@ class EvaluateConfig:
     max_new_tokens: int = 24
     batch_size: int = 8
     seed: int = 0  # of draws and resamples; not the run's seed, so that runs of all seeds meet the same test
-    dtype: Dtype | None = None  # of weights and arithmetic; None: the one the model was saved in
+    dtype: Dtype | None = None  # of weights and arithmetic; None: as saved, if the device has it
     device: str = "auto"
 
 

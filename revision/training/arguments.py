@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from revision import precision
 from revision.training.engines import DDP, engine_arguments, join_group, prepare_environment
 from revision.training.order import STRATEGIES
 
@@ -60,7 +61,7 @@ def build_arguments(
 
     Args:
         mapping: names and values of TrainingArguments; without a GPU `use_cpu` is set, since otherwise several
-            processes would silently count as one.
+            processes would silently count as one. `bf16` may also be "auto": where the device has its arithmetic.
         output: folder of the stage; checkpoints and the tracker's files go below it.
         seed: of data order, dropout and everything else.
         tracker: "none", "wandb", "tensorboard" or "trackio".
@@ -96,8 +97,10 @@ def build_arguments(
     on_cpu = bool(values["use_cpu"])
     if not on_cpu and not has_device and "ACCELERATE_TORCH_DEVICE" not in os.environ:
         raise ValueError("trainer.use_cpu=False, but torch sees no accelerator; leave it out, or look at its driver")
+    if "bf16" in values:
+        values["bf16"] = precision.settle(values["bf16"], _device(on_cpu))
     values |= engine_arguments(engine, engine_options, on_cpu=on_cpu)
-    prepare_environment(engine, bf16=bool(mapping.get("bf16")), on_cpu=on_cpu)
+    prepare_environment(engine, bf16=bool(values.get("bf16")), on_cpu=on_cpu)
     try:
         arguments = TrainingArguments(
             output_dir=str(output / "checkpoints"),
@@ -120,6 +123,12 @@ def build_arguments(
     os.environ.update({name: str(folder.absolute()) for name, folder in folders.items()})
     os.environ.setdefault("WANDB_PROJECT", "revision")
     return arguments
+
+
+def _device(on_cpu: bool) -> torch.device:
+    """Where training will run, before `TrainingArguments` knows it."""
+    current = None if on_cpu else torch.accelerator.current_accelerator()
+    return torch.device("cpu") if current is None else current
 
 
 def _require_compiler(arguments: TrainingArguments) -> None:

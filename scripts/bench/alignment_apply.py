@@ -24,6 +24,7 @@ from revision import EmbeddingStore, ReAlign, RevisionForConditionalGeneration
 from revision.alignment import Alignment
 from revision.embeddings import StoreWriter
 from revision.model import RevisionConfig
+from revision.precision import computing_dtype
 from revision.progress import say
 from revision.rows import Rows
 
@@ -64,7 +65,7 @@ def training_step(layers: int) -> float:
     config = RevisionConfig(text_config, embed_dim=DIM, num_visual_tokens=TOKENS, visual_tokens="slots",
                             projector_hidden_size=576, image_token_id=0, output_norm=True)  # fmt: skip
     model = RevisionForConditionalGeneration(config).train()
-    model.language_model.to(torch.bfloat16).requires_grad_(False)
+    model.language_model.to(computing_dtype(torch.bfloat16, torch.device("cpu"))).requires_grad_(False)
     model.set_attn_implementation("eager")
     ids = torch.randint(1, 1000, (BATCH, LENGTH))
     ids[:, :TOKENS] = 0
@@ -93,7 +94,8 @@ def in_the_data_path(alignment: Alignment, layers: int) -> None:
         raw, aligned = (Rows([store], embed_dim=DIM, alignment=one) for one in (None, alignment))
         of_raw, of_aligned = (seconds(partial(read, rows)) / READ for rows in (raw, aligned))
     step = training_step(layers)
-    say(f"batches of {BATCH} x {LENGTH}, an LLM of {layers} layers, bfloat16, {torch.get_num_threads()} thread(s)")
+    kind = str(computing_dtype(torch.bfloat16, torch.device("cpu"))).removeprefix("torch.")
+    say(f"batches of {BATCH} x {LENGTH}, an LLM of {layers} layers, {kind}, {torch.get_num_threads()} thread(s)")
     report("one row, raw", 1e6 * of_raw, "us")
     report("one row, aligned", 1e6 * of_aligned, "us")
     report("a training step", step, "s")

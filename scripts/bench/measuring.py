@@ -10,8 +10,16 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import torch
 
+from revision.precision import computing_dtype
 from revision.progress import say
+
+
+def frozen_dtype() -> torch.dtype:
+    """Of a frozen LLM, as a stage with `bf16=auto` would have it here."""
+    here = torch.accelerator.current_accelerator()
+    return computing_dtype(torch.bfloat16, torch.device("cpu") if here is None else here)
 
 
 def seconds(work: Callable[[], Any], repeats: int = 2) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import frozen_dtype
 
 from revision import building
 from revision.collators import Collator, PackedCollator
@@ -130,10 +131,10 @@ def main() -> None:
         say(f"{options.data} has no assets/llm: `make run` makes it, or name the corpus with --data")
         return
     model, processor = building.build_model(
-        str(options.data / "assets" / "llm"), chat_template=None, dtype=torch.bfloat16, seed=0,
+        str(options.data / "assets" / "llm"), chat_template=None, dtype=frozen_dtype(), seed=0,
         embed_dim=DIM, num_visual_tokens=4, visual_tokens="slots",
     )  # fmt: skip
-    select_parts(model, ["projector"], bf16=True)
+    select_parts(model, ["projector"], bf16=frozen_dtype() == torch.bfloat16)
     device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
     slow = False

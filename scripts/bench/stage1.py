@@ -5,8 +5,8 @@ python scripts/bench/stage1.py --copies 32 --batch 2 --steps 1 --repeats 1     a
 
 Naive: one embedding becomes 576 positions, each projected by itself, batches of random captions padded to the longest,
 logits at every position. Arm by arm one thing changes; each arm is a process of its own, the arms take turns, and the
-median of the repeats counts. The LLM is frozen, and in bfloat16, in all of them, and captions and steps are the same.
-Embeddings are random: their values do not change the speed.
+median of the repeats counts. The LLM is frozen in all of them, and in bfloat16 where the device has it; captions and
+steps are the same, and embeddings random: their values do not change the speed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import frozen_dtype
 from torch import nn
 
 from revision import training
@@ -113,7 +114,7 @@ def batches_of(dataset: ConversationDataset, size: int, count: int, *, grouped: 
 
 def plain_loop(model: RevisionForConditionalGeneration, dataset: ConversationDataset, arm: Arm, options: Any) -> float:
     """Samples a second of a bare training loop, its first step left out."""
-    training.select_parts(model, ["projector"], bf16=True)
+    training.select_parts(model, ["projector"], bf16=frozen_dtype() == torch.bfloat16)
     model.set_attn_implementation("eager")  # on a CPU the faster one, as the stage itself chooses
     model.train()
     optimizer = torch.optim.AdamW(model.projector.parameters(), lr=1e-3)
@@ -131,7 +132,7 @@ def trainer_loop(model: RevisionForConditionalGeneration, dataset: ConversationD
     """Samples a second of the stage, from its first step on."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {
-            "max_steps": options.steps + 1, "per_device_train_batch_size": options.batch, "bf16": True,
+            "max_steps": options.steps + 1, "per_device_train_batch_size": options.batch, "bf16": "auto",
             "train_sampling_strategy": "group_by_length", "learning_rate": 1e-3, "lr_scheduler_type": "constant",
         }  # fmt: skip
         arguments = training.build_arguments(settings, output=Path(folder), seed=0)
@@ -147,7 +148,7 @@ def measure(arm: Arm, options: argparse.Namespace) -> dict[str, float]:
     """One arm in this process: samples a second, and the memory of the process at its peak in GiB."""
     torch.manual_seed(0)
     model, processor = build_model(
-        options.llm, chat_template=None, dtype=torch.bfloat16, seed=0, embed_dim=DIM,
+        options.llm, chat_template=None, dtype=frozen_dtype(), seed=0, embed_dim=DIM,
         num_visual_tokens=options.slots if arm.slots else options.copies,
         visual_tokens="slots" if arm.slots else "repeat",
     )  # fmt: skip

@@ -75,21 +75,7 @@ def build_arguments(
     """
     if tracker == "trackio" and importlib.util.find_spec("trackio") is None:
         raise ValueError("tracker = trackio: it is not installed; `pip install 'revision-mllm[trackio]'`.")
-    known = set(inspect.signature(TrainingArguments.__init__).parameters) - {"self"}
-    fixed = {"output_dir", "seed", "report_to", "run_name", "deepspeed", "fsdp", "fsdp_config", *_OURS}
-    for name in mapping:
-        if name in fixed:
-            raise ValueError(f"trainer.{name}={mapping[name]!r} is set by the stage itself; leave it out")
-        if name not in known:
-            near = difflib.get_close_matches(name, known - fixed, 1)
-            hint = f"; did you mean trainer.{near[0]}?" if near else ""
-            raise ValueError(f"trainer.{name} is no argument of transformers.TrainingArguments{hint}")
-    strategy = mapping.get("train_sampling_strategy", STRATEGIES[0])
-    if strategy not in STRATEGIES:
-        raise ValueError(f"trainer.train_sampling_strategy={strategy!r}: must be one of {', '.join(STRATEGIES)}")
-    limit = mapping.get("save_total_limit", 1)
-    if not isinstance(limit, int) or limit < 1:
-        raise ValueError(f"trainer.save_total_limit={limit!r}: must be at least 1, the checkpoints that are kept")
+    _require_known(mapping)
     in_steps = {"save_strategy": "steps"} if "save_steps" in mapping else {}
     has_device = torch.accelerator.is_available()
     values = {"use_cpu": not has_device, "dataloader_pin_memory": has_device, **_DEFAULTS, **in_steps}
@@ -114,7 +100,31 @@ def build_arguments(
         raise ValueError(f"trainer: transformers.TrainingArguments refuses its values: {reason}") from error
     _require_compiler(arguments)
     join_group(engine)
-    # The trackers take these from the environment alone.
+    _place_trackers(output)
+    return arguments
+
+
+def _require_known(mapping: Mapping[str, Any]) -> None:
+    """Holds names, and values that transformers would take and a stage cannot keep, against what a stage knows."""
+    known = set(inspect.signature(TrainingArguments.__init__).parameters) - {"self"}
+    fixed = {"output_dir", "seed", "report_to", "run_name", "deepspeed", "fsdp", "fsdp_config", *_OURS}
+    for name in mapping:
+        if name in fixed:
+            raise ValueError(f"trainer.{name}={mapping[name]!r} is set by the stage itself; leave it out")
+        if name not in known:
+            near = difflib.get_close_matches(name, known - fixed, 1)
+            hint = f"; did you mean trainer.{near[0]}?" if near else ""
+            raise ValueError(f"trainer.{name} is no argument of transformers.TrainingArguments{hint}")
+    strategy = mapping.get("train_sampling_strategy", STRATEGIES[0])
+    if strategy not in STRATEGIES:
+        raise ValueError(f"trainer.train_sampling_strategy={strategy!r}: must be one of {', '.join(STRATEGIES)}")
+    limit = mapping.get("save_total_limit", 1)
+    if not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"trainer.save_total_limit={limit!r}: must be at least 1, the checkpoints that are kept")
+
+
+def _place_trackers(output: Path) -> None:
+    """Trackers take the folders of their files from the environment alone."""
     folders = {
         "TENSORBOARD_LOGGING_DIR": output / "tensorboard",
         "WANDB_DIR": output,
@@ -122,7 +132,6 @@ def build_arguments(
     }
     os.environ.update({name: str(folder.absolute()) for name, folder in folders.items()})
     os.environ.setdefault("WANDB_PROJECT", "revision")
-    return arguments
 
 
 def _device(on_cpu: bool) -> torch.device:

@@ -101,38 +101,18 @@ def train(
     if resume is not None and arguments.process_index == 0:
         say(f"resuming from {resume}")
     if resume is None and regress:
-        explained = begin_by_regression(model, dataset.dataset if isinstance(dataset, PackedDataset) else dataset)
-        if arguments.process_index == 0:
-            say(f"the projector begins by a regression, which explains {explained:.0%} of what it goes for")
-    if isinstance(dataset, PackedDataset):
-        collator: Collator | PackedCollator = prepare_packing(model, arguments)
-    else:
-        collator = Collator(processor.tokenizer.pad_token_id)
-        _attend_on_cpu(model, arguments)
+        _regress(model, dataset, visible=arguments.process_index == 0)
+    collator = _collator(model, processor, dataset, arguments)
     use_fused_loss(model, arguments.device)
     peak = peak_flops(arguments.device, half=arguments.bf16 or arguments.fp16, tflops=peak_tflops)
     meter = Watch(work_of(model), device=arguments.device, peak=peak)
-    curve = CurveCallback(
-        output / "log.jsonl",
-        watch=meter,
-        visible=arguments.process_index == 0,
-    )
+    curve = CurveCallback(output / "log.jsonl", watch=meter, visible=arguments.process_index == 0)
     timed = minutes if arguments.save_strategy == "no" else None
     with SignalWatch() as watch:
         trainer = StageTrainer(
-            rates=rates,
-            checkpoints=checkpoints,
-            meter=meter,
-            watch=watch,
-            guard=guard,
-            minutes=timed,
-            log=output,
-            model=model,
-            args=arguments,
-            train_dataset=dataset,
-            data_collator=collator,
-            callbacks=[curve],
-        )
+            rates=rates, checkpoints=checkpoints, meter=meter, watch=watch, guard=guard, minutes=timed, log=output,
+            model=model, args=arguments, train_dataset=dataset, data_collator=collator, callbacks=[curve],
+        )  # fmt: skip
         refine_precision(trainer, engine)
         trainer.remove_callback(PrinterCallback)
         check = StartCheck(trainer, engine)
@@ -177,6 +157,28 @@ def _leave_if_asked(trainer: StageTrainer) -> None:
     left = trainer.sync.left
     sentence = f"{left.name}: saved after step {at:,} of {of:,} in {newest}; the same command goes on from there"
     raise Interrupted(left, sentence if trainer.args.process_index == 0 else "")
+
+
+def _regress(
+    model: RevisionForConditionalGeneration, dataset: ConversationDataset | PackedDataset, *, visible: bool
+) -> None:
+    """Every process computes the same; one says how well it went."""
+    explained = begin_by_regression(model, dataset.dataset if isinstance(dataset, PackedDataset) else dataset)
+    if visible:
+        say(f"the projector begins by a regression, which explains {explained:.0%} of what it goes for")
+
+
+def _collator(
+    model: RevisionForConditionalGeneration,
+    processor: RevisionProcessor,
+    dataset: ConversationDataset | PackedDataset,
+    arguments: TrainingArguments,
+) -> Collator | PackedCollator:
+    """How samples become a batch, and the attention that it needs, set on the model."""
+    if isinstance(dataset, PackedDataset):
+        return prepare_packing(model, arguments)
+    _attend_on_cpu(model, arguments)
+    return Collator(processor.tokenizer.pad_token_id)
 
 
 def _checkpoints(arguments: TrainingArguments) -> Checkpoints:

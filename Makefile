@@ -2,6 +2,7 @@
 
 PYTHON   ?= $(shell command -v python3.11 || command -v python3)
 BIN      := .venv/bin
+WORKERS  ?= 2
 REVISION := $(BIN)/revision
 # Stamps of what has been set up: a second call does nothing.
 SETUP    := .venv/.setup
@@ -18,8 +19,8 @@ setup: $(SETUP) $(NANO) ## .venv with the package, its dependencies and the nano
 run: $(NANO) ## the paper's claim on a laptop: revision run experiment=nano
 	$(REVISION) run experiment=nano
 
-test: $(NANO) ## the tests that take seconds each
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
+test: $(NANO) ## the tests that take seconds each; WORKERS=8 where there are as many cores
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-slow: $(NANO) ## the tests that take minutes
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m slow

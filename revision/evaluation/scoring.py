@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from revision.model.modeling_revision import CACHE
+
 Track = Callable[[Sequence[Any], str], Iterable[Any]]  # shows progress through a sequence of batches, under a title
 
 # Said in full, since LLMs ship habits of their own (sampling, a penalty on repetition) in their generation configs.
@@ -117,13 +119,13 @@ def continuation_log_probs(
         [(len(prompt.ids), len(trie.inner)) for prompt, trie in zip(prompts, tries, strict=True)], batch_size
     )
     shared = _shared_beginning(prompts, model.config.image_token_id)
-    cache = model(input_ids=torch.tensor([shared], device=model.device)).past_key_values if shared else None
+    cache = model(input_ids=torch.tensor([shared], device=model.device))[CACHE] if shared else None
     for batch in batches if track is None else track(batches, title):
         rest = [Prompt(prompts[i].ids[len(shared) :], prompts[i].picture) for i in batch]
         inputs, kept = _tree_inputs(model, rest, [tries[i] for i in batch], len(shared), pad_token_id)
         if cache is not None:
-            inputs["past_key_values"] = copy.deepcopy(cache)  # the forward pass appends to it
-            inputs["past_key_values"].batch_repeat_interleave(len(batch))
+            inputs[CACHE] = copy.deepcopy(cache)  # the forward pass appends to it
+            inputs[CACHE].batch_repeat_interleave(len(batch))
         logits = model(**inputs, logits_to_keep=kept, use_cache=cache is not None).logits
         for row, i in enumerate(batch):
             scores[i] = tries[i].totals(_node_log_probs(logits[row], tries[i])).numpy()

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -22,6 +24,8 @@ from .language_revision import add_image_token, load_language_model, token_sprea
 from .loss_revision import Shaping, is_whole_linear, output_loss
 
 IGNORED = -100  # label of a position that nothing is learned from
+# How transformers calls keys and values of earlier positions, in arguments and outputs.
+CACHE = "cache" if Version(transformers.__version__) >= Version("5.24.0.dev0") else "past_key_values"
 
 
 class RevisionProjector(nn.Module):
@@ -215,6 +219,7 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_embeds: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
+        cache: Any = None,
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -230,6 +235,7 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_embeds: [N, d] unit vectors in the order of their tokens.
             position_ids: int64 [B, L]. Where they start again at 0 within a row, other samples begin: each sees only
                 itself, provided that there is no attention_mask.
+            cache, past_key_values: of earlier positions; the second is what transformers before 5.24 calls the first.
             labels: int64 [B, L], -100 where nothing is learned; position i is predicted from i - 1.
             logits_to_keep: without labels, the last so many positions (0: all), or their indices.
             num_items_in_batch: labels in the whole accumulated batch of all ranks; the loss is the sum over labels
@@ -248,9 +254,9 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
+                **{CACHE: past_key_values if cache is None else cache},
                 **kwargs,
             )
         hidden = self.get_decoder()(
@@ -276,7 +282,7 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_embeds = kwargs.pop("image_embeds", None)
         parent: Any = super()
         inputs: dict[str, Any] = parent.prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE)
         inputs["image_embeds"] = image_embeds if cache is None or cache.get_seq_length() == 0 else None
         return inputs
 

@@ -135,6 +135,7 @@ def test_nothing_pickled_is_left(tiny_llm: Path, tmp_path: Path) -> None:
         ({"evaluation_strategy": "no"}, r"trainer\.evaluation_strategy is no argument"),
         ({"output_dir": "x"}, r"trainer\.output_dir='x' is set by the stage itself"),
         ({"disable_tqdm": False}, r"trainer\.disable_tqdm=False is set by the stage itself"),
+        ({"label_smoothing_factor": 0.1}, r"trainer\.label_smoothing_factor=0\.1 is set by the stage itself"),
         ({"ignore_data_skip": True}, r"trainer\.ignore_data_skip=True is set by the stage itself"),
         ({"train_sampling_strategy": "batch_rebalance"}, "must be one of random, sequential, group_by_length"),
         ({"save_total_limit": 0}, r"trainer\.save_total_limit=0: must be at least 1"),
@@ -152,7 +153,7 @@ def test_arguments_keep_what_the_mapping_says(tmp_path: Path) -> None:
     arguments = build(tmp_path, learning_rate=3e-4, per_device_train_batch_size=5, max_steps=7)
     assert (arguments.learning_rate, arguments.per_device_train_batch_size, arguments.max_steps) == (3e-4, 5, 7)
     assert arguments.seed == 3
-    assert arguments.save_strategy == "no"
+    assert arguments.save_strategy == arguments.include_num_input_tokens_seen == "no"
     assert build(tmp_path, save_steps=5).save_strategy == "steps", "or save_steps would say nothing"
     assert Path(str(arguments.output_dir)) == tmp_path / "checkpoints"
     assert arguments.use_cpu is not torch.cuda.is_available()

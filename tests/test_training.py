@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import tiny_training
 import torch
+from safetensors import SafetensorError
 
 from revision import building, training
 from revision.dataset import ConversationDataset
@@ -244,6 +247,39 @@ def test_trackers_write_below_the_stage(
             assert shown == pytest.approx([row[name] for row in logged])
 
 
+def refuse(error: Exception) -> Any:
+    """A function that raises, in place of one that writes."""
+
+    def write(*_: Any, **__: Any) -> None:
+        raise error
+
+    return write
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_log_that_cannot_be_written_is_a_sentence(
+    tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the step after, and after the last one, which has none."""
+    monkeypatch.setattr("revision.curve.append", refuse(FULL))
+    for steps in (1, 3):
+        with pytest.raises(ValueError, match=r"log\.jsonl cannot be written: the disk is full; mend the cause"):
+            tiny_training.run(tiny_llm, tmp_path / str(steps), parts=["projector"], max_steps=steps)
+
+
+def test_a_bad_step_that_cannot_be_written_down_is_a_sentence(
+    tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("revision.training.sync.append", refuse(FULL))
+    model: Any = tiny_training.make_model(tiny_llm)
+    with torch.no_grad():
+        model.projector.norm.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"faults\.jsonl cannot be written: the disk is full; mend the cause"):
+        tiny_training.run(tiny_llm, tmp_path, parts=["projector"], model=model)
+
+
 def test_a_model_is_saved_whole_or_not_at_all(tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shape: dict[str, Any] = {"embed_dim": 16, "num_visual_tokens": 3, "visual_tokens": "slots"}
     model, processor = building.build_model(str(tiny_llm), chat_template=None, dtype=torch.float32, seed=0, **shape)
@@ -254,12 +290,19 @@ def test_a_model_is_saved_whole_or_not_at_all(tiny_llm: Path, tmp_path: Path, mo
     assert again.config.alignment == {"method": "c3"}
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
-    def full_disk(*_: Any, **__: Any) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(type(processor), "save_pretrained", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        building.save_model(model, processor, tmp_path / "model", alignment=None)
+    for error, reason in (
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "the disk is full"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (PermissionError("Permission denied"), "Permission denied"),
+    ):
+        monkeypatch.setattr(type(processor), "save_pretrained", refuse(error))
+        with pytest.raises(ValueError) as caught:
+            building.save_model(model, processor, tmp_path / "model", alignment=None)
+        assert str(caught.value) == (
+            f"{tmp_path / 'model'} cannot be written: {reason}; mend the cause, and the same command goes on from its "
+            "last checkpoint"
+        )
+        assert [file.name for file in tmp_path.iterdir()] == ["model"], "half of one would keep the disk full"
     assert building.read_model(tmp_path / "model")[0].config.alignment == {"method": "c3"}
 
 

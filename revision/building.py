@@ -209,8 +209,8 @@ def save_model(
 ) -> None:
     """Writes one Hugging Face folder: weights, config, code, processor, template, card, and `manifest.json`.
 
-    It is written aside, forced to the disk, and renamed. The manifest has a checksum of each file but the card, which
-    people write into.
+    It is written aside, forced to the disk, and renamed; a model that was there stays until then. The manifest has a
+    checksum of each file but the card, which people write into.
 
     Args:
         alignment: lineage of the embeddings that the projector learned from; goes into the config.
@@ -218,6 +218,9 @@ def save_model(
         dtype: the LLM is turned into this type first; None leaves it.
         weights: by name, where the model itself holds pieces of them only.
         history: the stages it went through, from which the card is written; none, no card.
+
+    Raises:
+        ValueError: the disk is full or cannot be written.
     """
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
@@ -227,16 +230,20 @@ def save_model(
         of_llm = model.dtype  # that of its first parameter, which is the LLM's; what trained was in float32 meanwhile
         weights = {name: one.to(of_llm) if name.startswith("language_model.") else one for name, one in weights.items()}
     model.config.alignment = None if alignment is None else dict(alignment)
-    model.save_pretrained(aside, state_dict=weights)
-    processor.save_pretrained(aside)
-    if aligned_by is not None and aligned_by.moves_images:
-        aligned_by.save(aside / IMAGE_ALIGNMENT)
-    if history:
-        model_card.write(aside, history, config=model.config.to_dict(), parameters=_size(model, weights))
-    entries = folders.record(aside, folders.names_of(aside))
-    entries.pop(model_card.CARD, None)
-    folders.write_manifest(aside, entries, kind="model")
-    folders.publish(aside, folder)
+    try:
+        with folders.writing(folder):
+            model.save_pretrained(aside, state_dict=weights)
+            processor.save_pretrained(aside)
+            if aligned_by is not None and aligned_by.moves_images:
+                aligned_by.save(aside / IMAGE_ALIGNMENT)
+            if history:
+                model_card.write(aside, history, config=model.config.to_dict(), parameters=_size(model, weights))
+            entries = folders.record(aside, folders.names_of(aside))
+            entries.pop(model_card.CARD, None)
+            folders.write_manifest(aside, entries, kind="model")
+            folders.publish(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # half of a model would keep a full disk full
 
 
 def _size(model: RevisionForConditionalGeneration, weights: Mapping[str, torch.Tensor] | None) -> int:

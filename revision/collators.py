@@ -11,6 +11,9 @@ import torch
 from revision.conversation import IGNORED
 from revision.dataset import Example
 
+# One position without a label: it takes part in the step and teaches nothing.
+_NOTHING: Example = {"input_ids": np.zeros(1, np.int64), "labels": np.full(1, IGNORED), "image_embed": None}
+
 
 class Collator:
     """Examples to one batch, padded on the right to the longest of them."""
@@ -56,13 +59,13 @@ class PackedCollator:
         self.boundaries = boundaries
 
     def __call__(self, packs: Sequence[list[Example]]) -> dict[str, Any]:
-        """Several packs become one row too.
+        """Several packs become one row too, and none at all one position without a label.
 
         input_ids, position_ids and labels, int64 [1, T], and no attention_mask: with one, transformers would let
         samples see each other. With pictures also image_embeds, float32 [N, d], in the order of their tokens. With
         boundaries also cu_seq_lens_q and cu_seq_lens_k, int32 [samples + 1], and the ints max_length_q, max_length_k.
         """
-        examples = [example for pack in packs for example in pack]
+        examples = [example for pack in packs for example in pack] or [_NOTHING]
         lengths = [len(example["input_ids"]) for example in examples]
         ids, labels = (np.concatenate([example[name] for example in examples]) for name in ("input_ids", "labels"))
         borders = np.cumsum([0, *lengths])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from revision import folders
 from revision.costs.watch import Watch
 from revision.embeddings.layout import write_whole
 
@@ -24,10 +26,12 @@ class CurveCallback(TrainerCallback):
         path: of the log. A resumed run goes on in it, from the step of its checkpoint.
         watch: knows the rates; the Trainer adds them to what it logs, so that trackers get the same.
         visible: whether this process shows the bar and writes the log.
+        fail: told in a sentence that the log cannot be written. Only one process writes it, and to raise there would
+            leave the others waiting.
     """
 
-    def __init__(self, path: Path, *, watch: Watch, visible: bool) -> None:
-        self.path, self.watch, self.visible = path, watch, visible
+    def __init__(self, path: Path, *, watch: Watch, visible: bool, fail: Callable[[str], object]) -> None:
+        self.path, self.watch, self.visible, self._fail = path, watch, visible, fail
         self.rows: list[dict[str, float]] = []
         self._progress = Progress(
             TextColumn("training"),
@@ -46,7 +50,7 @@ class CurveCallback(TrainerCallback):
         self.rows = [row for row in self._written() if row["step"] <= state.global_step]
         if self.visible:
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
-            write_whole(self.path, lambda file: file.write(text.encode()))
+            self._write(lambda: write_whole(self.path, lambda file: file.write(text.encode())))
         self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step, state="")
         self._progress.start()
         self.watch.start()
@@ -70,8 +74,7 @@ class CurveCallback(TrainerCallback):
         self.rows.append(row)
         self._progress.update(self._task, state=_shown(row))
         if self.visible:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
+            self._write(lambda: append(self.path, row))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -87,10 +90,23 @@ class CurveCallback(TrainerCallback):
         """Steps, the last logged loss, and mean rates."""
         return {**self._overall, **({"loss": self.rows[-1]["loss"]} if self.rows else {})}
 
+    def _write(self, write: Callable[[], object]) -> None:
+        try:
+            with folders.writing(self.path):
+                write()
+        except ValueError as error:
+            self._fail(str(error))
+
     def _written(self) -> list[dict[str, float]]:
         """Whole lines; a kill can have cut the last one off."""
         lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a line to a file of JSON lines."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _shown(row: dict[str, float]) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from revision.embeddings.layout import file_sha256, write_whole
 
@@ -42,6 +46,30 @@ def record(folder: Path, names: Iterable[str]) -> dict[str, Entry]:
             os.fsync(file.fileno())
         entries[name] = Entry((folder / name).stat().st_size, file_sha256(folder / name))
     return entries
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turns what the disk refuses, while a training stage writes a file or a folder, into one sentence.
+
+    Raises:
+        ValueError: names the place and the reason.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{place} cannot be written: {reason_of(error)}; mend the cause, and the same command goes on from its "
+            "last checkpoint"
+        ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why something could not be written, in one line; libraries hide the system's error number in their text."""
+    known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if known or "No space left" in str(error):
+        return "the disk is full"
+    return str(error).strip().split("\n")[0]
 
 
 def write_manifest(folder: Path, entries: Mapping[str, Entry], **facts: Any) -> None:

@@ -142,8 +142,9 @@ class _Blocks(Dataset[_Counted]):
             sample = self._dataset.sample(place)
             try:
                 encoded, turns = self._dataset.fit(sample)
-            except UnfitError as error:
-                changes.append(_Change(place, str(sample.name), "dropped" if self._drop else "refused", str(error)))
+            except ValueError as error:  # raised in a process that counts, it would arrive as a traceback
+                unfit = isinstance(error, UnfitError) and self._drop
+                changes.append(_Change(place, str(sample.name), "dropped" if unfit else "refused", str(error)))
                 continue
             tokens[place - start] = len(encoded.input_ids)
             if turns < len(sample.messages):

@@ -15,4 +15,7 @@ if [ -n "${PROCESSES:-}" ]; then
     launch+=(--num_processes "$PROCESSES")
     command+=("engine.processes=$PROCESSES")
 fi
+# torchrun, below accelerate, would die from SIGUSR1 in place of passing it on, and kill 30 s after SIGTERM.
+export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}"
+export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-600}"
 exec "${launch[@]}" "${command[@]}" "$@"

@@ -37,8 +37,11 @@ line=(srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-
     python -m torch.distributed.run --nnodes="$nodes" --nproc_per_node="$here" \
     --rdzv_id="revision-$job" --rdzv_backend=c10d --rdzv_endpoint="$first:$((20000 + job % 40000))" \
     -m revision "$command" "engine=$engine" "engine.processes=$((nodes * here))" "$@")
+# torchrun would die from SIGUSR1 in place of passing it on, and kill 30 s after SIGTERM.
+export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}"
+export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-600}"
 if [ -n "$show" ]; then
-    printf '%q ' "${line[@]}"
+    printf '%q ' PET_SIGNALS_TO_HANDLE="$PET_SIGNALS_TO_HANDLE" PET_SHUTDOWN_TIMEOUT="$PET_SHUTDOWN_TIMEOUT" "${line[@]}"
     echo
     exit
 fi

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,6 +104,20 @@ def test_weights_in_four_bits_by_arithmetic(tiny_llm: Path) -> None:
     assert four_bit_bytes(4096 * 4096) * 8 / 4096**2 == pytest.approx(4 + 0.127, abs=1e-3), "2305.14314, Sec. 3"
     llm = [one for name, one in drawn.named_parameters() if part_of(name) == "llm"]
     assert Part.of("llm", llm, packed).state == f"frozen, {sum(numbers):,} in 4 bits"
+
+
+def test_weights_in_four_bits_are_multiplied_in_full(tiny_llm: Path) -> None:
+    """bitsandbytes keeps two numbers in a byte of [n / 2, 1], and the shape beside them."""
+    model: Any = tiny_training.make_model(tiny_llm)
+    select_parts(model, ["projector"], bf16=False)
+    whole = work_of(model)
+    for layer in model.get_decoder().layers:
+        for linear in (one for one in layer.modules() if isinstance(one, torch.nn.Linear)):
+            shape = linear.weight.shape
+            packed: Any = torch.nn.Parameter(torch.zeros(shape.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+            packed.quant_state = SimpleNamespace(shape=shape)
+            linear.weight = packed
+    assert work_of(model) == whole
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])

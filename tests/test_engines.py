@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,8 @@ from accelerate.commands import launch
 from accelerate.utils import launch as launchers
 from test_configs import composed
 from tiny_corpus import make_corpus, make_groups
+from torch.distributed.run import get_args_parser
+from torch.nn.parallel import DistributedDataParallel
 
 from revision import building, processes, training
 from revision.cli import main
@@ -188,6 +191,22 @@ def test_the_engine_that_runs_is_the_one_asked_for() -> None:
             require_engine(engine, wrapped)
 
 
+class Wrapped(DistributedDataParallel):
+    """As DDP's, without a process group."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        torch.nn.Module.__init__(self)
+        self.module = module
+
+
+def test_an_engine_is_known_when_it_is_compiled() -> None:
+    compiled: Any = torch.compile(Wrapped(torch.nn.Linear(2, 2)), backend="eager")
+    assert not isinstance(compiled, DistributedDataParallel)
+    require_engine("ddp", compiled)
+    with pytest.raises(ValueError, match=r"engine\.kind=ddp on 2 process.*the engine that runs is none;"):
+        require_engine("ddp", torch.compile(torch.nn.Linear(2, 2), backend="eager"))
+
+
 def test_weights_and_data_are_in_pieces() -> None:
     with pytest.raises(ValueError, match=r"engine\.kind=zero3, but every process holds all of weight \(2 parameters"):
         require_engine("zero3", DeepSpeedEngine(3))
@@ -262,10 +281,25 @@ def slurm(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([script, *words], capture_output=True, text=True, env={**clean, **environment})
 
 
-def test_slurm_script_shows_what_it_would_start() -> None:
+def assert_lets_processes_save(variables: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun, and accelerate in its place, read from these variables what our own launcher gives as options."""
+    options = get_args_parser().parse_args([*processes._TO_LEAVE_WELL.values(), "script"])
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    plain = get_args_parser().parse_args(["script"])
+    started = launch.launch_command_parser().parse_args(["script"])
+    below = launchers._filter_args(started, get_args_parser(), ["--training_script", "script"])
+    for given in (plain, below):
+        assert (given.signals_to_handle, given.shutdown_timeout) == (
+            options.signals_to_handle, options.shutdown_timeout
+        )  # fmt: skip
+
+
+def test_slurm_script_shows_what_it_would_start(monkeypatch: pytest.MonkeyPatch) -> None:
     done = slurm("--print", "zero3", "instruct", "name=two words", SLURM_JOB_ID="7", SLURM_GPUS_ON_NODE="4")
     words = shlex.split(done.stdout)
-    assert words[:3] == ["srun", "--nodes=2", "--ntasks=2"]
+    assert words[2:5] == ["srun", "--nodes=2", "--ntasks=2"]
+    assert_lets_processes_save(dict(word.split("=", 1) for word in words[:2]), monkeypatch)
     assert {"--nnodes=2", "--nproc_per_node=4", "--rdzv_endpoint=FIRST_NODE:20007", "--rdzv_id=revision-7"} < set(words)
     at = words.index("revision")
     assert words[at:] == ["revision", "instruct", "engine=zero3", "engine.processes=8", "name=two words"]
@@ -295,16 +329,18 @@ def test_slurm_script_is_a_script_of_slurm() -> None:
     assert len(directives) >= 4 and max(directives) < first, "Slurm reads no directive behind the first command"
 
 
-def test_launch_script_takes_a_number_of_processes(tmp_path: Path) -> None:
+def test_launch_script_takes_a_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accelerate = tmp_path / "accelerate"
-    accelerate.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    accelerate.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nenv | grep ^PET_\n')
     accelerate.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PROCESSES": "8"}
     words = [str(SCRIPTS / "launch.sh"), "zero3", "instruct", "name=x"]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.splitlines()[3:] == [
+    lines = done.stdout.splitlines()
+    assert lines[3:-2] == [
         "--num_processes", "8", "-m", "revision", "instruct", "engine=zero3", "engine.processes=8", "name=x"
     ]  # fmt: skip
+    assert_lets_processes_save(dict(line.split("=", 1) for line in lines[-2:]), monkeypatch)
 
 
 def test_weights_that_a_model_holds_itself_are_not_gathered(tiny_model: Any) -> None:

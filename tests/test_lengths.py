@@ -201,6 +201,22 @@ def test_several_processes_count_what_one_does(
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_record_that_is_wrong_is_one_sentence_from_any_process(
+    tiny_store: Store, tiny_processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Other than too long: it is not dropped, but has to be mended."""
+    monkeypatch.setattr(lengths_module, "_BLOCK", 2)
+    wrong = talk("wrong", "what?", "a <image> tree", image="image-3")
+    dataset = make(tiny_store("image"), tiny_processor, [*TALKS[3:], wrong])
+    with pytest.raises(ValueError) as alone:
+        dataset[2]
+    with pytest.raises(ValueError) as caught:
+        settle(dataset, tmp_path, workers=workers)
+    assert str(caught.value) == str(alone.value)
+    assert "sample wrong" in str(caught.value)
+
+
 def test_a_limit_is_counted_as_far_as_it_goes(tiny_store: Store, tiny_processor: Any, tmp_path: Path) -> None:
     rows = Rows([tiny_store()], embed_dim=TINY_EMBED_DIM)
     samples = TextSamples(rows.stores[0], ["<image>"], 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import tiny_training
 import torch
+from safetensors import SafetensorError
 
 from revision import building, training
 from revision.dataset import ConversationDataset
@@ -135,6 +138,7 @@ def test_nothing_pickled_is_left(tiny_llm: Path, tmp_path: Path) -> None:
         ({"evaluation_strategy": "no"}, r"trainer\.evaluation_strategy is no argument"),
         ({"output_dir": "x"}, r"trainer\.output_dir='x' is set by the stage itself"),
         ({"disable_tqdm": False}, r"trainer\.disable_tqdm=False is set by the stage itself"),
+        ({"label_smoothing_factor": 0.1}, r"trainer\.label_smoothing_factor=0\.1 is set by the stage itself"),
         ({"ignore_data_skip": True}, r"trainer\.ignore_data_skip=True is set by the stage itself"),
         ({"train_sampling_strategy": "batch_rebalance"}, "must be one of random, sequential, group_by_length"),
         ({"save_total_limit": 0}, r"trainer\.save_total_limit=0: must be at least 1"),
@@ -152,7 +156,7 @@ def test_arguments_keep_what_the_mapping_says(tmp_path: Path) -> None:
     arguments = build(tmp_path, learning_rate=3e-4, per_device_train_batch_size=5, max_steps=7)
     assert (arguments.learning_rate, arguments.per_device_train_batch_size, arguments.max_steps) == (3e-4, 5, 7)
     assert arguments.seed == 3
-    assert arguments.save_strategy == "no"
+    assert arguments.save_strategy == arguments.include_num_input_tokens_seen == "no"
     assert build(tmp_path, save_steps=5).save_strategy == "steps", "or save_steps would say nothing"
     assert Path(str(arguments.output_dir)) == tmp_path / "checkpoints"
     assert arguments.use_cpu is not torch.cuda.is_available()
@@ -243,6 +247,39 @@ def test_trackers_write_below_the_stage(
             assert shown == pytest.approx([row[name] for row in logged])
 
 
+def refuse(error: Exception) -> Any:
+    """A function that raises, in place of one that writes."""
+
+    def write(*_: Any, **__: Any) -> None:
+        raise error
+
+    return write
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_log_that_cannot_be_written_is_a_sentence(
+    tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the step after, and after the last one, which has none."""
+    monkeypatch.setattr("revision.curve.append", refuse(FULL))
+    for steps in (1, 3):
+        with pytest.raises(ValueError, match=r"log\.jsonl cannot be written: the disk is full; mend the cause"):
+            tiny_training.run(tiny_llm, tmp_path / str(steps), parts=["projector"], max_steps=steps)
+
+
+def test_a_bad_step_that_cannot_be_written_down_is_a_sentence(
+    tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("revision.training.sync.append", refuse(FULL))
+    model: Any = tiny_training.make_model(tiny_llm)
+    with torch.no_grad():
+        model.projector.norm.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"faults\.jsonl cannot be written: the disk is full; mend the cause"):
+        tiny_training.run(tiny_llm, tmp_path, parts=["projector"], model=model)
+
+
 def test_a_model_is_saved_whole_or_not_at_all(tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shape: dict[str, Any] = {"embed_dim": 16, "num_visual_tokens": 3, "visual_tokens": "slots"}
     model, processor = building.build_model(str(tiny_llm), chat_template=None, dtype=torch.float32, seed=0, **shape)
@@ -253,12 +290,19 @@ def test_a_model_is_saved_whole_or_not_at_all(tiny_llm: Path, tmp_path: Path, mo
     assert again.config.alignment == {"method": "c3"}
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
-    def full_disk(*_: Any, **__: Any) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(type(processor), "save_pretrained", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        building.save_model(model, processor, tmp_path / "model", alignment=None)
+    for error, reason in (
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "the disk is full"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (PermissionError("Permission denied"), "Permission denied"),
+    ):
+        monkeypatch.setattr(type(processor), "save_pretrained", refuse(error))
+        with pytest.raises(ValueError) as caught:
+            building.save_model(model, processor, tmp_path / "model", alignment=None)
+        assert str(caught.value) == (
+            f"{tmp_path / 'model'} cannot be written: {reason}; mend the cause, and the same command goes on from its "
+            "last checkpoint"
+        )
+        assert [file.name for file in tmp_path.iterdir()] == ["model"], "half of one would keep the disk full"
     assert building.read_model(tmp_path / "model")[0].config.alignment == {"method": "c3"}
 
 

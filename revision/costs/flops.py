@@ -138,8 +138,10 @@ def _weights(module: nn.Module, share: float) -> Iterator[tuple[nn.Parameter, fl
 
 
 def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Of the whole parameter, also where ZeRO-3 has cut it into pieces."""
-    return tuple(vars(parameter).get("ds_shape", parameter.shape))
+    """Of the whole parameter, also where ZeRO-3 has cut it into pieces, or bitsandbytes keeps two numbers in a byte."""
+    known = vars(parameter)
+    quantized = known.get("quant_state")  # None until the weights are on a GPU
+    return tuple(known.get("ds_shape", parameter.shape) if quantized is None else quantized.shape)
 
 
 def _active_experts(text: Any) -> float:

@@ -82,6 +82,9 @@ class Adapter:
             base: folder of the model that it was trained on.
             projector: whether the projector trained with it, and therefore has to go with it.
             weights: whole, by name, where the engine has them otherwise than the model: in pieces, or more exactly.
+
+        Raises:
+            ValueError: the disk is full or cannot be written.
         """
         held = self.model.state_dict() if weights is None else dict(weights)
         state = get_peft_model_state_dict(self.model, held, adapter_name=_NAME, save_embedding_layers=False)
@@ -89,17 +92,18 @@ class Adapter:
             state |= {name: one for name, one in held.items() if name.startswith("projector.")}
         whole = {f"base_model.model.{name}": one.contiguous().cpu() for name, one in state.items()}
         aside = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        safetensors.torch.save_file(whole, aside / "adapter_model.safetensors", metadata={"format": "pt"})
         config = replace(
             self._config,
             base_model_name_or_path=base,
             inference_mode=True,
             modules_to_save=["projector"] if projector else None,
         )
-        config.save_pretrained(str(aside))
-        folders.publish(aside, folder)
+        with folders.writing(folder):
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            safetensors.torch.save_file(whole, aside / "adapter_model.safetensors", metadata={"format": "pt"})
+            config.save_pretrained(str(aside))
+            folders.publish(aside, folder)
 
     def merge(self, weights: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor] | None:
         """Adds the adapter to the weights below it and takes it away; four-bit weights become full ones again.

@@ -21,12 +21,14 @@ from revision.training.order import STRATEGIES
 
 # What a stage decides itself: its collator needs every field, its own bar and log replace the Trainer's, a loss that is
 # no number is shown as it is, checkpoints and resuming are our own (`states`), so is the order of samples (`order`),
-# and the finished model is saved whole by the command.
+# tokens are counted by our own watch without waiting for the device, and the finished model is saved whole by the
+# command. Smoothed labels would be those of the wrong positions: transformers shifts them for its own classes only.
 _OURS: dict[str, Any] = {
     "remove_unused_columns": False,
     "disable_tqdm": True,
     "logging_nan_inf_filter": False,
-    "include_num_input_tokens_seen": "non_padding",
+    "include_num_input_tokens_seen": "no",
+    "label_smoothing_factor": 0.0,
     "ignore_data_skip": False,
     "data_seed": None,
     "save_only_model": False,

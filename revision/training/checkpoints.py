@@ -9,7 +9,6 @@ leads to the same weights; refusing would leave an unattended run standing.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -121,10 +120,9 @@ class Checkpoints:
         except expected as error:
             newest = next(iter(self.all()), None)
             after = "there is none before it" if newest is None else f"{newest.name} is whole"
-            reason = "the disk is full" if _is_full(error) else str(error).strip().split("\n")[0]
             failure = (
-                f"the checkpoint after step {step} cannot be written to {self.folder}: {reason}; {after}: mend the "
-                "cause, and the same command goes on from there"
+                f"the checkpoint after step {step} cannot be written to {self.folder}: {folders.reason_of(error)}; "
+                f"{after}: mend the cause, and the same command goes on from there"
             )
             if alone and ranks.together():
                 raise ValueError(failure) from error
@@ -188,12 +186,6 @@ def _faults(folder: Path) -> list[str]:
 def _renew(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-
-
-def _is_full(error: Exception) -> bool:
-    """Libraries hide the system's error number in their text."""
-    known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return known or "No space left" in str(error)
 
 
 def _shown(value: Any) -> str:

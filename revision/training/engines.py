@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from accelerate.utils import is_compiled_module
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
@@ -186,6 +187,8 @@ def require_engine(trainer: Any, engine: str, batches: int) -> None:
 
 def _running(wrapped: Any) -> str:
     """The engine that a wrapped model shows; "none" for a bare model."""
+    if is_compiled_module(wrapped):  # accelerate compiles what it has wrapped
+        wrapped = wrapped._orig_mod
     if isinstance(wrapped, FSDPModule):
         return FSDP_2
     if isinstance(wrapped, DistributedDataParallel):

@@ -30,7 +30,6 @@ def prepare_packing(model: RevisionForConditionalGeneration, arguments: Training
         ValueError: flex attention on a CPU, which has no backward there.
     """
     arguments.per_device_train_batch_size = 1  # an item of the data set is a whole batch
-    arguments.include_num_input_tokens_seen = "all"  # there is no padding, and no mask to count by
     implementation = str(model.config.text_config._attn_implementation)
     if arguments.device.type == "cpu":
         if implementation == "flex_attention":

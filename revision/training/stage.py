@@ -84,8 +84,8 @@ def train(
 
     Raises:
         ValueError: an unknown part, a rate for one that does not train, another engine or number of processes than
-            expected, several GPUs for one process, checkpoints of other settings, a loss that is no number, a full
-            disk, or a part that should have moved and did not.
+            expected, several GPUs for one process, checkpoints of other settings, a record that cannot be learned
+            from, a loss that is no number, a full disk, or a part that should have moved and did not.
         Interrupted: a signal asked to leave, and a checkpoint has been saved.
     """
     require_processes(arguments, engine, processes)
@@ -105,12 +105,14 @@ def train(
     collator = _collator(model, processor, dataset, arguments)
     use_fused_loss(model, arguments.device)
     peak = peak_flops(arguments.device, half=arguments.bf16 or arguments.fp16, tflops=peak_tflops)
+    failures: list[str] = []
     meter = Watch(work_of(model), device=arguments.device, peak=peak)
-    curve = CurveCallback(output / "log.jsonl", watch=meter, visible=arguments.process_index == 0)
+    curve = CurveCallback(output / "log.jsonl", watch=meter, visible=arguments.process_index == 0, fail=failures.append)
     timed = minutes if arguments.save_strategy == "no" else None
     with SignalWatch() as watch:
         trainer = StageTrainer(
-            rates=rates, checkpoints=checkpoints, meter=meter, watch=watch, guard=guard, minutes=timed, log=output,
+            rates=rates, checkpoints=checkpoints, meter=meter, failures=failures, watch=watch, guard=guard,
+            minutes=timed, log=output,
             model=model, args=arguments, train_dataset=dataset, data_collator=collator, callbacks=[curve],
         )  # fmt: skip
         refine_precision(trainer, engine)
@@ -125,12 +127,17 @@ def train(
         finally:
             curve.close()
     _leave_if_asked(trainer)
+    ranks.agree(next(iter(failures), None))
     if resume is None or trainer.state.global_step > step_in(resume):
         require_moved(check.before, checksums(model), chosen, steps=trainer.state.global_step)
     weights = whole_weights(model, keep=arguments.process_index == 0)
     summary = curve.summary()
-    if save is not None and arguments.process_index == 0:
-        save(weights, summary)
+    try:
+        if save is not None and arguments.process_index == 0:
+            save(weights, summary)
+    except ValueError as error:
+        ranks.agree(str(error))
+    ranks.agree(None)
     return summary
 
 

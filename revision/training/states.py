@@ -48,17 +48,20 @@ def save(trainer: StageTrainer, folder: Path) -> None:
         trainer.model_wrapped.save_checkpoint(str(folder), tag=_ENGINE_TAG, exclude_frozen_parameters=True)
     elif trainer.is_fsdp_enabled:
         Trainer._save_optimizer_and_scheduler(trainer, str(folder))
-    if not trainer.args.should_save:
-        return
-    if not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
-        safetensors.torch.save_file(_trained(trainer.model), folder / WEIGHTS)
+    whole = not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled
+    tensors: dict[str, torch.Tensor] = {}
+    if whole:
         tensors, state["optimizer"] = _split(trainer.optimizer.state_dict())
-        safetensors.torch.save_file(tensors, folder / OPTIMIZER)
         scaler = trainer.accelerator.scaler
         state["scaler"] = None if scaler is None else scaler.state_dict()
     if not _engine_has_scheduler(trainer):
         state["scheduler"] = trainer.lr_scheduler.state_dict()
-    text = json.dumps(state, default=_refuse)
+    text = json.dumps(state, default=_refuse)  # on every process, so that all of them stop where it is refused
+    if not trainer.args.should_save:
+        return
+    if whole:
+        safetensors.torch.save_file(_trained(trainer.model), folder / WEIGHTS)
+        safetensors.torch.save_file(tensors, folder / OPTIMIZER)
     write_whole(folder / STATE, lambda file: file.write(text.encode()))
     trainer.state.save_to_json(str(folder / TRAINER_STATE))
 

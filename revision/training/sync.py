@@ -1,7 +1,8 @@
 """What all processes decide together at each step: whether it is bad, whether to save, and whether to leave.
 
 One all-reduce of a few numbers just before the update carries everything that only one process may know: a loss that is
-no number, a signal, the clock. So nobody waits for one that has stopped, and all do the same.
+no number, a signal, the clock, a record that cannot be learned from, a log that cannot be written. So nobody waits for
+one that has stopped, and all do the same.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from revision import folders
+from revision.curve import append
 from revision.embeddings.layout import write_whole
 from revision.interrupts import WATCHED, SignalWatch
 from revision.progress import say
@@ -87,13 +90,19 @@ class StepSync(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Exchanges what each process knows, and deals with a bad step before it reaches the weights."""
+        """Exchanges what each process knows, and deals with a bad step before it reaches the weights.
+
+        Raises ValueError on all processes where one has failed, or the guard says so."""
         losses = self._trainer.losses
         due = self._minutes is not None and time.monotonic() - self._saved_at >= 60 * self._minutes
-        known = [float(due and args.process_index == 0), *(float(one in self._watch.received) for one in WATCHED)]
+        failure = next(iter(self._trainer.failures), None)
+        known = [float(failure is not None), float(due and args.process_index == 0)]
+        known += [float(one in self._watch.received) for one in WATCHED]
         mine = torch.stack([torch.stack(losses).sum().float(), self._trainer.bad_norm])
         values = ranks.total(torch.cat([mine, torch.tensor(known, device=mine.device)])).tolist()
-        loss, bad_norm, save, *signals = values
+        loss, bad_norm, failed, save, *signals = values
+        if failed > 0:
+            ranks.agree(failure)
         self._save = save > 0
         self._signal = next((one for one, count in zip(WATCHED, signals, strict=True) if count > 0), None)
         loss /= ranks.world()
@@ -126,10 +135,7 @@ class StepSync(TrainerCallback):
         self._faults += 1
         over = self._faults > self._guard.limit
         policy = "stop" if over else self._guard.policy
-        if ranks.rank() == 0:
-            row = {"step": step, "loss": loss, "reason": what, "policy": policy, "ids": ids}
-            with self._log.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._append({"step": step, "loss": loss, "reason": what, "policy": policy, "ids": ids})
         shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
         where = f"{what} after step {step}, at samples {shown}"
         if policy == "stop":
@@ -145,3 +151,14 @@ class StepSync(TrainerCallback):
             done = f"back to {self._trainer.roll_back()}, and on with the samples that follow"
         if ranks.rank() == 0:
             say(f"{where}: {done}")
+
+    def _append(self, row: dict[str, Any]) -> None:
+        """Writes one bad step down. Called by all processes, all of which raise ValueError where the disk refuses."""
+        failure = None
+        if ranks.rank() == 0:
+            try:
+                with folders.writing(self._log):
+                    append(self._log, row)
+            except ValueError as error:
+                failure = str(error)
+        ranks.agree(failure)

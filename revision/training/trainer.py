@@ -25,6 +25,7 @@ from revision.training.groups import Rates, is_set, of_parts, split
 from revision.training.guard import Guard
 from revision.training.order import Batches, GlobalBatches, make_order
 from revision.training.parts import checksums, parts_table
+from revision.training.refusals import REFUSED, RefusingCollator, RefusingDataset
 from revision.training.sync import StepSync
 
 
@@ -35,6 +36,7 @@ class StageTrainer(Trainer):
         rates: learning rate and weight decay of each part; what it leaves out is what the arguments say.
         checkpoints: where they go.
         meter: knows the rates that are logged.
+        failures: sentences, with the first of which all processes stop at the exchange of the step.
         watch, guard, minutes, log: as `StepSync` takes them.
         **kwargs: of the Trainer.
     """
@@ -50,6 +52,7 @@ class StageTrainer(Trainer):
         rates: Rates,
         checkpoints: Checkpoints,
         meter: Watch,
+        failures: list[str],
         watch: SignalWatch,
         guard: Guard,
         minutes: float | None,
@@ -59,7 +62,7 @@ class StageTrainer(Trainer):
         self.rates = rates
         super().__init__(**kwargs)
         self.checkpoints = checkpoints
-        self.meter = meter
+        self.meter, self.failures = meter, failures
         self.losses: list[torch.Tensor] = []  # of the micro-batches of this step
         self.bad_norm = torch.zeros((), device=self.args.device)
         self.resumed_log: tuple[int, float] | None = None
@@ -102,9 +105,9 @@ class StageTrainer(Trainer):
         """Batches of this process alone: nothing is drawn, read or sent for the others."""
         args = self.args
         return Batches(
-            self.train_dataset,  # type: ignore[arg-type]
+            RefusingDataset(self.train_dataset),  # type: ignore[arg-type]
             batch_sampler=self.batches,
-            collate_fn=self.data_collator,
+            collate_fn=RefusingCollator(self.data_collator),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
@@ -124,8 +127,10 @@ class StageTrainer(Trainer):
         self._logged_before = self._tr_loss.clone()
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """The micro-batches of a step; the meter notes how long they are waited for."""
-        return super().get_batch_samples(self.meter.timed(epoch_iterator), num_batches, device)
+        """The micro-batches of a step; the meter notes how long they are waited for, and refusals are kept."""
+        batches, items = super().get_batch_samples(self.meter.timed(epoch_iterator), num_batches, device)
+        self.failures += [batch.pop(REFUSED) for batch in batches if REFUSED in batch]
+        return batches, items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the meter's rates to what is logged of a step."""

@@ -120,7 +120,7 @@ def fills(lengths: np.ndarray) -> str:
 
 
 def main() -> None:
-    """Measure, print each ratio with its bound and the limit, and fail below the limit."""
+    """Measure, print each ratio with its bound and the limit, and fail below the limit or without data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/nano"))
     parser.add_argument("--samples", type=int, default=128, help="of each corpus, for speed; lengths are of 5,000")
@@ -128,8 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     if not (options.data / "assets" / "llm").is_dir():
-        say(f"{options.data} has no assets/llm: `make run` makes it, or name the corpus with --data")
-        return
+        sys.exit(f"{options.data} has no assets/llm: `make run` makes it, or name the corpus with --data")
     model, processor = building.build_model(
         str(options.data / "assets" / "llm"), chat_template=None, dtype=frozen_dtype(), seed=0,
         embed_dim=DIM, num_visual_tokens=4, visual_tokens="slots",

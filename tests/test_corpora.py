@@ -6,6 +6,7 @@ import errno
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -474,15 +475,16 @@ def test_recipes_of_configurations_know_their_options(file: Path, capsys: pytest
     content = yaml.safe_load(file.read_text())
     if content.get("recipe") is None or "nano" in content["recipe"]:
         return
-    recipe: Any = importlib.import_module(Path(content["recipe"]).stem)
-    assert (RECIPES.parent / content["recipe"]).is_file()
-    words = ["--out", content["folder"], *content.get("recipe_options", [])]
-    if recipe is text:
-        words += ["--source", "x"]  # the user's part of the line, without which nothing else of it is looked at
-    with pytest.raises(SystemExit) as ended:
-        recipe.main([*words, "--no-such-option"])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.endswith(": error: unrecognized arguments: --no-such-option\n"), "and no other"
+    own = [content["recipe"], "--out", content["folder"], *content.get("recipe_options", [])]
+    if own[0].endswith("/text.py"):
+        own += ["--source", "x"]  # the user's part of the line, without which nothing else of it is looked at
+    for name, *words in [*map(shlex.split, content.get("needs", [])), own]:
+        assert (RECIPES.parent / name).is_file()
+        recipe: Any = importlib.import_module(Path(name).stem)
+        with pytest.raises(SystemExit) as ended:
+            recipe.main([*words, "--no-such-option"])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.endswith(": error: unrecognized arguments: --no-such-option\n"), "and no other"
 
 
 def test_a_recipe_is_a_program(tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corpus_parts.line import start
 from nano_parts import marks, packages, texts
 from nano_parts.captions import NAME_TEMPLATE, caption_of_scene, captions_of
 from nano_parts.drawing import COLOURS, LAYOUTS, Placement, random_colour, random_placement
@@ -187,7 +187,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:  # a sentence for the user, not a traceback
-        sys.exit(f"drawings: {error}")
+    start(main, "drawings")

@@ -1,8 +1,9 @@
 """InternVL-Chat-V1-2-SFT: 1.2M instructions from nine sources; stage 2 of ReVision (v3, Sec. 5).
 
-Ships as nine files of JSON lines in LLaVA's form, at the root of the data set or below `opensource/`. Pictures: unpack
-those of the data set, or of each source as InternVL's documentation lays them out, so that its folder `playground/data`
-is `images` below --out. Licence: Apache-2.0 on the card; each of the sources has terms of its own.
+Ships as nine files of JSON lines in LLaVA's form. Code that reads the data set finds them below `opensource/`; at its
+commit d1527c5 they lie at the root. The first place is tried, then the other. Pictures: unpack those of the data set,
+or of each source as InternVL's documentation lays them out, so that its folder `playground/data` is `images` below
+--out. Licence: Apache-2.0 on the card; each of the sources has terms of its own.
 
     python data_recipes/internvl_sft.py --out data/internvl-sft
     python data_recipes/internvl_sft.py --out data/internvl-sft-417k --keep 417000
@@ -36,6 +37,7 @@ CARD = Card(
     licence="Apache-2.0",
     hub="OpenGVLab/InternVL-Chat-V1-2-SFT-Data",
     files=tuple(f"opensource/{name}" for name in SETS),
+    moved={f"opensource/{name}": (name,) for name in SETS},
     expected={name: rows for name, (rows, _) in SETS.items()},
 )
 

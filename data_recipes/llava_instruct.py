@@ -2,7 +2,7 @@
 
 Ships as `llava_v1_5_mix665k.json`. Pictures come from COCO, GQA, OCR-VQA, TextVQA and Visual Genome, laid out as in
 LLaVA's documentation (`coco/train2017/...`, `gqa/images/...`): put those folders below `images` of --out. Rows without
-a picture are plain conversations (ShareGPT). Licence: see the card; answers by GPT-4 are under OpenAI's terms as well.
+a picture are plain conversations (ShareGPT). Licence: CC-BY-4.0 on the card, and OpenAI's terms for what GPT-4 wrote.
 
     python data_recipes/llava_instruct.py --out data/llava-instruct
 
@@ -20,7 +20,7 @@ from corpus_parts.card import Card
 CARD = Card(
     name="llava-instruct",
     homepage="https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
-    licence="see the card",
+    licence="CC-BY-4.0, and OpenAI's terms of use",
     hub="liuhaotian/LLaVA-Instruct-150K",
     files=("llava_v1_5_mix665k.json",),
     sha256={"llava_v1_5_mix665k.json": "ce959ce6e23073ee1cd1a8a2ef1c633768c10d4174327b8b2dc7113b91af6cf8"},

@@ -27,12 +27,12 @@ import argparse
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corpus_parts.line import start
 from nano_parts import drawing, marks, models, scenes, texts
 from nano_parts.captions import NAME_TEMPLATE, captions_of
 from nano_parts.lexicon import Concept, part, read_lexicon
@@ -223,7 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:  # a sentence for the user, not a traceback
-        sys.exit(f"nano: {error}")
+    start(main, "nano")

@@ -28,12 +28,12 @@ import logging
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from corpus_parts.line import start
 from nano import Row, write_rows
 from nano_parts import drawing, marks, models, scenes
 from nano_parts.captions import NAME_TEMPLATE, caption_of_scene, captions_of
@@ -218,7 +218,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:  # a sentence for the user, not a traceback
-        sys.exit(f"nano_styles: {error}")
+    start(main, "nano_styles")

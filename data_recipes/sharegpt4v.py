@@ -5,8 +5,8 @@ Of the three files of the data set (arXiv 2311.12793), `--part` takes
 - `gpt4v`: sharegpt4v_instruct_gpt4-vision_cap100k.json, the same;
 - `mix`: sharegpt4v_mix665k_cap23k_coco-ap9k_lcs3k_sam9k_div2k.json, conversations of stage 2.
 Pictures come from COCO, LAION-CC-SBU, SAM, GQA and others, laid out as in the publisher's documentation: its folder
-`data` is `images` below --out. Licence: see the card; web pictures are for academic use only, answers under OpenAI's
-terms.
+`data` is `images` below --out. Licence: CC-BY-NC-4.0 on the card, and OpenAI's terms for what GPT-4V wrote; web
+pictures are for academic use only.
 
     python data_recipes/sharegpt4v.py --out data/sharegpt4v --part captions
 
@@ -28,7 +28,7 @@ PARTS = {
 CARD = Card(
     name="sharegpt4v",
     homepage="https://huggingface.co/datasets/Lin-Chen/ShareGPT4V",
-    licence="see the card",
+    licence="CC-BY-NC-4.0, and OpenAI's terms of use",
     hub="Lin-Chen/ShareGPT4V",
     files=tuple(PARTS.values()),
     expected={PARTS["gpt4v"]: 102_025, PARTS["mix"]: 665_058},

@@ -4,10 +4,13 @@
     python data_recipes/text.py --out data/books --source ~/books --level sentence --max-words 60
 
 `--source` is a folder of .txt and .md files, or any location of records (docs/formats.md): JSON lines, parquet, a data
-set of the hub; `--column` names their texts. Texts are cut into sentences, into passages of whole sentences, or taken
-as they are; filtered (corpus_parts/quality.py); and freed of duplicates, exact and near ones (MinHash,
-corpus_parts/duplicates.py). What is left out stands in `rejected.jsonl` with the reason. The licence is that of the
-texts.
+set of the hub; `--column` names their texts. Of a folder, files in folders below count too. So a snapshot of a data set
+of the hub gives the rows of all of its splits; a README or a licence beside records is not a text of the corpus. A
+folder that holds other texts beside records is refused, since it does not say which of them are meant.
+
+Texts are cut into sentences, into passages of whole sentences, or taken as they are; filtered
+(corpus_parts/quality.py); and freed of duplicates, exact and near ones (MinHash, corpus_parts/duplicates.py). What is
+left out stands in `rejected.jsonl` with the reason. The licence is that of the texts.
 
 Statistics need pictures: put some like those to come into `images` below --out.
 """
@@ -25,21 +28,51 @@ from corpus_parts.quality import Quality
 from corpus_parts.sentences import paragraphs, passages, sentences
 
 from revision.records import fingerprint, read_rows
+from revision.records.huggingface import is_saved
 
 CARD = Card(name="text", homepage="that of the texts", licence="that of the texts", hub="", files=())
-SUFFIXES = (".txt", ".md")
+TEXTS = (".txt", ".md")
+READABLE = (".tar", ".parquet", ".jsonl", ".json")  # of several kinds in a folder, the first counts: as in read_rows
+RECORDS = (*READABLE, ".ndjson", ".arrow", ".csv", ".tsv")
+# Names of files that lie beside a corpus and are not of it.
+ABOUT = {"readme", "license", "licence", "notice", "changelog", "citation", "dataset_infos"}
 
 
-def text_files(folder: Path) -> list[Path]:
-    """The text files below a folder, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+def contents(location: str) -> tuple[list[Path], list[str]]:
+    """What to read at a location: text files, or else locations of records.
+
+    Raises:
+        ValueError: a folder that holds both.
+    """
+    folder = Path(location)
+    if not folder.is_dir() or is_saved(folder):
+        return [], [location]
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    records = [path for path in found if _suffix(path) in RECORDS and not _is_about(path)]
+    texts = [path for path in found if path.suffix in TEXTS and not (records and _is_about(path))]
+    if texts and records:
+        raise ValueError(
+            f"--source {folder} holds text files, such as {texts[0].relative_to(folder)}, and files of records, such "
+            f"as {records[0].relative_to(folder)}; name the records alone, or move one of the two out"
+        )
+    kind = next((kind for kind in READABLE if any(_suffix(path) == kind for path in records)), None)
+    chosen = [str(path) for path in records if _suffix(path) == kind]
+    return texts, [] if texts else chosen or [location]  # read_rows says what is wrong with the location
+
+
+def _suffix(path: Path) -> str:
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+
+
+def _is_about(path: Path) -> bool:
+    return path.name.partition(".")[0].lower() in ABOUT
 
 
 def documents(location: str, column: str) -> Iterator[line.Row]:
     """Rows {"text"} of a folder of text files, or of records."""
-    files = text_files(Path(location)) if Path(location).is_dir() else []
-    if not files:
-        yield from ({"text": row.get(column)} for row in read_rows(location))
+    files, records = contents(location)
+    for one in records:
+        yield from ({"text": row.get(column)} for row in read_rows(one))
     for file in files:
         try:
             yield {"text": file.read_text(encoding="utf-8-sig")}
@@ -100,10 +133,11 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
 
 def source_fingerprint(location: str) -> str:
     """What lies at a location, as a checksum."""
-    files = text_files(Path(location)) if Path(location).is_dir() else []
-    if not files:
+    files, records = contents(location)
+    if records == [location]:
         return fingerprint(location)
-    return hashlib.sha256("".join(f"{file} {sha256_of(file)}\n" for file in files).encode()).hexdigest()
+    sums = [(str(file), sha256_of(file)) for file in files] + [(one, fingerprint(one)) for one in records]
+    return hashlib.sha256("".join(f"{name} {one}\n" for name, one in sums).encode()).hexdigest()
 
 
 if __name__ == "__main__":

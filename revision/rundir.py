@@ -268,6 +268,8 @@ def _shared_outputs(config: Config, command: str) -> list[Path]:
 
 def _recipe(config: Config) -> Iterator[tuple[str, Any]]:
     yield from _fields(config, "data.folder", "data.recipe", "data.recipe_options")
+    if config.data.needs:  # where there are none, nothing says so: runs from before the field stay finished
+        yield from _fields(config, "data.needs")
 
 
 def _fields(config: Config, *names: str) -> Iterator[tuple[str, Any]]:

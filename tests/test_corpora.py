@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -12,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 RECIPES = Path(__file__).parent.parent / "data_recipes"
 sys.path.insert(0, str(RECIPES))
@@ -29,6 +34,7 @@ import text  # noqa: E402
 import unicorn  # noqa: E402
 from corpus_parts import keeping  # noqa: E402
 from corpus_parts.duplicates import Duplicates, normal_form, similarity  # noqa: E402
+from corpus_parts.line import start  # noqa: E402
 from corpus_parts.quality import Quality  # noqa: E402
 from corpus_parts.sentences import paragraphs, passages, sentences  # noqa: E402
 
@@ -165,8 +171,10 @@ def test_internvl_roots_and_subset(tmp_path: Path) -> None:
     check_talks(out, "dvqa/")
     out = tmp_path / "all"
     counts = internvl_sft.main(["--out", str(out), "--source", str(tmp_path), "--keep", "7"])
-    # Two of the nine share a root, so they share the picture.
-    assert counts["conversations"] == len(rows_of(out / "conversations.jsonl")) == 7 and counts["images"] == 8
+    kept = rows_of(out / "conversations.jsonl")
+    named = {row["image"] for row in kept if "image" in row}
+    assert counts["conversations"] == len(kept) == 7 and 0 < counts["images"] == len(named) < 8, "8 are those of all"
+    assert {row["id"] for row in rows_of(out / "images.jsonl")} == named, "no picture is embedded for nothing"
     assert counts["rejected"] == 27
     first = (out / "conversations.jsonl").read_text()
     again = tmp_path / "again"
@@ -174,6 +182,51 @@ def test_internvl_roots_and_subset(tmp_path: Path) -> None:
     assert (again / "conversations.jsonl").read_text() == first, "a function of the seed"
     internvl_sft.main(["--out", str(again), "--source", str(tmp_path), "--keep", "7", "--seed", "1"])
     assert (again / "conversations.jsonl").read_text() != first
+
+
+def test_a_single_file_is_the_set_of_its_name(tmp_path: Path) -> None:
+    """Sets differ in the folder that their paths start from, so one file must not stand for another."""
+    file = tmp_path / "chartqa_train_18k.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in talk_rows()))
+    arguments = ["--out", str(tmp_path / "out"), "--source"]
+    internvl_sft.main([*arguments, str(file)])
+    check_talks(tmp_path / "out", "chartqa/")
+    with pytest.raises(ValueError, match=r"chartqa_train_18k.jsonl is one file, and not .* wanted, dvqa_train_200k"):
+        internvl_sft.main([*arguments, str(file), "--sets", "dvqa_train_200k.jsonl"])
+    other = file.rename(tmp_path / "mine.jsonl")
+    with pytest.raises(ValueError, match=r"mine.jsonl is one file, and not .*synthdog_en.jsonl; give their folder"):
+        internvl_sft.main([*arguments, str(other)])
+    internvl_sft.main([*arguments, str(other), "--sets", "dvqa_train_200k.jsonl"])
+    check_talks(tmp_path / "out", "dvqa/")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "there"),
+    [
+        (internvl_sft, ["--sets", "geoqa+.jsonl"], "geoqa+.jsonl"),
+        (internvl_sft, ["--sets", "geoqa+.jsonl"], "opensource/geoqa+.jsonl"),
+        (densefusion, ["--part", "4v-100k"], "DenseFusion-4V-100k/DenseFusion-4V-100K.jsonl"),
+        (densefusion, ["--part", "4v-100k"], "DenseFusion-4V-100k/DenseFusion-4V-100k.jsonl"),
+    ],
+)
+def test_files_that_were_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Any, options: list[str], there: str
+) -> None:
+    """On the hub and in a copy of it, under each of the paths that they have had."""
+    file = tmp_path / "hub" / there
+    file.parent.mkdir(parents=True)
+    rows = talk_rows() if recipe is internvl_sft else [{"image_id": 1, "caption": CAPTIONS[0]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def download(repo: str, name: str, *, repo_type: str) -> str:
+        if name != there:
+            raise LocalEntryNotFoundError(f"{repo} has no {name}")
+        return str(file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    fetched = recipe.main(["--out", str(tmp_path / "fetched"), *options])
+    copied = recipe.main(["--out", str(tmp_path / "copied"), "--source", str(tmp_path / "hub"), *options])
+    assert fetched == copied and fetched["images"] == 1
 
 
 def test_unicorn(tmp_path: Path) -> None:
@@ -197,6 +250,11 @@ def test_unicorn(tmp_path: Path) -> None:
     (out / "images").mkdir()
     (out / "images/x.PNG").write_bytes(b"")
     assert unicorn.main([*arguments, "--statistics", "5"])["statistics"] == 1
+    for seed in range(4):
+        unicorn.main([*arguments, "--keep", "1", "--seed", str(seed)])
+        texts = {one.id: one.text for one in read_texts(out / "texts.jsonl")}
+        (talk,) = read_conversations(out / "conversations.jsonl")
+        assert talk.image in texts and len(texts) <= 2, "one that is drawn, and the one that is talked about"
     with pytest.raises(ValueError, match="give --pretrain FILE, --instruct FILE or both"):
         unicorn.main(["--out", str(out)])
 
@@ -279,6 +337,48 @@ def test_text_records(tmp_path: Path) -> None:
         text.main([*arguments, "--column", "nobody"])
 
 
+def snapshot(folder: Path) -> Path:
+    """A data set as the hub lays it out, without a picture: a card, a licence, and splits in a folder below."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text(
+        "---\nlicense: mit\n---\n# A card\n\nIt says a thing or two about the data set.\n"
+    )
+    (folder / "LICENSE").write_text("MIT")
+    (folder / "dataset_infos.json").write_text("{}")
+    for place, split in enumerate(("test", "train")):
+        table = pa.table({"text": [f"{caption} It is number {place}." for caption in CAPTIONS]})
+        pq.write_table(table, folder / f"data/{split}-00000-of-00001.parquet")
+    return folder
+
+
+def test_a_snapshot_of_the_hub_is_its_rows(tmp_path: Path) -> None:
+    source = snapshot(tmp_path / "hub")
+    arguments = ["--out", str(tmp_path / "out"), "--source", str(source), "--level", "document", "--near", "0"]
+    assert text.main(arguments)["texts"] == 6
+    said = [one.text for one in read_texts(tmp_path / "out/texts.jsonl")]
+    assert said == [f"{caption} It is number {place}." for place in range(2) for caption in CAPTIONS]
+    before = json.loads((tmp_path / "out/recipe.json").read_text())["sources"]
+    pq.write_table(pa.table({"text": ["One text that is there now."]}), source / "data/train-00000-of-00001.parquet")
+    assert text.main(arguments)["texts"] == 4, "a changed file is noticed"
+    assert json.loads((tmp_path / "out/recipe.json").read_text())["sources"] != before
+
+
+def test_a_folder_of_texts_and_of_records_is_refused(tmp_path: Path) -> None:
+    source = snapshot(tmp_path / "hub")
+    (source / "data/extra.txt").write_text(PROSE)
+    with pytest.raises(
+        ValueError,
+        match=r"holds text files, such as data/extra.txt, and .*, such as data/test-0.*; name the records alone",
+    ):
+        text.main(["--out", str(tmp_path / "out"), "--source", str(source)])
+    csv = tmp_path / "csv"
+    csv.mkdir()
+    (csv / "README.md").write_text(PROSE)
+    (csv / "train.csv").write_text("text\nA text.\n")
+    with pytest.raises(ValueError, match=r"is a folder without \.tar, \.parquet"):
+        text.main(["--out", str(tmp_path / "out"), "--source", str(csv)])
+
+
 def test_a_killed_recipe_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed at every place where it can be, it ends with the same bytes, and meets the same duplicates."""
     rows = [{"body": f"{CAPTIONS[n % 3]} It is number {n // 6}."} for n in range(30)]
@@ -324,6 +424,44 @@ def test_missing_pictures_are_rejected_where_asked(tmp_path: Path) -> None:
     assert rows_of(out / "rejected.jsonl")[0]["reason"] == "picture images/0.jpg does not exist"
 
 
+def test_a_picture_whose_name_no_file_can_have_is_rejected(tmp_path: Path) -> None:
+    rows = caption_rows()[:2]
+    rows[0]["image"] = "x" * 300 + ".jpg"
+    (tmp_path / "s.json").write_text(json.dumps(rows))
+    out = tmp_path / "out"
+    (out / "images").mkdir(parents=True)
+    (out / "images/1.jpg").write_bytes(b"")
+    counts = llava_pretrain.main(["--out", str(out), "--source", str(tmp_path / "s.json"), "--check-images"])
+    assert counts["texts"] == counts["rejected"] == 1
+    assert "is longer than that of a file can be" in rows_of(out / "rejected.jsonl")[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "x: No space left on device; mend that and give the same"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.json"), "x: a.json: Permission denied; mend that"),
+        (ValueError("a sentence"), "x: a sentence"),
+    ],
+)
+def test_what_the_disk_refuses_is_a_sentence(error: Exception, said: str) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        start(main, "x")
+    assert str(ended.value.code).startswith(said)
+
+
+@pytest.mark.parametrize("error", [TypeError("ours"), OSError("of a library")])
+def test_a_mistake_of_ours_keeps_its_traceback(error: Exception) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        start(main, "x")
+
+
 def test_sources_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no blip_laion_cc_sbu_558k\.json; get it from https://"):
         llava_pretrain.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path)])
@@ -333,20 +471,20 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted((RECIPES.parent / "configs/data").glob("*.yaml")), ids=lambda file: file.stem)
 def test_recipes_of_configurations_know_their_options(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What `revision run` starts is a recipe that takes these words; --help ends it before it does anything."""
+    """What `revision run` starts is a recipe that takes these words; one more that it refuses ends it there."""
     content = yaml.safe_load(file.read_text())
     if content.get("recipe") is None or "nano" in content["recipe"]:
         return
-    recipe: Any = importlib.import_module(Path(content["recipe"]).stem)
-    assert (RECIPES.parent / content["recipe"]).is_file()
-    words = ["--out", content["folder"], *content.get("recipe_options", [])]
-    with pytest.raises(SystemExit) as ended:
-        recipe.main([*words, "--help"])
-    assert ended.value.code == 0
-    with pytest.raises(SystemExit) as ended:
-        recipe.main([*words, "--no-such-option"])
-    said = capsys.readouterr().err
-    assert ended.value.code == 2 and ("unrecognized arguments: --no-such-option\n" in said or "--source" in said)
+    own = [content["recipe"], "--out", content["folder"], *content.get("recipe_options", [])]
+    if own[0].endswith("/text.py"):
+        own += ["--source", "x"]  # the user's part of the line, without which nothing else of it is looked at
+    for name, *words in [*map(shlex.split, content.get("needs", [])), own]:
+        assert (RECIPES.parent / name).is_file()
+        recipe: Any = importlib.import_module(Path(name).stem)
+        with pytest.raises(SystemExit) as ended:
+            recipe.main([*words, "--no-such-option"])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.endswith(": error: unrecognized arguments: --no-such-option\n"), "and no other"
 
 
 def test_a_recipe_is_a_program(tmp_path: Path) -> None:

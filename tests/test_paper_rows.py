@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ DIFFERENCES = {
     "table1_revision": ("revision_8b", {"data", "pretrain.unfit", "instruct.unfit"}),
     "table1_none": ("table1_revision", {"alignment"}),
     "table1_c3": ("table1_revision", {"alignment"}),
-    "table2_revision_1m": ("table1_revision", {"data"}),
+    "table2_revision_1m": ("table1_revision", {"instruct.limit"}),
     "table2_revision_2m": ("table2_revision_1m", {"data"}),
     "table2_paired": ("table2_revision_1m", {"data", "alignment", "pretrain.input"}),
     "table2_unicorn": ("textonly_unicorn", {"pretrain.limit", "instruct.limit"}),
@@ -45,6 +46,12 @@ WITHOUT_STAGE_1 = "table6_no_stage1"
 UNLIKE = ["table1_revision", "table2_paired", "table2_unicorn", WITHOUT_STAGE_1, "table7_sft30", "textonly_realign"]
 
 
+@cache
+def composed_row(row: str) -> Config:
+    """The configuration of an experiment; composing takes longer than what is asked of it here."""
+    return composed(f"experiment={row}")
+
+
 def _settings_that_differ(one: Config, other: Config) -> set[str]:
     """Of those that the model of stage 2 depends on: a stage's by field, all else by section."""
     ours, theirs = rundir.settings(one, "instruct"), rundir.settings(other, "instruct")
@@ -60,11 +67,11 @@ def test_every_row_is_compared_with_another() -> None:
 def test_a_row_differs_in_what_the_paper_says_and_in_nothing_else(row: str) -> None:
     """The global batch is among the settings, so smaller pieces of it on another engine have to make the same 256."""
     other, allowed = DIFFERENCES[row]
-    assert _settings_that_differ(composed(f"experiment={row}"), composed(f"experiment={other}")) == allowed
+    assert _settings_that_differ(composed_row(row), composed_row(other)) == allowed
 
 
 def test_without_stage_1_stage_2_stays_as_it_is() -> None:
-    row, full = (composed(f"experiment={name}") for name in (WITHOUT_STAGE_1, "table1_revision"))
+    row, full = (composed_row(name) for name in (WITHOUT_STAGE_1, "table1_revision"))
     assert row.instruct.init is None and row.run.steps == ["embed", "instruct"]
     different = _settings_that_differ(row, full)
     assert {name for name in different if not name.startswith("pretrain.")} == {"alignment", "instruct.init", "data"}
@@ -75,7 +82,7 @@ def test_the_ablations_of_realign_are_its_steps() -> None:
     steps = {
         row: (made.method.name, made.anchor is not False, made.trace is not False, made.centroid_steps)
         for row in ("table5_anchor", "table5_anchor_trace", "table1_revision")
-        for made in [composed(f"experiment={row}").alignment]
+        for made in [composed_row(row).alignment]
     }
     assert steps == {
         "table5_anchor": ("realign", True, False, 0),
@@ -86,8 +93,31 @@ def test_the_ablations_of_realign_are_its_steps() -> None:
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.startswith("textonly_") or row == "table2_unicorn"])
 def test_no_picture_is_learned_from_where_a_row_is_text_only(row: str) -> None:
-    data = composed(f"experiment={row}").data
+    data = composed_row(row).data
     assert [data.sources[name].kind for name in data.conversation_sources] == [Modality.text]
+
+
+def _stores(row: str) -> dict[Path, object]:
+    """What `embed` makes for a row, and of which records."""
+    config = composed_row(row)
+    names = config.embed.sources or list(config.data.sources)
+    return {store_path(config, name): config.data.sources[name].records for name in names}
+
+
+def test_rows_of_one_table_embed_nothing_twice() -> None:
+    """Records that two rows of ReVision's tables read lie in one store, and no two records in the same one."""
+    rows = [row for row in ROWS if row.startswith("table") and row != "table2_unicorn"]
+    found = {(store, records) for row in rows for store, records in _stores(row).items()}
+    assert len({store for store, _ in found}) == len({records for _, records in found}) == len(found)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_what_a_row_reads_is_made_by_its_recipes(row: str) -> None:
+    """Of its own corpus, and of those that it needs; nothing of what they make is left unread."""
+    data = composed_row(row).data
+    made = {data.folder, *(re.findall(r"--out (\S+)", line)[0] for line in data.needs)}
+    read = {*_stores(row).values(), data.conversations, *([data.pairs] if data.pairs else [])}
+    assert {str(Path(str(records)).parent) for records in read} == made
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -121,7 +151,7 @@ def test_every_row_is_planned_with_no_more_than_the_shape_of_an_llm(
     (shape / "config.json").write_bytes((tiny_llm / "config.json").read_bytes())
     assert main(["plan", f"experiment={row}", f"model.llm={shape}"]) == 0
     found = json.loads(Path("runs", row, "plan", "plan.json").read_text())["stages"]
-    config = composed(f"experiment={row}")
+    config = composed_row(row)
     assert [*found] == [step for step in config.run.steps if step in ("pretrain", "instruct")]
     for stage in found.values():
         batch = stage["setting"]["batch"] * stage["setting"]["accumulation"] * stage["setting"]["gpus"]
@@ -155,7 +185,7 @@ def _swapped(row: str, corpus: Path) -> list[str]:
         words += [f"data.sources.{name}.records={corpus}/{file}", f"data.sources.{name}.image_root=null"]
     if not data.pairs.startswith(str(corpus)):
         words.append(f"data.pairs={corpus}/pairs.jsonl")
-    real = composed(f"experiment={row}").data
+    real = composed_row(row).data
     if any(real.sources[name].kind is Modality.text for name in real.conversation_sources):
         words += ["data.conversation_sources=[texts]", f"data.conversations={corpus}/text_talks.jsonl"]
     else:

@@ -107,13 +107,38 @@ def test_a_failing_step_ends_the_run_and_the_same_command_continues(
     assert steps_run() == ["align", "pretrain"]
 
 
+NOTES_ITSELF = "import sys; open('log.jsonl', 'a').write('{\"step\": \"recipe ' + ' '.join(sys.argv[1:]) + '\"}\\n')"
+
+
 def test_recipe_runs_first_and_gets_folder_and_options(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.py"
-    recipe.write_text(
-        "import sys; open('log.jsonl', 'a').write('{\"step\": \"recipe ' + ' '.join(sys.argv[1:]) + '\"}\\n')"
-    )
+    recipe.write_text(NOTES_ITSELF)
     assert main(["run", STEPS, f"data.recipe={recipe}", "data.recipe_options=[--small]", "data.folder=here"]) == 0
     assert steps_run() == ["recipe --out here --small", "embed", "align", "pretrain"]
+
+
+def test_recipes_that_the_corpus_needs_run_before_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.py").write_text(NOTES_ITSELF)
+    own = ["data.recipe=recipe.py", "data.folder=here"]
+    assert (
+        main(
+            ["run", "run.steps=[embed]", *own, "data.needs=[recipe.py --out there --keep 3, 'recipe.py --out \"a b\"']"]
+        )
+        == 0
+    )
+    before = ["recipe --out there --keep 3", "recipe --out a b", "recipe --out here"]
+    assert steps_run() == [*before, "embed"]
+    assert main(["run", "run.steps=[]", "data.recipe=null", "data.needs=[recipe.py --out there]"]) == 0
+    assert steps_run() == ["recipe --out there"]
+    assert main(["run", STEPS, *own, "data.needs=[no.py --out there]"]) == 1
+    assert "data.needs = no.py: no such file" in capsys.readouterr().err
+    assert steps_run() == [], "nothing starts where one is not there"
+
+
+@pytest.mark.parametrize("line", ["''", "'recipe.py \"a'"])
+def test_a_need_that_is_no_command_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", STEPS, f"data.needs=[{line}]"]) == 2
+    assert "data.needs = '" in (said := capsys.readouterr().err) and "must be command lines, such as" in said
 
 
 def test_failing_recipe_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,6 +115,7 @@ EFFECTS = [
     (put("encoder.options.fps", 8), AFTER["embed"]),
     (put("data.stores", "x"), AFTER["embed"]),
     (put("data.recipe_options", ["--small"]), STEPS),
+    (put("data.needs", ["a.py --small"]), STEPS),
     (put("data.sources.texts.records", "x"), AFTER["embed"]),
     (put("data.sources.texts.fields", {"text": "caption"}), AFTER["embed"]),
     (put("data.conversation_fields", {"image": "file"}), ("instruct", "evaluate")),
@@ -246,6 +247,7 @@ def test_every_field_has_been_decided_on() -> None:
         return [prefix[:-1]]
 
     config = make_config(trainer={"learning_rate": 1.0})
+    config.data.needs = ["a.py"]  # absent from the table where there are none
     aligned = [replace(config, alignment=AlignmentConfig(method)) for method in AlignmentMethod]
     covered = {name for one in aligned for step in STEPS for name in rundir.settings(one, step)}
     covered |= set(rundir.settings(make_config(instruct=StageConfig(train=["adapter"])), "instruct"))

@@ -19,6 +19,7 @@ link that name to where they are.
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import logging
@@ -95,7 +96,7 @@ def run(card: Card, options: argparse.Namespace, plan: Plan, recipe: Path) -> di
         files = find_files(card, options.source, plan.wanted)
         sums = {file.name: sha256_of(file) for file in files}
         _compare(card, sums)
-        places = dict(zip(map(str, files), plan.wanted, strict=True))
+        places = {str(file): name for file, name in files.items()}
     else:
         sums, places = plan.sources, {name: name for name in plan.sources}
     made_of = {**plan.options, "check_images": options.check_images, "keep": options.keep, "seed": options.seed}
@@ -120,7 +121,7 @@ def run(card: Card, options: argparse.Namespace, plan: Plan, recipe: Path) -> di
 
 
 def start(main: Callable[[], Any], name: str) -> None:
-    """Runs a recipe as a program: a mistake of the user's is a sentence, not a traceback."""
+    """Runs a recipe as a program: a mistake of the user's, or a disk that refuses, is a sentence, not a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
     for noisy in ("httpx", "datasets", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -128,6 +129,11 @@ def start(main: Callable[[], Any], name: str) -> None:
         main()
     except ValueError as error:
         sys.exit(f"{name}: {error}")
+    except OSError as error:
+        if error.strerror is None:  # not from the operating system
+            raise
+        place = f"{error.filename}: " if error.filename is not None else ""
+        sys.exit(f"{name}: {place}{error.strerror}; mend that and give the same command again")
 
 
 def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out: Path | None) -> dict[str, int]:
@@ -144,8 +150,8 @@ def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out
         try:
             records = list(plan.convert(name)(identity, row))
             for kind, record in records:
-                if out is not None and kind == "images" and not (out / "images" / record["image"]).is_file():
-                    raise ValueError(f"picture images/{record['image']} does not exist")
+                if out is not None and kind == "images":
+                    _require_picture(out, record["image"])
         except ValueError as error:
             keeper.reject(identity, str(error))
         else:
@@ -167,6 +173,18 @@ def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out
     return counts
 
 
+def _require_picture(out: Path, image: str) -> None:
+    """Raises ValueError where a picture is not there, or has a name that no file can have."""
+    try:
+        is_there = (out / "images" / image).is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ValueError(f"the name of its picture, {image[:40]}..., is longer than that of a file can be") from error
+    if not is_there:
+        raise ValueError(f"picture images/{image} does not exist")
+
+
 def _rows(card: Card, places: dict[str, str], plan: Plan) -> Iterator[tuple[str, int, Row]]:
     """Every row of every source, with the source's name in the corpus and the row's number."""
     for location, name in places.items():
@@ -179,14 +197,21 @@ def _rows(card: Card, places: dict[str, str], plan: Plan) -> Iterator[tuple[str,
 
 
 def _draw(out: Path, wanted: int, seed: int) -> dict[str, int]:
-    """Reduces texts, with their images and pairs, and conversations to a random choice; returns their new counts."""
+    """Reduces texts, with their images and pairs, and conversations to a random choice; returns their new counts.
+
+    What a kept conversation is about is kept too, be it a picture or a text in its place; other pictures go.
+    """
     counts = {}
-    talks = out / "conversations.jsonl"
+    talks, images, texts = (out / f"{name}.jsonl" for name in ("conversations", "images", "texts"))
+    named: set[int] = set()
     if talks.is_file():
         counts["conversations"] = _reduce(talks, _choice(_length(talks), wanted, seed))
-    texts = out / "texts.jsonl"
+        named = {_hash(str(row["image"])) for row in _lines(talks) if "image" in row}
+        if images.is_file():
+            counts["images"] = _reduce(images, [_hash(row["id"]) in named for row in _lines(images)])
     if texts.is_file():
-        chosen = _choice(_length(texts), wanted, seed)
+        drawn = _choice(_length(texts), wanted, seed)
+        chosen = [kept or _hash(row["id"]) in named for row, kept in zip(_lines(texts), drawn, strict=True)]
         for name in ("texts",) if talks.is_file() else ("texts", "images", "pairs"):
             file = out / f"{name}.jsonl"
             if file.is_file():  # a caption has its picture and its pair at the same place
@@ -196,9 +221,12 @@ def _draw(out: Path, wanted: int, seed: int) -> dict[str, int]:
 
 
 def _reduce(file: Path, chosen: list[bool]) -> int:
+    return write_whole(file, (row for row, kept in zip(_lines(file), chosen, strict=True) if kept))
+
+
+def _lines(file: Path) -> Iterator[Row]:
     with file.open(encoding="utf-8") as opened:
-        lines = (json.loads(line) for line, kept in zip(opened, chosen, strict=True) if kept)
-        return write_whole(file, lines)
+        yield from map(json.loads, opened)
 
 
 def _length(file: Path) -> int:

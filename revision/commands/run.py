@@ -1,11 +1,12 @@
 """Run the steps of an experiment in order, each as a process of its own; finished and unchanged ones are skipped.
 
-The recipe of the corpus comes first, then `run.steps`. A stage that reads texts has `align` before it, also where the
-steps leave that out. A step that fails ends the run; the same command continues it.
+Recipes that the corpus needs (`data.needs`) come first, then its own, then `run.steps`. A stage that reads texts has
+`align` before it, also where the steps leave that out. A step that fails ends the run; the same command continues it.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ def run(config: Config) -> None:
     """Start what is not finished yet.
 
     Raises:
-        ValueError: a launcher started this, the recipe is not there, or it or a step failed; the sentence says which.
+        ValueError: a launcher started this, a recipe is not there, or it or a step failed; the sentence says which.
         Interrupted: a signal asked the running step to leave.
     """
     from rich import get_console
@@ -64,32 +65,31 @@ def _steps(config: Config) -> list[str]:
 
 
 def _make_records(config: Config) -> None:
-    """Run the recipe of the corpus; a recipe knows itself when its records are there and skips then."""
+    """Run the recipes of the corpus; a recipe knows itself when its records are there and skips then."""
     from rich import get_console
 
     from revision import processes
 
-    if config.data.recipe is None:
-        return
-    get_console().rule(f"records of {config.data.name}", align="left")
-    words = [sys.executable, str(_recipe_file(config.data.recipe)), "--out", config.data.folder]
-    code = processes.start([*words, *config.data.recipe_options])
-    if code != 0:
-        raise ValueError(
-            f"recipe '{config.data.recipe}' {processes.ending(code)}: mend the cause above; no step started."
-        )
+    data = config.data
+    lines = [("data.needs", shlex.split(line)) for line in data.needs]
+    if data.recipe is not None:
+        lines.append(("data.recipe", [data.recipe, "--out", data.folder, *data.recipe_options]))
+    found = [(recipe, [str(_recipe_file(field, recipe)), *words]) for field, (recipe, *words) in lines]
+    for place, (recipe, words) in enumerate(found, start=1):
+        get_console().rule(f"records of {data.name} ({place} of {len(found)})", align="left")
+        code = processes.start([sys.executable, *words])
+        if code != 0:
+            raise ValueError(f"recipe '{recipe}' {processes.ending(code)}: mend the cause above; no step started.")
 
 
-def _recipe_file(recipe: str) -> Path:
+def _recipe_file(field: str, recipe: str) -> Path:
     """The recipe as a path from here, or else among the recipes that come with the package."""
     from revision.shipped import shipped
 
     for file in (Path(recipe), shipped(recipe)):
         if file.is_file():
             return file
-    raise ValueError(
-        f"data.recipe = {recipe}: no such file, neither here nor at {shipped(recipe)}; give a Python file."
-    )
+    raise ValueError(f"{field} = {recipe}: no such file, neither here nor at {shipped(recipe)}; give a Python file.")
 
 
 def _duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 
 from revision.encoders.kinds import check_kind
 from revision.rules.ranges import ABOVE, AT_LEAST, AT_MOST
@@ -25,6 +26,7 @@ def check(config: Config) -> None:
     _check_numbers(config)
     _check_encoder(config)
     _check_contrast(config)
+    _check_recipes(config)
     _check_sources(config)
     _check_alignment(config)
     _check_gap(config)
@@ -83,6 +85,16 @@ def _check_contrast(config: Config) -> None:
         raise broken("contrast.heads", contrast.heads, "null where contrast.train is all: more than the heads trains")
     if contrast.init is not None and contrast.architecture:
         raise broken("contrast.init", contrast.init, "null where contrast.architecture gives a model to start anew")
+
+
+def _check_recipes(config: Config) -> None:
+    for line in config.data.needs:
+        try:
+            words = shlex.split(line)
+        except ValueError:  # a quotation that does not end
+            words = []
+        if not words:
+            raise broken("data.needs", repr(line), "command lines, such as data_recipes/bunny.py --out data/bunny")
 
 
 def _check_sources(config: Config) -> None:

@@ -28,6 +28,8 @@ class DataConfig:
     name: str = MISSING
     recipe: str | None = None  # Python file under data_recipes/ that makes the records; None: they exist already
     recipe_options: list[str] = field(default_factory=list)  # extra command-line words for the recipe
+    needs: list[str] = field(default_factory=list)  # recipes of other corpora whose records are read here too, each as
+    # its command line; `run` starts them first
     folder: str = MISSING  # where the recipe puts its records
     stores: str = MISSING  # where embedding stores lie: <stores>/<encoder.name>/<source>
     sources: dict[str, SourceConfig] = field(default_factory=dict)

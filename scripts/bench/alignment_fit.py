@@ -2,8 +2,8 @@
 
 python scripts/bench/alignment_fit.py [--quick] [--folder DIR]
 
-1  rows in a memory map: time beside sums over the same bytes in as many passes, numpy's own and the quickest that we know
-   (block by block through float32), and memory above the map
+1  rows in a memory map: time beside sums over the same bytes in as many passes, numpy's own and the quickest that we
+   know (block by block through float32), and memory above the map
 2  the same statistics the plain way, in whole arrays, as a script of an evening has them
 3  time and memory as rows grow, of rows that are made while they are read
 4  two processes beside one

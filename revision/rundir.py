@@ -29,6 +29,7 @@ from revision.schema import (
     EvaluateConfig,
     GuardPolicy,
     Modality,
+    Packing,
     StageConfig,
     StageInput,
 )
@@ -213,7 +214,7 @@ def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[s
     # Engines differ in rounding, and in what a checkpoint is.
     yield from _fields(config, "seed", "model", "guard", "engine.kind", "engine.options")
     trainer = {**config.trainer, **stage.trainer}
-    yield f"{command}.global_batch", _global_batch(config, trainer)
+    yield from _batches(config, command, stage, trainer)
     # Where weights may return to a checkpoint, it matters when there is one.
     weighty = {"save_steps"} if config.guard.policy is GuardPolicy.roll_back else set()
     neutral = NEUTRAL_TRAINER_KEYS.union(_BATCH) - weighty
@@ -228,10 +229,19 @@ def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[s
         yield from _model(config, stage.init)
 
 
-def _global_batch(config: Config, trainer: Mapping[str, Any]) -> Any:
-    """Samples a step over all processes: how they are shared out changes nothing but the order of sums."""
-    sizes = [config.engine.processes, *(trainer.get(key, default) for key, default in _BATCH.items())]
-    return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else sizes  # not for us to refuse
+def _batches(config: Config, command: str, stage: StageConfig, trainer: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Samples or packed rows a step over all processes: how they are shared out changes only the order of sums.
+
+    A packed row is a device's batch whatever the batch size says, which then decides on its tokens, where
+    `pack_tokens` does not.
+    """
+    batch, accumulation = (trainer.get(key, default) for key, default in _BATCH.items())
+    packed = stage.packing is Packing.packed
+    sizes = [config.engine.processes, accumulation, *([] if packed else [batch])]
+    product = math.prod(sizes) if all(isinstance(size, int) for size in sizes) else sizes  # not for us to refuse
+    yield f"{command}.{'rows_a_step' if packed else 'global_batch'}", product
+    if packed and stage.pack_tokens is None:
+        yield f"{command}.trainer.per_device_train_batch_size", batch
 
 
 def _model(config: Config, model: str) -> Iterator[tuple[str, Any]]:

@@ -159,6 +159,27 @@ def test_fingerprint_changes_exactly_where_the_output_does(change: Change, chang
     assert found == list(changed)
 
 
+def packed(processes: int, batch: int, accumulation: int, tokens: int | None) -> dict[str, Any]:
+    config = make_config(instruct=StageConfig(train=["projector"], packing=Packing.packed, pack_tokens=tokens))
+    config.engine.processes = processes
+    config.trainer = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    return rundir.settings(config, "instruct")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ((1, 8, 2, None), (1, 4, 4, None), False),  # rows of other tokens
+        ((1, 8, 2, 4096), (1, 4, 4, 4096), False),  # other rows a step
+        ((1, 8, 1, 4096), (2, 4, 1, 4096), False),
+        ((1, 8, 2, 4096), (2, 4, 1, 4096), True),  # a batch of its own size has no part in it
+        ((1, 8, 2, None), (2, 8, 1, None), True),
+    ],
+)
+def test_packed_rows_count_by_the_step_and_by_their_tokens(one: Any, other: Any, same: bool) -> None:
+    assert (packed(*one) == packed(*other)) is same
+
+
 def test_pairs_read_no_alignment() -> None:
     """Stage 1 on real pairs depends on neither the alignment nor the texts, but on the pictures of the pairs."""
     pairs = make_config(pretrain=StageConfig(input=StageInput.pairs))

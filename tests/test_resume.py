@@ -214,8 +214,12 @@ def test_a_run_without_a_whole_checkpoint_does_not_start_over(
     folder = leave(tiny_llm, tmp_path, monkeypatch, after=4)
     for one in Checkpoints(folder).all():
         (one / "state.json").unlink()
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole \(2 are damaged\); restore one, or delete"):
-        run(tiny_llm, tmp_path)
+    log = (tmp_path / "log.jsonl").read_text()
+    why = r"no checkpoint in .* is whole \(2 are damaged\); restore one as checkpoint-<step>, or delete the folder"
+    for identity in (None, None, {"trainer.learning_rate": 0.02}):
+        with pytest.raises(ValueError, match=why):
+            run(tiny_llm, tmp_path, identity=identity)
+    assert (tmp_path / "log.jsonl").read_text() == log
 
 
 def test_a_changed_run_is_refused_with_the_difference(

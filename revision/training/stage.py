@@ -152,10 +152,10 @@ def _leave_if_asked(trainer: StageTrainer) -> None:
     if trainer.sync.left is None:
         return
     at, of = trainer.state.global_step, trainer.state.max_steps
-    newest = trainer.checkpoints.all()[0]
+    saved = trainer.checkpoints.folder / f"checkpoint-{at}"
     ranks.part()
     left = trainer.sync.left
-    sentence = f"{left.name}: saved after step {at:,} of {of:,} in {newest}; the same command goes on from there"
+    sentence = f"{left.name}: saved after step {at:,} of {of:,} in {saved}; the same command goes on from there"
     raise Interrupted(left, sentence if trainer.args.process_index == 0 else "")
 
 

@@ -24,7 +24,7 @@ from revision.model import RevisionForConditionalGeneration, RevisionProcessor
 from revision.packing import PackedDataset
 from revision.progress import say
 from revision.training import ranks
-from revision.training.checkpoints import Checkpoints, step_in
+from revision.training.checkpoints import Checkpoints
 from revision.training.engines import DDP, refine_precision, require_processes
 from revision.training.groups import Rates, is_set, require_trained
 from revision.training.guard import Guard
@@ -97,7 +97,8 @@ def train(
     _require_own_optimizer(rates, arguments)
     _tune(trained, arguments)
     checkpoints = _checkpoints(arguments)
-    resume = checkpoints.open({**(identity or {}), "weights at the start": _digest(checksums(model))})
+    start = checksums(model)
+    resume = checkpoints.open({**(identity or {}), "weights at the start": _digest(start)})
     if resume is not None and arguments.process_index == 0:
         say(f"resuming from {resume}")
     if resume is None and regress:
@@ -125,8 +126,8 @@ def train(
         finally:
             curve.close()
     _leave_if_asked(trainer)
-    if resume is None or trainer.state.global_step > step_in(resume):
-        require_moved(check.before, checksums(model), chosen, steps=trainer.state.global_step)
+    resumed = {} if resume is None else {"start": start}
+    require_moved(check.before, checksums(model), chosen, steps=trainer.state.global_step, **resumed)
     weights = whole_weights(model, keep=arguments.process_index == 0)
     summary = curve.summary()
     if save is not None and arguments.process_index == 0:

@@ -152,7 +152,14 @@ def test_a_spike_is_dealt_with(tiny_llm: Path, tmp_path: Path) -> None:
     ("policy", "settings", "why"),
     [
         ("skip", {"deepspeed": {"zero_optimization": {"stage": 2}}}, "cannot be had with trainer.deepspeed"),
+        ("skip", {"fp16": True}, "guard.policy=skip cannot be had with trainer.fp16"),
+        ("roll_back", {"fp16": True}, "guard.policy=roll_back cannot be had with trainer.fp16"),
         ("roll_back", {}, "set trainer.save_steps"),
+        (
+            "roll_back",
+            {"save_strategy": "steps", "save_steps": 0.25},
+            "save_steps=0.25 is a share of the run",
+        ),
     ],
 )
 def test_a_policy_that_cannot_be_had_is_refused(
@@ -161,7 +168,8 @@ def test_a_policy_that_cannot_be_had_is_refused(
     class Arguments:
         """As much of TrainingArguments as is asked for."""
 
-        deepspeed, fsdp, save_strategy = settings.get("deepspeed"), "", "no"
+        deepspeed, fsdp, fp16 = settings.get("deepspeed"), "", settings.get("fp16", False)
+        save_strategy, save_steps = settings.get("save_strategy", "no"), settings.get("save_steps", 500)
 
     with pytest.raises(ValueError, match=why):
         Guard(policy).require_possible(Arguments())  # type: ignore[arg-type]

@@ -163,8 +163,8 @@ class StageTrainer(Trainer):
 
     def skip_update(self) -> None:
         """Called just before an update that is to be left out; the loss that is logged leaves the step out too."""
-        if self.accelerator.scaler is None:  # a scaler finds the gradients by itself
-            self.accelerator.gradient_state._set_sync_gradients(False)
+        assert self.accelerator.scaler is None, "a scaler would be left in the middle of its step"
+        self.accelerator.gradient_state._set_sync_gradients(False)
         steps = self.state.global_step - self._globalstep_last_logged
         logged = [row["loss"] for row in self.state.log_history if "loss" in row]
         before = float(self._logged_before)

@@ -80,7 +80,7 @@ def train(
             `model` holds them, and with what is returned: an engine that keeps pieces is gone after this function.
 
     Returns:
-        `steps`, the last logged `loss`, and mean rates as in `Watch.overall`.
+        `steps`, `bad_steps`, the last logged `loss`, and mean rates as in `Watch.overall`.
 
     Raises:
         ValueError: an unknown part, a rate for one that does not train, another engine or number of processes than
@@ -129,7 +129,7 @@ def train(
     resumed = {} if resume is None else {"start": start}
     require_moved(check.before, checksums(model), chosen, steps=trainer.state.global_step, **resumed)
     weights = whole_weights(model, keep=arguments.process_index == 0)
-    summary = curve.summary()
+    summary = {**curve.summary(), "bad_steps": trainer.sync.bad_steps}
     if save is not None and arguments.process_index == 0:
         save(weights, summary)
     return summary

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from revision import processes
+from revision import processes, rundir
 from revision.composition import ROOT, ConfigError, explain, typed
 from revision.interrupts import Interrupted, signal_of
 from revision.progress import say
@@ -95,7 +95,12 @@ class Job:
             config = typed(composed)
         except ConfigError as error:
             return Outcome(sweep_folder, name, str(error))
-        words = processes.command_line(self.command, processes.arguments_of(replace(config, name=name)))
+        config = replace(config, name=name)
+        # `embed` finds out by itself, and by the records' content, which the mark does not know.
+        if self.command != "embed" and rundir.is_finished(config, self.command):
+            say(f"finished and unchanged: {rundir.folder(config, self.command)}")
+            return Outcome(sweep_folder, name, None)
+        words = processes.command_line(self.command, processes.arguments_of(config))
         code = processes.start(words)
         if (asked := signal_of(code)) is not None:
             raise Interrupted(asked, f"{asked.name}: job {name} has left; the same command goes on from there")

@@ -29,6 +29,7 @@ from revision.schema import (
     EvaluateConfig,
     GuardPolicy,
     Modality,
+    Packing,
     StageConfig,
     StageInput,
 )
@@ -57,6 +58,10 @@ NEUTRAL_CONTRAST_FIELDS = {"device", "frame_energy", "frame_step", "probe_interv
 NEUTRAL_STAGE_FIELDS = {"reject_budget", "trainer"}
 
 
+# Fields that a stage's weights depend on only where it met a bad step.
+_GUARDED = ("guard.policy", "guard.limit")
+
+
 def folder(config: Config, command: str) -> Path:
     """Where everything that `command` writes for this run lies."""
     return Path(config.runs) / config.name / command
@@ -77,13 +82,17 @@ def start(config: Config, command: str) -> Path:
 
 
 def finish(config: Config, command: str, **facts: Any) -> None:
-    """Write the finish mark of `command`; `facts` are numbers and names worth reading at a glance."""
+    """Write the finish mark of `command`; `facts` are numbers and names worth reading at a glance.
+
+    Of a stage, `bad_steps` among them says how many the guard has dealt with.
+    """
     if is_main_process():
         mark = {
             "command": command,
             "fingerprint": fingerprint(config, command),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "facts": facts,
+            "guarded": _is_guarded(config, command, facts),
             "settings": settings(config, command),
         }
         write_json(folder(config, command) / FINISHED, mark)
@@ -94,6 +103,17 @@ def settings(config: Config, command: str) -> dict[str, Any]:
     return dict(sorted(_settings_of(config, command)))
 
 
+def identity(config: Config, command: str) -> dict[str, Any]:
+    """Those of the settings that the checkpoints of a stage depend on.
+
+    A run that stops at a bad step and one that leaves it out are the same until there is one, which a checkpoint says
+    itself. One that rolls back depends on where its checkpoints lie.
+    """
+    rolls_back = config.guard.policy is GuardPolicy.roll_back
+    free = {"guard.limit"} if rolls_back else {*_GUARDED}
+    return {name: value for name, value in settings(config, command).items() if name not in free}
+
+
 def fingerprint(config: Config, command: str) -> str:
     """The sha256 of `settings(config, command)`."""
     return hashlib.sha256(json.dumps(settings(config, command), sort_keys=True).encode()).hexdigest()
@@ -101,8 +121,7 @@ def fingerprint(config: Config, command: str) -> str:
 
 def is_finished(config: Config, command: str) -> bool:
     """Whether `command` finished with exactly the settings asked for now, and its output elsewhere is still there."""
-    path = folder(config, command) / FINISHED
-    if not path.is_file() or json.loads(path.read_text())["fingerprint"] != fingerprint(config, command):
+    if not (folder(config, command) / FINISHED).is_file() or _differing(config, command):
         return False
     return all(output.is_file() for output in _shared_outputs(config, command))
 
@@ -213,7 +232,7 @@ def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[s
     # Engines differ in rounding, and in what a checkpoint is.
     yield from _fields(config, "seed", "model", "guard", "engine.kind", "engine.options")
     trainer = {**config.trainer, **stage.trainer}
-    yield f"{command}.global_batch", _global_batch(config, trainer)
+    yield from _batches(config, command, stage, trainer)
     # Where weights may return to a checkpoint, it matters when there is one.
     weighty = {"save_steps"} if config.guard.policy is GuardPolicy.roll_back else set()
     neutral = NEUTRAL_TRAINER_KEYS.union(_BATCH) - weighty
@@ -228,10 +247,19 @@ def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[s
         yield from _model(config, stage.init)
 
 
-def _global_batch(config: Config, trainer: Mapping[str, Any]) -> Any:
-    """Samples a step over all processes: how they are shared out changes nothing but the order of sums."""
-    sizes = [config.engine.processes, *(trainer.get(key, default) for key, default in _BATCH.items())]
-    return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else sizes  # not for us to refuse
+def _batches(config: Config, command: str, stage: StageConfig, trainer: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Samples or packed rows a step over all processes: how they are shared out changes only the order of sums.
+
+    A packed row is a device's batch whatever the batch size says, which then decides on its tokens, where
+    `pack_tokens` does not.
+    """
+    batch, accumulation = (trainer.get(key, default) for key, default in _BATCH.items())
+    packed = stage.packing is Packing.packed
+    sizes = [config.engine.processes, accumulation, *([] if packed else [batch])]
+    product = math.prod(sizes) if all(isinstance(size, int) for size in sizes) else sizes  # not for us to refuse
+    yield f"{command}.{'rows_a_step' if packed else 'global_batch'}", product
+    if packed and stage.pack_tokens is None:
+        yield f"{command}.trainer.per_device_train_batch_size", batch
 
 
 def _model(config: Config, model: str) -> Iterator[tuple[str, Any]]:
@@ -280,6 +308,25 @@ def _fields(config: Config, *names: str) -> Iterator[tuple[str, Any]]:
         yield from flat(value, name)
 
 
+def _is_guarded(config: Config, command: str, facts: Mapping[str, Any]) -> bool:
+    """Whether the guard may have dealt with a bad step of the command, or of a stage of this run that it reads."""
+    read = config.evaluate.models if command == "evaluate" else []
+    read = [str(vars(config)[command].init)] if command in MODEL_STEPS else read
+    marks = [folder(config, model) / FINISHED for model in read if model in MODEL_STEPS]
+    before = [not mark.is_file() or json.loads(mark.read_text()).get("guarded", True) for mark in marks]
+    return bool(facts.get("bad_steps")) or any(before)
+
+
+def _differing(config: Config, command: str) -> list[str]:
+    """The fields in which the finished command and the settings asked for now differ, those that matter."""
+    mark = json.loads((folder(config, command) / FINISHED).read_text())
+    if mark["fingerprint"] == fingerprint(config, command):
+        return []
+    then, now = mark["settings"], settings(config, command)
+    free = () if mark.get("guarded", True) else _GUARDED
+    return [name for name in sorted({*then, *now}) if name not in free and then.get(name) != now.get(name)]
+
+
 def _difference(config: Config, command: str) -> str:
     """The first fields in which the finished command and the settings asked for now differ.
 
@@ -287,7 +334,7 @@ def _difference(config: Config, command: str) -> str:
     """
     then = json.loads((folder(config, command) / FINISHED).read_text())["settings"]
     now = settings(config, command)
-    fields = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    fields = _differing(config, command)
     fields = [name for name in fields if name in then and name in now] or fields
     shown = [f"{name} was {then.get(name)}, is now {now.get(name)}" for name in fields[:3]]
     return "; ".join(shown) + (f"; and {len(fields) - 3} more" if len(fields) > 3 else "")

@@ -194,7 +194,7 @@ def train_and_save(
         engine=config.engine.kind.value,
         processes=config.engine.processes,
         peak_tflops=config.engine.peak_tflops,
-        identity={**rundir.settings(config, command), **contents(rows, samples, processor), "precision": precision},
+        identity={**rundir.identity(config, command), **contents(rows, samples, processor), "precision": precision},
         regress=stage.start is ProjectorStart.regression,
         minutes=config.checkpoint.minutes,
         guard=Guard(config.guard.policy.value, config.guard.spike, config.guard.window, config.guard.limit),

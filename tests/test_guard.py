@@ -42,7 +42,8 @@ def faults(output: Path) -> list[dict[str, Any]]:
 
 
 def test_stop_names_the_samples(tiny_llm: Path, tmp_path: Path, poisoned: ConversationDataset) -> None:
-    with pytest.raises(ValueError, match=r"the loss is nan after step \d, at samples .*s-7.*; lower .*faults.jsonl"):
+    why = r"the loss is nan after step \d, at samples .*s-7.*; guard\.policy=skip goes on .*faults\.jsonl"
+    with pytest.raises(ValueError, match=why):
         run(tiny_llm, tmp_path, Guard(), poisoned)
     (row,) = faults(tmp_path)
     assert f"s-{BAD}" in row["ids"]
@@ -80,8 +81,27 @@ def test_a_skipped_step_changes_nothing(tiny_llm: Path, tmp_path: Path, monkeypa
     assert all(torch.equal(one, with_it.get_parameter(name)) for name, one in without.named_parameters())
 
 
+def test_a_run_that_stopped_goes_on_with_another_policy(
+    tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the first bad step policies are the same; from then on they are not."""
+    with monkeypatch.context() as patch:
+        spoil(patch, 5)
+        whole, _ = run(tiny_llm, tmp_path / "whole", Guard("skip"))
+        with pytest.raises(ValueError, match="the loss is nan after step 5"):
+            run(tiny_llm, tmp_path / "left", Guard(), save_steps=2)
+        spoil(patch, 7)
+        with pytest.raises(ValueError, match=r"more than guard\.limit=1 steps were bad"):
+            run(tiny_llm, tmp_path / "left", Guard("skip", limit=1), save_steps=2)
+    with pytest.raises(ValueError, match=r"guard\.policy=stop, but guard\.policy=skip has dealt with 1 bad step"):
+        run(tiny_llm, tmp_path / "left", Guard(), save_steps=2)
+    again, summary = run(tiny_llm, tmp_path / "left", Guard("skip", limit=2), save_steps=2)
+    assert (summary["steps"], summary["bad_steps"]) == (8, 1)
+    assert all(torch.equal(one, again.get_parameter(name)) for name, one in whole.named_parameters())
+
+
 def test_too_many_bad_steps_stop_the_run(tiny_llm: Path, tmp_path: Path, poisoned: ConversationDataset) -> None:
-    with pytest.raises(ValueError, match=r"and more than guard\.limit=1 steps were bad; lower"):
+    with pytest.raises(ValueError, match=r"and more than guard\.limit=1 steps were bad; a higher guard\.limit goes on"):
         run(tiny_llm, tmp_path, Guard("skip", limit=1), poisoned)
 
 
@@ -152,7 +172,14 @@ def test_a_spike_is_dealt_with(tiny_llm: Path, tmp_path: Path) -> None:
     ("policy", "settings", "why"),
     [
         ("skip", {"deepspeed": {"zero_optimization": {"stage": 2}}}, "cannot be had with trainer.deepspeed"),
+        ("skip", {"fp16": True}, "guard.policy=skip cannot be had with trainer.fp16"),
+        ("roll_back", {"fp16": True}, "guard.policy=roll_back cannot be had with trainer.fp16"),
         ("roll_back", {}, "set trainer.save_steps"),
+        (
+            "roll_back",
+            {"save_strategy": "steps", "save_steps": 0.25},
+            "save_steps=0.25 is a share of the run",
+        ),
     ],
 )
 def test_a_policy_that_cannot_be_had_is_refused(
@@ -161,7 +188,8 @@ def test_a_policy_that_cannot_be_had_is_refused(
     class Arguments:
         """As much of TrainingArguments as is asked for."""
 
-        deepspeed, fsdp, save_strategy = settings.get("deepspeed"), "", "no"
+        deepspeed, fsdp, fp16 = settings.get("deepspeed"), "", settings.get("fp16", False)
+        save_strategy, save_steps = settings.get("save_strategy", "no"), settings.get("save_steps", 500)
 
     with pytest.raises(ValueError, match=why):
         Guard(policy).require_possible(Arguments())  # type: ignore[arg-type]

@@ -71,11 +71,15 @@ def test_iteration_is_what_the_steps_say(rank: int) -> None:
     assert len(told) == len(ours) == 14
 
 
-def test_a_last_batch_that_is_not_full_can_be_left_out() -> None:
-    ours = [batches(processes=2, rank=rank, drop_last=True) for rank in range(2)]
-    assert [len(one) for one in ours] == [13, 13]
-    assert len({index for one in ours for micro in one for index in micro}) == 52
-    assert {len(micro) for one in ours for micro in one} == {2}
+@pytest.mark.parametrize(("processes", "micro", "accumulation"), [(1, 8, 1), (1, 2, 4), (2, 2, 2), (8, 1, 1)])
+def test_a_last_global_batch_that_is_not_full_can_be_left_out(processes: int, micro: int, accumulation: int) -> None:
+    """The same samples, however they are shared, or a resumed run would go on in another place of the order."""
+    sizes: dict[str, Any] = {"micro": micro, "accumulation": accumulation, "processes": processes}
+    ours = [batches(rank=rank, drop_last=True, **sizes) for rank in range(processes)]
+    assert {len(one) for one in ours} == {6 * accumulation}
+    assert {one.steps for one in ours} == {6}
+    learned = [index for one in ours for micro in one for index in micro]
+    assert sorted(learned) == sorted(list(batches()._order(0))[:48])
 
 
 def test_a_start_in_the_middle_reads_nothing_before_it() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from revision.packing import PackedDataset, PackPlan, budget_for, pack_lengths
 from revision.training import packed, segments
 from revision.training.packed import SeparationCheck, prepare_packing
 from revision.training.segments import SEGMENTS, segment_attention
+from revision.training.trainer import StageTrainer
 
 # Tokens of the nano texts under SmolLM2's tokenizer with four visual tokens, and how many texts have them.
 NANO_TEXTS = {
@@ -128,6 +130,34 @@ def test_a_step_has_the_same_samples_however_many_processes_share_it(tiny_llm: P
     assert sorted(member for step in alone for member in step) == list(range(tiny_training.SAMPLES))
     assert len(alone) > 1
     assert steps(2) == steps(8) == alone
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 6), (2, 3), (6, 1)])
+def test_drop_last_leaves_out_the_same_rows_however_many_processes(
+    tiny_llm: Path, processes: int, accumulation: int
+) -> None:
+    """Rows that fill up a round must not make a batch whole that is none with fewer processes."""
+    learned: list[int] = []
+    for rank in range(processes):
+        dataset = packed_dataset(tiny_llm, processes=processes)
+        assert len(dataset.plan) % 6, "six processes fill it up"
+        arguments = SimpleNamespace(
+            gradient_accumulation_steps=accumulation, world_size=processes, process_index=rank, seed=0,
+            dataloader_drop_last=True,
+        )  # fmt: skip
+        trainer: Any = SimpleNamespace(args=arguments, train_dataset=dataset, _train_batch_size=1)
+        learned += [row for (row,) in StageTrainer._make_batches(trainer)]
+    assert sorted(learned) == list(range(len(dataset.plan) // 6 * 6))
+
+
+def test_drop_last_that_leaves_nothing_is_refused(tiny_llm: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "dataloader_drop_last": True,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 9,
+    }
+    with pytest.raises(ValueError, match="32 samples or packed rows fill no global batch of 36; leave it out"):
+        tiny_training.run(tiny_llm, tmp_path, parts=["projector"], **settings)
 
 
 def test_the_last_round_is_filled_up_with_a_sample_that_teaches_nothing(tiny_llm: Path) -> None:

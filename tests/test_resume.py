@@ -18,6 +18,7 @@ import torch
 
 from revision.interrupts import Interrupted
 from revision.training.checkpoints import Checkpoints
+from revision.training.guard import Guard
 from revision.training.trainer import StageTrainer
 
 TESTS = Path(__file__).parent
@@ -120,6 +121,19 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
     monkeypatch.setattr(StageTrainer, "training_step", training_step)
 
 
+def spoil(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Has the loss of one step come out as no number."""
+    original = StageTrainer.training_step
+
+    def training_step(self: StageTrainer, *args: Any) -> torch.Tensor:
+        loss = original(self, *args)
+        if self.state.global_step == step:
+            self.losses[-1] = loss * torch.nan
+        return loss
+
+    monkeypatch.setattr(StageTrainer, "training_step", training_step)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_leaves(
     tiny_llm: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
@@ -148,6 +162,18 @@ def test_a_signal_saves_and_leaves(
 def test_a_signal_at_the_last_step_finishes(tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_step(monkeypatch, 9, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert run(tiny_llm, tmp_path)[1]["steps"] == 10
+
+
+def test_a_resumed_run_may_have_no_update_left(tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What moved before it was left counts, and a part that never moves is still found."""
+    leave(tiny_llm, tmp_path / "bad", monkeypatch, after=9)
+    with monkeypatch.context() as patch:
+        spoil(patch, 9)
+        assert run(tiny_llm, tmp_path / "bad", guard=Guard("skip"))[1]["steps"] == 10
+    assert (tmp_path / "bad" / "faults.jsonl").is_file()
+    leave(tiny_llm, tmp_path / "still", monkeypatch, after=9, learning_rate=0.0)
+    with pytest.raises(ValueError, match=r"projector trains, but has not moved in 10 step\(s\)"):
+        run(tiny_llm, tmp_path / "still", learning_rate=0.0)
 
 
 def leave(llm: Path, output: Path, monkeypatch: pytest.MonkeyPatch, *, after: int, **changes: Any) -> Path:
@@ -214,8 +240,12 @@ def test_a_run_without_a_whole_checkpoint_does_not_start_over(
     folder = leave(tiny_llm, tmp_path, monkeypatch, after=4)
     for one in Checkpoints(folder).all():
         (one / "state.json").unlink()
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole \(2 are damaged\); restore one, or delete"):
-        run(tiny_llm, tmp_path)
+    log = (tmp_path / "log.jsonl").read_text()
+    why = r"no checkpoint in .* is whole \(2 are damaged\); restore one as checkpoint-<step>, or delete the folder"
+    for identity in (None, None, {"trainer.learning_rate": 0.02}):
+        with pytest.raises(ValueError, match=why):
+            run(tiny_llm, tmp_path, identity=identity)
+    assert (tmp_path / "log.jsonl").read_text() == log
 
 
 def test_a_changed_run_is_refused_with_the_difference(

@@ -186,6 +186,27 @@ def test_a_failed_job_does_not_lose_the_rest_and_is_repeated_alone(
     assert [(line["step"], line["config"]["seed"]) for line in log()] == [("align", 0), ("pretrain", 0)]
 
 
+def test_a_sweep_of_one_command_runs_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STAND_IN_FAIL", r"default/.*seed=0/pretrain")
+    assert main(["pretrain", "-m", "seed=0,1"]) == 1
+    monkeypatch.delenv("STAND_IN_FAIL")
+    log()
+    assert main(["pretrain", "-m", "seed=0,1,2"]) == 0
+    assert [line["config"]["seed"] for line in log()] == [0, 2]
+    out = capfd.readouterr().out
+    assert "finished and unchanged: runs/default/seed=1/pretrain" in out and "3 of 3 jobs finished" in out
+    assert main(["pretrain", "-m", "seed=0,1", "checkpoint.minutes=3", "model.num_visual_tokens=3"]) == 0
+    assert [line["config"]["seed"] for line in log()] == [0, 1], "other settings, other jobs"
+
+
+def test_a_sweep_of_embeddings_looks_at_the_records_again() -> None:
+    for _ in range(2):
+        assert main(["embed", "-m", "seed=0"]) == 0
+        assert steps_run() == ["embed"]
+
+
 def test_an_experiment_can_be_a_sweep(tmp_path: Path) -> None:
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)

@@ -24,6 +24,7 @@ from revision.schema import (
     EncoderConfig,
     EngineKind,
     GapConfig,
+    GuardPolicy,
     Modality,
     ModelConfig,
     Packing,
@@ -158,6 +159,27 @@ def test_fingerprint_changes_exactly_where_the_output_does(change: Change, chang
     assert before != after, "the change changes something"
     found = [step for step in STEPS if rundir.fingerprint(before, step) != rundir.fingerprint(after, step)]
     assert found == list(changed)
+
+
+def packed(processes: int, batch: int, accumulation: int, tokens: int | None) -> dict[str, Any]:
+    config = make_config(instruct=StageConfig(train=["projector"], packing=Packing.packed, pack_tokens=tokens))
+    config.engine.processes = processes
+    config.trainer = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    return rundir.settings(config, "instruct")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ((1, 8, 2, None), (1, 4, 4, None), False),  # rows of other tokens
+        ((1, 8, 2, 4096), (1, 4, 4, 4096), False),  # other rows a step
+        ((1, 8, 1, 4096), (2, 4, 1, 4096), False),
+        ((1, 8, 2, 4096), (2, 4, 1, 4096), True),  # a batch of its own size has no part in it
+        ((1, 8, 2, None), (2, 8, 1, None), True),
+    ],
+)
+def test_packed_rows_count_by_the_step_and_by_their_tokens(one: Any, other: Any, same: bool) -> None:
+    assert (packed(*one) == packed(*other)) is same
 
 
 def test_pairs_read_no_alignment() -> None:
@@ -305,6 +327,33 @@ def test_finish_mark(tmp_path: Path) -> None:
     assert rundir.is_finished(config, "align")
     config.alignment.method = AlignmentMethod.none
     assert not rundir.is_finished(config, "align")
+
+
+@pytest.mark.parametrize("bad_steps", [0, 1])
+def test_the_policy_counts_from_the_first_bad_step_on(tmp_path: Path, bad_steps: int) -> None:
+    """A stage that met none is the same under any policy, and so is what was made from it."""
+    config = make_config(runs=str(tmp_path))
+    config.run.steps, config.evaluate.models = ["pretrain", "instruct", "evaluate"], ["instruct"]
+    for step, facts in (("pretrain", {"bad_steps": bad_steps}), ("instruct", {"bad_steps": 0}), ("evaluate", {})):
+        rundir.start(config, step)
+        rundir.finish(config, step, **facts)
+    config.guard.policy, config.guard.limit = GuardPolicy.skip, 3
+    assert [rundir.is_finished(config, step) for step in config.run.steps] == [not bad_steps] * 3
+    if bad_steps:
+        with pytest.raises(ValueError, match=r"guard\.limit was 10, is now 3; guard\.policy was stop, is now skip"):
+            rundir.require(config, "pretrain", wanted_by="instruct")
+    config.guard.spike = 6.0
+    assert not any(rundir.is_finished(config, step) for step in config.run.steps), "other steps may be bad"
+
+
+def test_checkpoints_are_those_of_a_run_that_stops_or_skips() -> None:
+    one, other, third = (make_config() for _ in range(3))
+    other.guard.policy, other.guard.limit = GuardPolicy.skip, 3
+    third.guard.policy = GuardPolicy.roll_back
+    known = [rundir.identity(config, "instruct") for config in (one, other, third)]
+    assert known[0] == known[1] != known[2]
+    assert known[0]["guard.window"] == 100
+    assert known[2]["guard.policy"] == "roll_back"
 
 
 def test_provenance_names_the_commit_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Trainer
 
 from revision import building, rules, rundir
 from revision.alignment import load_alignment
@@ -27,6 +28,7 @@ from revision.schema import (
     Config,
     DataConfig,
     EncoderConfig,
+    GuardPolicy,
     Modality,
     ModelConfig,
     Packing,
@@ -332,6 +334,30 @@ def test_a_resumed_stage_notices_what_has_changed(config: Config, monkeypatch: p
     shared = {**TRAINER, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "save_steps": 1}
     instruct.run(replace(alone, trainer=shared))
     assert rundir.is_finished(alone, "instruct"), "the same global batch, shared out in another way"
+
+
+def test_a_stage_that_stopped_at_a_bad_step_leaves_it_out_when_asked(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without stage 1 again, which met none."""
+    config.trainer = {**TRAINER, "max_steps": 3, "save_steps": 1}
+    pretrain.run(config)
+    original = Trainer.training_step
+
+    def training_step(self: Trainer, *args: Any) -> torch.Tensor:
+        loss = original(self, *args)
+        return loss * torch.nan if self.state.global_step == 1 else loss
+
+    monkeypatch.setattr(Trainer, "training_step", training_step)
+    with pytest.raises(ValueError, match=r"the loss is nan after step 1, .*; guard\.policy=skip goes on from the last"):
+        instruct.run(config)
+    config.guard.policy = GuardPolicy.skip
+    instruct.run(config)
+    assert "checkpoint-1" in capsys.readouterr().out.split("resuming from ")[1].split("samples")[0]
+    mark = json.loads((rundir.folder(config, "instruct") / "finished.json").read_text())
+    assert (mark["facts"]["steps"], mark["facts"]["bad_steps"], mark["guarded"]) == (3, 1, True)
+    config.guard.policy = GuardPolicy.stop
+    assert rundir.is_finished(config, "pretrain") and not rundir.is_finished(config, "instruct")
 
 
 def test_an_unreadable_llm_and_bad_arguments_are_refused(config: Config) -> None:

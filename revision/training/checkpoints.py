@@ -4,7 +4,11 @@ A checkpoint is written to `.checkpoint-<step>.part`, forced to the disk, listed
 `manifest.json`, and renamed to `checkpoint-<step>`. So a half-written one is never taken for one, and is cleared away
 by the next start. One that is damaged later was damaged from outside: it is named, set aside as
 `damaged-checkpoint-<step>`, and the one before it is taken. That costs time alone, since every checkpoint of a run
-leads to the same weights; refusing would leave an unattended run standing.
+leads to the same weights; refusing would leave an unattended run standing. Where none is whole, the run is refused as
+often as it is started: it would begin anew without a word otherwise.
+
+Processes that saw other files would go on from other steps, or wait for each other for good. So rank 0 says what is
+there, and all stop where one of them does not see it.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +31,11 @@ from revision.training import ranks
 
 IDENTITY = "identity.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
+_PATIENCE = 60.0  # seconds; storage over a network shows what another machine has written after so many at most
 
 
 class Checkpoints:
-    """The checkpoints below one folder. All processes call each method together.
+    """The checkpoints below one folder. All processes call each method but `all` together.
 
     Args:
         folder: where they lie; on storage that all processes share.
@@ -41,13 +47,18 @@ class Checkpoints:
         self.folder, self.keep, self.every = folder, keep, every
 
     def all(self) -> list[Path]:
-        """Those that are there, the newest first."""
+        """Those that this process sees, the newest first."""
         found = [one for one in self.folder.glob("checkpoint-*") if one.is_dir() and _NAME.fullmatch(one.name)]
         return sorted(found, key=step_in, reverse=True)
 
     def regular(self) -> Path | None:
-        """The newest regular one."""
-        return next((one for one in self.all() if self._is_regular(one)), None)
+        """The newest regular one.
+
+        Raises:
+            ValueError: a process does not see it.
+        """
+        newest = self._regular()
+        return next(iter(self._shared([] if newest is None else [newest])), None)
 
     def open(self, identity: Mapping[str, Any]) -> Path | None:
         """Clears away what was left half-written, and gives the newest checkpoint that is whole; None: there is none.
@@ -56,22 +67,26 @@ class Checkpoints:
             identity: everything that the run's result depends on, as plain values; kept beside the checkpoints.
 
         Raises:
-            ValueError: checkpoints of another identity, with the fields that differ; or none that is whole.
+            ValueError: checkpoints of another identity, with the fields that differ; none that is whole, now or at an
+                earlier start; or files that a process does not see.
         """
         if ranks.rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in [*self.folder.glob(".*"), self.folder.with_name(f".{self.folder.name}.gone")]:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         ranks.agree(None)
-        found = self.all()
+        found = self._shared(self.all())
         now = json.loads(json.dumps(identity))
         failure = None
         if found:
             failure = self._difference(now)
+        elif any(self.folder.glob("damaged-checkpoint-*")):
+            failure = self._none_whole()
         elif ranks.rank() == 0:
             text = json.dumps(now, indent=1, sort_keys=True) + "\n"
             write_whole(self.folder / IDENTITY, lambda file: file.write(text.encode()))
         ranks.agree(failure)
+        self._require_seen([self.folder / IDENTITY])
         return self._newest_whole(found)
 
     def write(self, step: int, save: Callable[[Path], object], *, alone: bool) -> Path:
@@ -83,7 +98,8 @@ class Checkpoints:
             alone: whether a process that fails in `save` leaves the others waiting there, as sharded engines do.
 
         Raises:
-            ValueError: the disk is full or cannot be written; the checkpoints before stay as they are.
+            ValueError: the disk is full or cannot be written, or a process does not see what others have written; the
+                checkpoints before stay as they are.
         """
         folder = self.folder / f"checkpoint-{step}"
         aside = self.folder / f".{folder.name}.part"
@@ -91,7 +107,8 @@ class Checkpoints:
         self._try(step, lambda: _renew(aside) if main else None)
         try:
             self._try(step, lambda: save(aside), alone=alone)
-            names = folders.names_of(aside)
+            names = sorted({name for listed in ranks.gather(folders.names_of(aside)) for name in listed})
+            self._require_seen([aside / name for name in names])
             entries: dict[str, folders.Entry] = {}
             self._try(step, lambda: entries.update(folders.record(aside, names[ranks.rank() :: ranks.world()])))
             merged = {name: entry for share in ranks.gather(entries) for name, entry in share.items()}
@@ -105,7 +122,7 @@ class Checkpoints:
         folders.write_manifest(aside, entries, kind="checkpoint", step=step)
         folders.publish(aside, folder)
         newest = self.all()
-        kept = {*newest[: self.keep], self.regular()}
+        kept = {*newest[: self.keep], self._regular()}
         for one in newest:
             if one not in kept:
                 gone = one.with_name(f".{one.name}.gone")
@@ -127,6 +144,30 @@ class Checkpoints:
             if alone and ranks.together():
                 raise ValueError(failure) from error
         ranks.agree(failure)
+
+    def _regular(self) -> Path | None:
+        return next((one for one in self.all() if self._is_regular(one)), None)
+
+    def _shared(self, found: list[Path]) -> list[Path]:
+        """The checkpoints that rank 0 has found, once every process sees each of their files."""
+        names = {one.name: [f"{one.name}/{file.relative_to(one)}" for file in one.rglob("*")] for one in found}
+        seen: dict[str, list[str]] = ranks.of_main(names)
+        self._require_seen([self.folder / name for listed in seen.values() for name in listed])
+        return [self.folder / name for name in seen]
+
+    def _require_seen(self, files: Iterable[Path]) -> None:
+        """Holds that this process sees what some process does; storage over a network may need its time."""
+        deadline = time.monotonic() + _PATIENCE
+        unseen = [file for file in files if not file.exists()] if ranks.together() else []
+        while unseen and time.monotonic() < deadline:
+            time.sleep(1)
+            unseen = [file for file in unseen if not file.exists()]
+        ranks.agree(
+            f"process {ranks.rank()} does not see {unseen[0]}, which another one does; let `runs` lie on storage that "
+            "all processes share, or start them on one machine"
+            if unseen
+            else None
+        )
 
     def _is_regular(self, folder: Path) -> bool:
         return self.every is not None and step_in(folder) % self.every == 0
@@ -161,11 +202,15 @@ class Checkpoints:
                 )
             ranks.agree(None)
         if found:
-            raise ValueError(
-                f"no checkpoint in {self.folder} is whole ({len(found)} are damaged); restore one, or delete the "
-                "folder to start anew"
-            )
+            ranks.agree(self._none_whole())
         return None
+
+    def _none_whole(self) -> str:
+        damaged = sum(one.is_dir() for one in self.folder.glob("damaged-checkpoint-*"))
+        return (
+            f"no checkpoint in {self.folder} is whole ({damaged} are damaged); restore one as checkpoint-<step>, or "
+            "delete the folder to start anew"
+        )
 
 
 def step_in(folder: Path) -> int:

@@ -46,6 +46,11 @@ class Guard:
                 f"guard.policy={self.policy} cannot be had with trainer.deepspeed, which updates within its backward "
                 "pass; set guard.policy=stop, or train without it"
             )
+        if self.policy != "stop" and arguments.fp16:
+            raise ValueError(
+                f"guard.policy={self.policy} cannot be had with trainer.fp16, whose gradient scaler updates by a rule "
+                "of its own; set trainer.bf16 in its place, or guard.policy=stop"
+            )
         if self.policy != "roll_back":
             return
         if arguments.fsdp:
@@ -56,6 +61,11 @@ class Guard:
             raise ValueError(
                 "guard.policy=roll_back returns to a checkpoint, which must be at the same step in every repetition of "
                 "the run; set trainer.save_steps"
+            )
+        if arguments.save_steps < 1:
+            raise ValueError(
+                f"guard.policy=roll_back returns to a checkpoint of whole steps, and trainer.save_steps="
+                f"{arguments.save_steps} is a share of the run; set it to a number of steps"
             )
 
 

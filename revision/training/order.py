@@ -58,7 +58,7 @@ class GlobalBatches(Sampler[list[int]]):
         micro: samples a process and micro-batch.
         accumulation: micro-batches a step.
         processes, rank: how many share a global batch, and which of them this is.
-        drop_last: leave out a last micro-batch that is not full.
+        drop_last: leave out a last global batch that is not full.
         announce: called with each epoch before it begins.
     """
 
@@ -76,8 +76,8 @@ class GlobalBatches(Sampler[list[int]]):
     ) -> None:
         self._order, self._announce = order, announce
         self.micro, self.accumulation, self.processes, self.rank = micro, accumulation, processes, rank
-        wide = micro * processes
-        self._samples = samples // wide * wide if drop_last else samples
+        whole = micro * accumulation * processes
+        self._samples = samples // whole * whole if drop_last else samples
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

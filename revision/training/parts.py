@@ -106,14 +106,20 @@ def checksums(model: nn.Module) -> dict[str, int]:
 
 
 def require_moved(
-    before: Mapping[str, int], after: Mapping[str, int], chosen: Mapping[str, Sequence[str]], *, steps: int
+    before: Mapping[str, int],
+    after: Mapping[str, int],
+    chosen: Mapping[str, Sequence[str]],
+    *,
+    steps: int,
+    start: Mapping[str, int] | None = None,
 ) -> None:
     """Compares checksums from before and after training.
 
     Args:
         before, after: of all parameters.
         chosen: what trained, from `select_parts`.
-        steps: that were taken.
+        steps: that were taken, those before a resumed run was left among them.
+        start: of a resumed run, before its checkpoint was loaded: what is left of it may be steps without an update.
 
     Raises:
         ValueError: nothing of an entry that trains has moved.
@@ -123,8 +129,9 @@ def require_moved(
     moved = {name for name in before if before[name] != after[name]}
     frozen = moved - {name for some in chosen.values() for name in some}
     assert not frozen, f"{min(frozen)} is frozen, but has moved"
+    earlier = {name for name in after if start is not None and start[name] != after[name]}
     for entry, names in chosen.items():
-        if not moved.intersection(names):
+        if not (moved | earlier).intersection(names):
             raise ValueError(
                 f"{entry} trains, but has not moved in {steps} step(s): the learning rate was 0 throughout; raise "
                 "trainer.learning_rate, or lower trainer.warmup_steps, whose first step is at 0"

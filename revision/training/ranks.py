@@ -32,6 +32,11 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def of_main(value: Any) -> Any:
+    """The value that rank 0 gives, on every process: what all must see alike, where each might see it otherwise."""
+    return gather(value)[0]
+
+
 def total(values: torch.Tensor) -> torch.Tensor:
     """The sum over all processes, in place."""
     if together():

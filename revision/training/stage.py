@@ -24,7 +24,7 @@ from revision.model import RevisionForConditionalGeneration, RevisionProcessor
 from revision.packing import PackedDataset
 from revision.progress import say
 from revision.training import ranks
-from revision.training.checkpoints import Checkpoints, step_in
+from revision.training.checkpoints import Checkpoints
 from revision.training.engines import DDP, refine_precision, require_processes
 from revision.training.groups import Rates, is_set, require_trained
 from revision.training.guard import Guard
@@ -80,7 +80,7 @@ def train(
             `model` holds them, and with what is returned: an engine that keeps pieces is gone after this function.
 
     Returns:
-        `steps`, the last logged `loss`, and mean rates as in `Watch.overall`.
+        `steps`, `bad_steps`, the last logged `loss`, and mean rates as in `Watch.overall`.
 
     Raises:
         ValueError: an unknown part, a rate for one that does not train, another engine or number of processes than
@@ -97,7 +97,8 @@ def train(
     _require_own_optimizer(rates, arguments)
     _tune(trained, arguments)
     checkpoints = _checkpoints(arguments)
-    resume = checkpoints.open({**(identity or {}), "weights at the start": _digest(checksums(model))})
+    start = checksums(model)
+    resume = checkpoints.open({**(identity or {}), "weights at the start": _digest(start)})
     if resume is not None and arguments.process_index == 0:
         say(f"resuming from {resume}")
     if resume is None and regress:
@@ -128,10 +129,10 @@ def train(
             curve.close()
     _leave_if_asked(trainer)
     ranks.agree(next(iter(failures), None))
-    if resume is None or trainer.state.global_step > step_in(resume):
-        require_moved(check.before, checksums(model), chosen, steps=trainer.state.global_step)
+    resumed = {} if resume is None else {"start": start}
+    require_moved(check.before, checksums(model), chosen, steps=trainer.state.global_step, **resumed)
     weights = whole_weights(model, keep=arguments.process_index == 0)
-    summary = curve.summary()
+    summary = {**curve.summary(), "bad_steps": trainer.sync.bad_steps}
     try:
         if save is not None and arguments.process_index == 0:
             save(weights, summary)
@@ -159,10 +160,10 @@ def _leave_if_asked(trainer: StageTrainer) -> None:
     if trainer.sync.left is None:
         return
     at, of = trainer.state.global_step, trainer.state.max_steps
-    newest = trainer.checkpoints.all()[0]
+    saved = trainer.checkpoints.folder / f"checkpoint-{at}"
     ranks.part()
     left = trainer.sync.left
-    sentence = f"{left.name}: saved after step {at:,} of {of:,} in {newest}; the same command goes on from there"
+    sentence = f"{left.name}: saved after step {at:,} of {of:,} in {saved}; the same command goes on from there"
     raise Interrupted(left, sentence if trainer.args.process_index == 0 else "")
 
 

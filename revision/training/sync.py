@@ -50,7 +50,7 @@ class StepSync(TrainerCallback):
         self._trainer, self._watch, self._guard, self._minutes = trainer, watch, guard, minutes
         self._log = log / FAULTS
         self._window = LossWindow(guard.window, guard.spike)
-        self._faults = 0
+        self.bad_steps = 0
         self._save = False
         self._signal: signal.Signals | None = None
         self._saved_at = time.monotonic()
@@ -58,11 +58,21 @@ class StepSync(TrainerCallback):
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must know."""
-        return {"faults": self._faults, "losses": list(self._window.losses)}
+        return {"faults": self.bad_steps, "policy": self._guard.policy, "losses": list(self._window.losses)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes over `state` of an earlier process."""
-        self._faults = state["faults"]
+        """Takes over `state` of an earlier process.
+
+        Raises:
+            ValueError: it holds bad steps that another policy has dealt with.
+        """
+        if state["faults"] and state["policy"] != self._guard.policy:
+            raise ValueError(
+                f"guard.policy={self._guard.policy}, but guard.policy={state['policy']} has dealt with "
+                f"{state['faults']} bad step(s) before the last checkpoint; restore it, or delete "
+                f"{self._trainer.checkpoints.folder} to start anew"
+            )
+        self.bad_steps = state["faults"]
         self._window.losses.extend(state["losses"])
 
     def on_train_begin(
@@ -132,17 +142,18 @@ class StepSync(TrainerCallback):
         """Called by all processes alike."""
         shares = ranks.gather(self._trainer.suspects())
         ids = [name for bad, _ in shares for name in bad] or [name for _, every in shares for name in every]
-        self._faults += 1
-        over = self._faults > self._guard.limit
+        self.bad_steps += 1
+        over = self.bad_steps > self._guard.limit
         policy = "stop" if over else self._guard.policy
         self._append({"step": step, "loss": loss, "reason": what, "policy": policy, "ids": ids})
         shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
         where = f"{what} after step {step}, at samples {shown}"
         if policy == "stop":
             why = f" and more than guard.limit={self._guard.limit} steps were bad" if over and self._guard.limit else ""
+            onward = "guard.policy=skip" if self._guard.policy == "stop" else "a higher guard.limit"
             raise ValueError(
-                f"{where}{why}; lower trainer.learning_rate, train in float32, or look at the records (all are in "
-                f"{self._log})"
+                f"{where}{why}; {onward} goes on from the last checkpoint, and a lower trainer.learning_rate, float32 "
+                f"or other records (all are in {self._log}) begin anew, with {self._trainer.checkpoints.folder} deleted"
             )
         if policy == "skip":
             self._trainer.skip_update()

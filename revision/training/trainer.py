@@ -80,9 +80,14 @@ class StageTrainer(Trainer):
         # Packs come in an order of their own, a new one in each epoch.
         strategy = "sequential" if isinstance(dataset, PackedDataset) else args.train_sampling_strategy
         order = make_order(strategy, len(dataset), batch=batch, seed=args.seed, lengths=dataset.lengths)
+        samples = len(dataset)
+        if args.dataloader_drop_last:
+            # Rows that only fill up a round differ with the number of processes, and must not make a batch whole.
+            samples = len(dataset.plan) if isinstance(dataset, PackedDataset) else samples
+            _require_a_batch(samples, batch)
         return GlobalBatches(
             order,
-            len(dataset),
+            samples,
             micro=self._train_batch_size,
             accumulation=args.gradient_accumulation_steps,
             processes=args.world_size,
@@ -163,8 +168,8 @@ class StageTrainer(Trainer):
 
     def skip_update(self) -> None:
         """Called just before an update that is to be left out; the loss that is logged leaves the step out too."""
-        if self.accelerator.scaler is None:  # a scaler finds the gradients by itself
-            self.accelerator.gradient_state._set_sync_gradients(False)
+        assert self.accelerator.scaler is None, "a scaler would be left in the middle of its step"
+        self.accelerator.gradient_state._set_sync_gradients(False)
         steps = self.state.global_step - self._globalstep_last_logged
         logged = [row["loss"] for row in self.state.log_history if "loss" in row]
         before = float(self._logged_before)
@@ -212,6 +217,14 @@ class StageTrainer(Trainer):
             self.state.compute_steps(self.args, max_steps)  # intervals may be others than before
             self._last_saved = self.state.global_step
         return prepared
+
+
+def _require_a_batch(samples: int, batch: int) -> None:
+    if samples < batch:
+        raise ValueError(
+            f"trainer.dataloader_drop_last=True leaves nothing to learn from: {samples:,} samples or packed rows fill "
+            f"no global batch of {batch:,}; leave it out, or lower batch, accumulation or processes"
+        )
 
 
 class StartCheck(TrainerCallback):

@@ -1,0 +1,116 @@
+"""Checkpoints of several processes: all go on from the same one, and stop together where one sees other files."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from revision.training import checkpoints, ranks
+from revision.training.checkpoints import Checkpoints
+
+WORLD = 2
+NOT_SHARED = r"process \d does not see .*{}, which another one does; let `runs` lie on storage that all processes share"
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Any]], list[Any]]:
+    """Calls a function as each of two processes at once; one that waits for another in vain breaks the barrier."""
+    rank, barrier, given = threading.local(), threading.Barrier(WORLD, timeout=5), [None] * WORLD
+
+    def gather(value: Any) -> list[Any]:
+        given[rank.number] = value
+        barrier.wait()
+        values = list(given)
+        barrier.wait()
+        return values
+
+    monkeypatch.setattr(ranks, "together", lambda: True)
+    monkeypatch.setattr(ranks, "world", lambda: WORLD)
+    monkeypatch.setattr(ranks, "rank", lambda: rank.number)
+    monkeypatch.setattr(ranks, "gather", gather)
+    monkeypatch.setattr(checkpoints, "_PATIENCE", 0.0)
+
+    def call(act: Callable[[int], Any]) -> list[Any]:
+        def as_rank(number: int) -> Any:
+            rank.number = number
+            try:
+                return act(number)
+            except ValueError as error:
+                return error
+
+        with ThreadPoolExecutor(WORLD) as pool:
+            return list(pool.map(as_rank, range(WORLD)))
+
+    return call
+
+
+def save(folder: Path) -> None:
+    """Each process writes a file of its own, as sharded engines do."""
+    (folder / f"shard-{ranks.rank()}").write_text("x" * 9)
+
+
+def refused(answers: list[Any], file: str) -> None:
+    """All processes stop with the same sentence."""
+    assert all(isinstance(answer, ValueError) for answer in answers), answers
+    assert len({str(answer) for answer in answers}) == 1
+    with pytest.raises(ValueError, match=NOT_SHARED.format(file)):
+        raise answers[0]
+
+
+def test_a_checkpoint_of_all_is_listed_in_full_and_found_by_all(together: Any, tmp_path: Path) -> None:
+    def act(rank: int) -> tuple[Path | None, Path | None]:
+        ours = Checkpoints(tmp_path, every=2)
+        assert ours.open({}) is None
+        ours.write(2, save, alone=True)
+        ours.write(3, save, alone=True)
+        return ours.open({}), ours.regular()
+
+    assert together(act) == [(tmp_path / "checkpoint-3", tmp_path / "checkpoint-2")] * WORLD
+    manifest = json.loads((tmp_path / "checkpoint-3" / "manifest.json").read_text())
+    assert sorted(manifest["files"]) == ["shard-0", "shard-1"]
+
+
+def test_a_folder_that_is_not_shared_is_refused_at_the_start(together: Any, tmp_path: Path) -> None:
+    refused(together(lambda rank: Checkpoints(tmp_path / str(rank)).open({})), "identity.json")
+
+
+def test_processes_that_see_other_checkpoints_are_refused(together: Any, tmp_path: Path) -> None:
+    """Here they share nothing, and each found what it wrote by itself."""
+    for rank, step in ((0, 4), (0, 2), (1, 2)):
+        folder = tmp_path / str(rank) / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+        (folder.parent / "identity.json").write_text("{}")
+    refused(together(lambda rank: Checkpoints(tmp_path / str(rank)).open({})), "checkpoint-4/manifest.json")
+    assert not list(tmp_path.rglob("damaged-*")), "nothing is set aside for what another process does not see"
+    refused(together(lambda rank: Checkpoints(tmp_path / str(rank), every=4).regular()), "checkpoint-4/manifest.json")
+
+
+def test_a_checkpoint_is_never_of_a_part_of_the_files(together: Any, tmp_path: Path) -> None:
+    def act(rank: int) -> Path:
+        (tmp_path / str(rank) / ".checkpoint-2.part").mkdir(parents=True)
+        return Checkpoints(tmp_path / str(rank)).write(2, save, alone=True)
+
+    refused(together(act), "shard-1")
+    assert not list(tmp_path.rglob("checkpoint-2"))
+
+
+def test_files_that_a_process_lists_late_are_in_the_manifest(
+    together: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cached listing of a folder lacks what another machine has just written, which can be opened all the same."""
+    original = checkpoints.folders.names_of
+
+    def names_of(folder: Path) -> list[str]:
+        return [name for name in original(folder) if name == f"shard-{ranks.rank()}"]
+
+    monkeypatch.setattr(checkpoints.folders, "names_of", names_of)
+    together(lambda rank: Checkpoints(tmp_path).write(2, save, alone=True))
+    manifest = json.loads((tmp_path / "checkpoint-2" / "manifest.json").read_text())
+    assert sorted(manifest["files"]) == ["shard-0", "shard-1"]

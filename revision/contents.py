@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from revision.dataset import Sample, Samples
+from revision.dataset import KeptSamples, Sample, Samples
 from revision.model import RevisionProcessor
 from revision.rows import Rows
 
@@ -18,7 +18,9 @@ def contents(rows: Rows, samples: Samples, processor: RevisionProcessor) -> dict
     found = {f"content of {store.path}": store.fingerprint() for store in rows.stores}
     if rows.alignment is not None:
         found["content of the alignment"] = rows.alignment.fingerprint()
-    if isinstance(samples, list):  # others are computed from the stores
+    if isinstance(samples, KeptSamples):
+        found["content of the records"] = samples.fingerprint()
+    elif isinstance(samples, list):  # others are computed from the stores
         found["content of the records"] = _records(samples)
     known = processor.tokenizer
     vocabulary = known.backend_tokenizer.to_str() if known.is_fast else json.dumps(sorted(known.get_vocab().items()))

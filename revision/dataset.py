@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from revision.conversation import Encoded, UnfitError, encode
 from revision.embeddings import EmbeddingStore
+from revision.embeddings.layout import write_whole
+from revision.lines import Lines
 from revision.model import RevisionProcessor
 from revision.records import IMAGE_MARK, Conversation, Message, Pair
 from revision.rows import Rows
 
+_T = TypeVar("_T")
 Example = dict[str, Any]
 
-_TEXTS_IN_MEMORY = 200_000  # a text store of up to so many rows is read at once; of a larger one, each text when asked
+_TEXTS_IN_MEMORY = 200_000  # a text store of up to so many rows is read at once, where its texts are not kept as lines
+_BLOCK = 16384  # texts or records that are held at a time while all are read
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,11 @@ class ConversationDataset(Dataset[Example]):
         """Samples by what their embedding is of: "text", "image", or "none" for those without one."""
         if isinstance(self.samples, TextSamples):  # each a text; reading them all would cost a pass
             return {"text": len(self), "image": 0, "none": 0}
-        found = Counter(self.rows.kind_of(self.sample(index).row) for index in range(len(self)))
+        if isinstance(self.samples, KeptSamples):
+            known = self.samples.rows if self.chosen is None else self.samples.rows[self.chosen]
+            found = Counter(self.rows.kind_of(int(row) if row >= 0 else None) for row in known)
+        else:
+            found = Counter(self.rows.kind_of(self.sample(index).row) for index in range(len(self)))
         return {kind: found[kind] for kind in ("text", "image", "none")}
 
     def names(self, index: int) -> list[str]:
@@ -169,16 +180,24 @@ class TextSamples:
         store: text store; its sidecar holds the texts.
         prompts: user turns with one `<image>` each; which of them a row gets depends on (seed, row) alone.
         seed: of that choice.
+        keep: path, named after the state of the store, at which its texts are kept as `Lines`, and written if they are
+            not there yet. None: a large store is asked for each text, which unpacks a shard of it.
 
     Raises:
         ValueError: a store of images, or a prompt without exactly one mark.
     """
 
-    def __init__(self, store: EmbeddingStore, prompts: Sequence[str], seed: int) -> None:
+    def __init__(self, store: EmbeddingStore, prompts: Sequence[str], seed: int, keep: Path | None = None) -> None:
         if store.manifest.kind != "text":
             raise ValueError(f"stage 1 learns texts, but {store.path} holds images; set data.texts to a text source")
         self.store, self.seed, self.prompts = store, seed, _checked(prompts)
-        self._texts = store.payload(slice(None)) if len(store) <= _TEXTS_IN_MEMORY else None
+        self._texts: Sequence[str] | Lines | None = None
+        if keep is not None:
+            blocks = (slice(start, start + _BLOCK) for start in range(0, len(store), _BLOCK))
+            texts = (text for block in blocks for text in store.payload(block))
+            self._texts = Lines.found(keep) or Lines.written(keep, texts)
+        elif len(store) <= _TEXTS_IN_MEMORY:
+            self._texts = store.payload(slice(None))
 
     def fingerprint(self) -> str:
         """sha256 that stands for all messages, without reading them."""
@@ -202,32 +221,97 @@ class _RowId:
     row: int
 
     def __str__(self) -> str:
-        return self.store.ids()[self.row]
+        return self.store.ids(self.row)[0]
 
 
-def pair_samples(pairs: Sequence[Pair], rows: Rows, prompts: Sequence[str], seed: int) -> list[Sample]:
+class KeptSamples:
+    """Samples of records in a mapped file; a list of them would take three times the bytes, in every process.
+
+    Args:
+        path: of the `Lines` [id, row or null, [[role, content], ...]], with `<path>-rows.npy` beside them.
+
+    Raises:
+        OSError: a file is not there.
+        ValueError: they are not of one piece.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lines = path, Lines(path)
+        self.rows = np.load(_rows_file(path), mmap_mode="r", allow_pickle=False)  # int64 [len(self)]; -1: none
+        if self.rows.shape != (len(self._lines),):
+            raise ValueError(f"{_rows_file(path)} does not fit the {len(self._lines)} lines beside it; delete both")
+
+    @classmethod
+    def at(cls, path: Path, samples: Iterable[Sample]) -> KeptSamples:
+        """What is kept at a path, or else these samples, one by one, written there."""
+        try:
+            return cls(path)
+        except (OSError, ValueError, EOFError):  # not there, or not copied whole
+            pass
+        rows = array("q")
+
+        def values() -> Iterator[object]:
+            """A line each."""
+            for one in samples:
+                rows.append(-1 if one.row is None else one.row)
+                yield [str(one.name), one.row, [[turn.role, turn.content] for turn in one.messages]]
+
+        Lines.written(path, values())
+        write_whole(_rows_file(path), lambda file: np.save(file, np.asarray(rows, np.int64), allow_pickle=False))
+        return cls(path)
+
+    def __reduce__(self) -> tuple[type[KeptSamples], tuple[Path]]:
+        """Pickled for a data-loading process as a path: each process maps the files itself."""
+        return KeptSamples, (self._path,)
+
+    def fingerprint(self) -> str:
+        """sha256 that stands for all ids, rows and messages."""
+        return self._lines.sha256
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        name, row, turns = self._lines[index]
+        return Sample(name, [Message(role, content) for role, content in turns], row)
+
+
+def _rows_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}-rows.npy")
+
+
+def pair_samples(pairs: Iterable[Pair], rows: Rows, prompts: Sequence[str], seed: int) -> Iterator[Sample]:
     """Stage 1 with real pictures, the upper bound: each caption is the answer to its own picture's embedding.
 
     Raises:
         ValueError: a pair whose id has no embedding, or a prompt without exactly one mark.
     """
     asked = _checked(prompts)
-    found = rows.find([pair.id for pair in pairs]).tolist()
-    return [
-        Sample(pair.id, [Message("user", _drawn(asked, seed, place)), Message("assistant", pair.text)], row)
-        for place, (pair, row) in enumerate(zip(pairs, found, strict=True))
-    ]
+    place = 0
+    for block in _blocks(pairs):
+        for pair, row in zip(block, rows.find([pair.id for pair in block]).tolist(), strict=True):
+            yield Sample(pair.id, [Message("user", _drawn(asked, seed, place)), Message("assistant", pair.text)], row)
+            place += 1
 
 
-def conversation_samples(conversations: Sequence[Conversation], rows: Rows) -> list[Sample]:
+def conversation_samples(conversations: Iterable[Conversation], rows: Rows) -> Iterator[Sample]:
     """Stage 2: conversations, each about one row of the stores or about none.
 
     Raises:
         ValueError: a conversation whose picture, or the text in its place, has no embedding.
     """
-    pictured = [talk.image for talk in conversations if talk.image is not None]
-    found = iter(rows.find(pictured).tolist() if pictured else [])
-    return [Sample(talk.id, talk.messages, None if talk.image is None else next(found)) for talk in conversations]
+    for block in _blocks(conversations):
+        pictured = [talk.image for talk in block if talk.image is not None]
+        found = iter(rows.find(pictured).tolist() if pictured else [])
+        for talk in block:
+            yield Sample(talk.id, talk.messages, None if talk.image is None else next(found))
+
+
+def _blocks(records: Iterable[_T]) -> Iterator[list[_T]]:
+    """Of one look-up of ids each."""
+    remaining = iter(records)
+    while block := list(islice(remaining, _BLOCK)):
+        yield block
 
 
 def _checked(prompts: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from revision.conversation import UnfitError
-from revision.dataset import ConversationDataset, TextSamples
+from revision.dataset import ConversationDataset, KeptSamples, TextSamples
 from revision.embeddings.layout import HashingFile, write_whole
 from revision.progress import progress_bar, say
 
@@ -102,7 +102,7 @@ def _key(dataset: ConversationDataset, drop: bool) -> str:
     """Name of the file: sha256 of everything that the lengths depend on."""
     processor, samples = dataset.processor, dataset.samples
     texts = hashlib.sha256()
-    if isinstance(samples, TextSamples):
+    if isinstance(samples, TextSamples | KeptSamples):
         texts.update(samples.fingerprint().encode())
         texts.update(b"all" if dataset.chosen is None else dataset.chosen.astype("<i8").tobytes())
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from revision.rows import Rows
     from revision.training.adapters import Adapter
 
+_LINES = 1  # version of what is kept: higher where the same records make other samples
 ADAPTER = "adapter"  # in `train`, and the folder of an adapter that is kept
 
 
@@ -131,6 +133,15 @@ def model_of(
     if not require_own_logits(model):
         _say("ZeRO-3 holds the weights in pieces, so the loss was not compared with the LLM's own logits")
     return model, processor
+
+
+def kept_at(config: Config, *content: object) -> Path:
+    """Where what is read anew at each start is kept as lines that all processes map.
+
+    content: all that the lines depend on, as JSON takes it; the file is named after it.
+    """
+    name = hashlib.sha256(json.dumps([_LINES, *content], sort_keys=True).encode()).hexdigest()[:32]
+    return Path(config.runs) / ".samples" / name
 
 
 def train_and_save(

@@ -29,7 +29,7 @@ LAYERS = [
     ["costs", "collators", "lengths", "packing"],
     ["dataset", "geometry"],
     ["contrastive", "conversation", "rows"],
-    ["alignment", "encoders", "folders", "records", "templates"],
+    ["alignment", "encoders", "folders", "lines", "records", "templates"],
     ["embeddings", "openclip_folder", "pictures"],
     ["model"],
     ["hub", "interrupts", "model_card", "precision", "progress", "proposals", "provenance", "shipped"],

@@ -156,7 +156,7 @@ def test_pairs_answer_a_picture_with_its_caption(tiny_store: Store, tiny_process
     stores = [tiny_store("image", name="a", n=12), tiny_store("image", name="b", n=24, seed=5)]
     rows = Rows(stores, embed_dim=DIM)
     pairs = [Pair("image-20", Path("x.png"), "a sun"), Pair("image-3", Path("y.png"), "a tree")]
-    dataset = ConversationDataset(pair_samples(pairs, rows, ["<image>"], 0), rows, tiny_processor, max_length=99)
+    dataset = ConversationDataset(list(pair_samples(pairs, rows, ["<image>"], 0)), rows, tiny_processor, max_length=99)
     assert answers(dataset) == ["a sun", "a tree"]
     assert np.array_equal(dataset[0]["image_embed"].numpy(), stores[1].rows(20)[0].astype(np.float32))
     assert np.array_equal(dataset[1]["image_embed"].numpy(), stores[0].rows(3)[0].astype(np.float32))
@@ -171,7 +171,7 @@ def test_stage_2_mixes_pictures_and_text(tiny_store: Store, tiny_processor: Any)
     store = tiny_store("image")
     rows = Rows([store], embed_dim=DIM)
     talks = [conversation(0, "image-7"), conversation(1, None), conversation(2, "image-2")]
-    dataset = ConversationDataset(conversation_samples(talks, rows), rows, tiny_processor, max_length=99)
+    dataset = ConversationDataset(list(conversation_samples(talks, rows)), rows, tiny_processor, max_length=99)
     batch = Collator(0)([dataset[place] for place in range(3)])
     assert batch["image_embeds"].dtype == torch.float32
     assert np.array_equal(batch["image_embeds"].numpy(), store.rows(np.array([7, 2])).astype(np.float32))
@@ -194,7 +194,7 @@ def test_an_id_without_an_embedding_is_named(tiny_store: Store) -> None:
     for stores in ([one], [one, two]):
         rows = Rows(stores, embed_dim=DIM)
         with pytest.raises(ValueError, match="id 'image-99' has no embedding"):
-            conversation_samples([conversation(0, "image-1"), conversation(1, "image-99")], rows)
+            list(conversation_samples([conversation(0, "image-1"), conversation(1, "image-99")], rows))
 
 
 def test_rows_that_do_not_fit_are_refused(tiny_store: Store) -> None:

@@ -210,6 +210,19 @@ def test_fingerprint_follows_the_content_not_the_place(tmp_path: Path) -> None:
     assert opened(tmp_path / "large.npy").fingerprint() != before
 
 
+def test_a_file_that_is_written_again_is_another_state(tmp_path: Path) -> None:
+    """What was made of texts is not taken for theirs where a line of a large file may have changed."""
+    folder = write_npy(tmp_path / "a", unit_rows())
+    before = opened(folder).fingerprint(), opened(folder).state()
+    assert opened(folder).state() == before[1]
+    content = (folder / "part-10.npy").read_bytes()
+    (folder / "part-10.npy").unlink()
+    (folder / "part-10.npy").write_bytes(content)
+    os.utime(folder / "part-10.npy", ns=(1, 1))
+    assert opened(folder).fingerprint() == before[0]
+    assert opened(folder).state() != before[1]
+
+
 def test_stores_and_foreign_files_together(tiny_store: Any, tmp_path: Path) -> None:
     """Foreign files do not tell their encoder: beside a store they are taken to be of the store's."""
     store = tiny_store(kind="image", n=COUNT, dim=DIM)

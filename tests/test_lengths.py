@@ -14,7 +14,7 @@ from conftest import TINY_EMBED_DIM
 from revision import dataset as dataset_module
 from revision import lengths as lengths_module
 from revision.conversation import IGNORED
-from revision.dataset import ConversationDataset, TextSamples, conversation_samples
+from revision.dataset import ConversationDataset, KeptSamples, TextSamples, conversation_samples
 from revision.lengths import settle_lengths
 from revision.records import Conversation, Message
 from revision.rows import Rows
@@ -33,7 +33,7 @@ def talk(name: str, *contents: str, image: str | None = None) -> Conversation:
 def make(store: Any, processor: Any, talks: list[Conversation], **options: Any) -> ConversationDataset:
     rows = Rows([store], embed_dim=TINY_EMBED_DIM)
     return ConversationDataset(
-        conversation_samples(talks, rows), rows, processor, **{"max_length": 100, "seed": 0, **options}
+        list(conversation_samples(talks, rows)), rows, processor, **{"max_length": 100, "seed": 0, **options}
     )
 
 
@@ -111,6 +111,26 @@ def test_texts_of_a_store_are_known_by_its_fingerprint(
     names.add(texts(tiny_store(name="other", n=25), ["<image>"]))
     names.add(texts(store, two, limit=3, seed=1))
     assert len(names) == 6
+
+
+def test_kept_samples_are_known_by_their_fingerprint(tiny_store: Store, tiny_processor: Any, tmp_path: Path) -> None:
+    rows = Rows([tiny_store("image")], embed_dim=TINY_EMBED_DIM)
+
+    def kept(talks: list[Conversation], **options: Any) -> ConversationDataset:
+        samples = KeptSamples.at(tmp_path / str(len(talks)), conversation_samples(talks, rows))
+        return ConversationDataset(samples, rows, tiny_processor, **{"max_length": 100, "seed": 0, **options})
+
+    held, ours = make(rows.stores[0], tiny_processor, TALKS), kept(TALKS)
+    settle(held, tmp_path / "held")
+    settle(ours, tmp_path / "ours")
+    assert ours.lengths() == held.lengths()
+    assert listed(tmp_path / "ours") == listed(tmp_path / "held")
+    assert ours.count_kinds() == held.count_kinds()
+    names = {
+        lengths_module._key(one, True)
+        for one in (kept(TALKS), kept(TALKS), kept(TALKS[:4]), kept(TALKS, limit=3), kept(TALKS, limit=3, seed=1))
+    }
+    assert len(names) == 4
 
 
 def test_a_sample_that_does_not_fit_is_an_error(tiny_store: Store, tiny_processor: Any, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_the_records_of_the_example_are_what_the_commands_read(
     assert (facts["text"]["count"], facts["image"]["count"]) == (2, 2)
     (store,) = (tmp_path / "stores").glob("*/pictures")
     rows = Rows([EmbeddingStore.open(store)], embed_dim=facts["dim"])
-    talks = conversation_samples(list(read_conversations(tmp_path / "conversations.jsonl")), rows)
+    talks = conversation_samples(read_conversations(tmp_path / "conversations.jsonl"), rows)
     assert [(talk.row, talk.messages[1].content) for talk in talks] == [(0, "A dog."), (1, "Two.")]
 
 

@@ -94,6 +94,19 @@ def test_formats_agree(tmp_path: Path, form: str) -> None:
     assert records.fingerprint(location) == records.fingerprint(location)
 
 
+def test_the_fingerprint_of_the_whole_misses_nothing(tmp_path: Path) -> None:
+    """Of several files, samples stand for each; a single letter between two of these goes unnoticed."""
+    large = bytearray(b"x" * 2**21)
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_bytes(large)
+    sampled, whole = records.fingerprint(tmp_path), records.fingerprint(tmp_path, whole=True)
+    large[100_000] = ord("y")
+    (tmp_path / "b.jsonl").write_bytes(large)
+    assert records.fingerprint(tmp_path) == sampled
+    assert records.fingerprint(tmp_path, whole=True) != whole
+    assert records.fingerprint(tmp_path / "a.jsonl", whole=True) == records.fingerprint(tmp_path / "a.jsonl")
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hub_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
     """`load_dataset` takes a folder in place of a name, which needs no network."""
@@ -105,7 +118,7 @@ def test_hub_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamin
     assert list(records.read_texts(location, skip=2)) == TEXTS[2:]
     before = records.fingerprint(location)
     (tmp_path / "corpus" / "train.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
-    assert records.fingerprint(location) != before
+    assert records.fingerprint(location) != before != records.fingerprint(location, whole=True)
     with pytest.raises(ValueError, match=r"cannot be loaded: .*look at its name, split and config"):
         list(records.read_texts(location.replace("split=train", "split=no")))
     with pytest.raises(ValueError, match=r"write hf://owner/name\?split=train, .* not 'splt'"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 import torch
 from transformers import Trainer
 
-from revision import building, rules, rundir
+from revision import building, records, rules, rundir, stages
 from revision.alignment import load_alignment
 from revision.commands import align, instruct, pretrain
 from revision.conversation import encode
@@ -148,6 +149,49 @@ def test_both_stages_on_packed_rows(config: Config, capsys: pytest.CaptureFixtur
         marks = json.loads((rundir.folder(config, command) / "finished.json").read_text())
         assert marks["facts"]["steps"] == 2
         assert not (rundir.folder(config, command) / "unfit.jsonl").exists()
+
+
+def test_records_are_read_once_and_a_changed_one_is_noticed(
+    config: Config, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[list[str]] = []
+    reads: list[str] = []
+
+    def learned(*_: Any, samples: Any, **__: Any) -> None:
+        found.append([samples[place].messages[-1].content for place in range(len(samples))])
+
+    def counted(read: Callable[..., Any]) -> Callable[..., Any]:
+        def records_of(*arguments: Any) -> Any:
+            for one in read(*arguments):
+                reads.append(one.id)
+                yield one
+
+        return records_of
+
+    monkeypatch.setattr(stages, "train_and_save", learned)
+    monkeypatch.setattr(stages, "model_of", lambda *_: (None, None))
+    for name in ("read_pairs", "read_conversations"):
+        monkeypatch.setattr(records, name, counted(getattr(records, name)))
+    config.instruct.init = None
+    config.pretrain.input = StageInput.pairs
+    for command, file, old, new in (
+        (pretrain, Path("pairs.jsonl"), "square 4", "circle 4"),
+        (instruct, Path("talks.jsonl"), "a tree 4", "a bird 4"),
+    ):
+        found.clear()
+        reads.clear()
+        command.run(config)
+        command.run(config)
+        assert found[0] == found[1]
+        assert len(reads) == len(found[0]) > 6
+        file.write_text(file.read_text().replace(old, new))
+        command.run(config)
+        assert [one.replace(old, new) for one in found[0]] == found[2] != found[0]
+        assert len(reads) == 2 * len(found[0])
+    shutil.rmtree("stores/tiny/statistics")
+    tiny_store("image", name="tiny/statistics", shift=-0.3, seed=2)  # embedded anew: rows may be others
+    instruct.run(config)
+    assert len(reads) == 3 * len(found[0])
 
 
 def test_samples_that_do_not_fit_are_dropped_without_packing_too(config: Config) -> None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def run(config: Config) -> None:
     """1 arguments, 2 embeddings and alignment, 3 samples, 4 model, 5 train and save."""
     from revision import stages
-    from revision.dataset import conversation_samples
-    from revision.records import read_conversations
+    from revision.dataset import KeptSamples, conversation_samples
+    from revision.records import fingerprint, read_conversations
 
     data = config.data
     if data.conversations is None or not data.conversation_sources:
@@ -33,8 +33,11 @@ def run(config: Config) -> None:
     init = config.instruct.init
     folder = None if init is None else stages.model_folder(config, init, wanted_by="instruct")
     rows, lineage = _rows(config, folder)
-    conversations = read_conversations(data.conversations, data.conversation_fields)
-    samples = conversation_samples(list(conversations), rows)
+    with arguments.main_process_first(local=False, desc="reading conversations"):  # the others map its file
+        content = fingerprint(data.conversations, data.conversation_fields, whole=True)
+        kept = stages.kept_at(config, "conversations", content, [store.state() for store in rows.stores])
+        conversations = read_conversations(data.conversations, data.conversation_fields)
+        samples = KeptSamples.at(kept, conversation_samples(conversations, rows))
     model, processor = stages.model_of(config, "instruct", rows.stores[0].dim, arguments)
     stages.train_and_save(
         config,

@@ -23,7 +23,8 @@ def run(config: Config) -> None:
 
     arguments = stages.arguments_of(config, "pretrain")
     rows, alignment = _rows(config)
-    samples = _samples(config, rows)
+    with arguments.main_process_first(local=False, desc="reading records"):  # the others map its file
+        samples = _samples(config, rows)
     model, processor = stages.model_of(config, "pretrain", rows.stores[0].dim, arguments)
     stages.train_and_save(
         config,
@@ -55,10 +56,15 @@ def _rows(config: Config) -> tuple[Rows, Alignment | None]:
 
 
 def _samples(config: Config, rows: Rows) -> Samples:
-    from revision.dataset import TextSamples, pair_samples
-    from revision.records import read_pairs
+    from revision import stages
+    from revision.dataset import KeptSamples, TextSamples, pair_samples
+    from revision.records import fingerprint, read_pairs
 
+    prompts, states = config.pretrain.prompts, [store.state() for store in rows.stores]
     if config.pretrain.input is StageInput.text:
-        return TextSamples(rows.stores[0], config.pretrain.prompts, config.seed)
+        return TextSamples(rows.stores[0], prompts, config.seed, stages.kept_at(config, "texts", states))
     assert config.data.pairs is not None, "the rules between fields have seen to it"
-    return pair_samples(list(read_pairs(Path(config.data.pairs))), rows, config.pretrain.prompts, config.seed)
+    pairs = Path(config.data.pairs)
+    content = [fingerprint(pairs, whole=True), states, prompts, config.seed]
+    samples = pair_samples(read_pairs(pairs), rows, prompts, config.seed)
+    return KeptSamples.at(stages.kept_at(config, "pairs", content), samples)

@@ -137,15 +137,17 @@ def write_aside(path: Path, write: Callable[[HashingFile], object]) -> tuple[Pat
         The file, and the sha256 of its bytes.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    whole = False
     try:
         with aside.open("wb") as file:
             hashing = HashingFile(file)
             write(hashing)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+        whole = True
+    finally:
+        if not whole:  # a full disk, or what is being written turned out to be no good
+            aside.unlink(missing_ok=True)
     return aside, hashing.sha256.hexdigest()
 
 

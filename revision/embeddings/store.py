@@ -152,6 +152,10 @@ class EmbeddingStore:
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def state(self) -> str:
+        """Text that is another one once ids or payloads may have changed; what was made of them is named after it."""
+        return self.fingerprint()
+
     def _numbers(self, index: int | slice | np.ndarray) -> np.ndarray:
         """Row numbers, int64 [n], each inside the store."""
         if isinstance(index, slice):

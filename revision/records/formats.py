@@ -49,16 +49,19 @@ def open_rows(location: Location, parts: tuple[str, ...], *, pictures: bool, ski
                 yield one
 
 
-def content_fingerprint(location: Location) -> str:
-    """The sha256 of what lies at a location; see `revision.records.fingerprint`."""
+def content_fingerprint(location: Location, sample: Callable[[Path], str] = file_sample) -> str:
+    """The sha256 of what lies at a location; see `revision.records.fingerprint`.
+
+    sample: what stands for a file where there are several.
+    """
     if huggingface.is_hub(location):
-        return huggingface.hub_fingerprint(str(location))
+        return huggingface.hub_fingerprint(str(location), sample)
     path = Path(location)
     if path.is_file() and not (path.stat().st_size > _LARGE and _format(path) in _CONTAINERS):
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     files = sorted(path.rglob("*.arrow")) if huggingface.is_saved(path) else _files(path)
-    return hashlib.sha256("".join(f"{file.name} {file_sample(file)}\n" for file in files).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{file.name} {sample(file)}\n" for file in files).encode()).hexdigest()
 
 
 def _files(path: Path) -> list[Path]:

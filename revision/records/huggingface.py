@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -50,8 +50,10 @@ def hub_rows(location: str, *, pictures: bool, skip: int) -> Iterator[tuple[str,
     yield from _rows(_load(location), location, pictures=pictures, skip=skip)
 
 
-def hub_fingerprint(location: str) -> str:
+def hub_fingerprint(location: str, sample: Callable[[Path], str] = file_sample) -> str:
     """The sha256 of the data set's files where they are at hand, of its revision where it is streamed.
+
+    sample: what stands for a file.
 
     Raises:
         ValueError: it cannot be had.
@@ -63,7 +65,7 @@ def hub_fingerprint(location: str) -> str:
         return hashlib.sha256(f"{location} {_revision(name, options)}".encode()).hexdigest()
     else:
         files = [Path(cache["filename"]) for cache in _load(location).cache_files]
-    listed = "".join(f"{file.name} {file_sample(file)}\n" for file in files)
+    listed = "".join(f"{file.name} {sample(file)}\n" for file in files)
     return hashlib.sha256(f"{location} {listed}".encode()).hexdigest()
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from revision.embeddings import hash_id
+from revision.embeddings.layout import file_sha256
 from revision.records.conversations import conversation_of
 from revision.records.formats import content_fingerprint, open_rows
 from revision.records.kinds import (
@@ -107,16 +108,20 @@ def count_records(location: Location, kind: Literal["text", "image"], fields: Fi
     return len(hashes)
 
 
-def fingerprint(location: Location, fields: Fields | None = None) -> str:
+def fingerprint(location: Location, fields: Fields | None = None, *, whole: bool = False) -> str:
     """What records are a function of, as hexadecimal digits: the sha256 of a file's bytes.
 
     Of several files, of one above 1 GiB that holds pictures, and of a data set, it is that of their names, sizes and
     of blocks of their contents. Where `fields` rename something, they are part of it.
 
+    Args:
+        location, fields: of the records.
+        whole: of all bytes of such files too, so that no change goes unnoticed; takes as long as to read them.
+
     Raises:
         ValueError: nothing is there.
     """
-    found = content_fingerprint(location)
+    found = content_fingerprint(location, file_sha256) if whole else content_fingerprint(location)
     if not fields:
         return found
     return hashlib.sha256(f"{found} {sorted(fields.items())}".encode()).hexdigest()

@@ -145,10 +145,17 @@ class ForeignStore(EmbeddingStore):
         """sha256 of sizes and samples of all files in order, whatever their folder is called."""
         return self._fingerprint
 
+    def state(self) -> str:
+        """Fingerprint, and the times of all files: their samples may miss a changed line."""
+        return json.dumps([self._fingerprint, *(file.stat().st_mtime_ns for file in self._files)])
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        return list(dict.fromkeys(file for part in self._parts for file in part.files))
+
     @cached_property
     def _fingerprint(self) -> str:
-        files = dict.fromkeys(file for part in self._parts for file in part.files)
-        content = [self.manifest.kind, self.dim, len(self), [file_sample(file) for file in files]]
+        content = [self.manifest.kind, self.dim, len(self), [file_sample(file) for file in self._files]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @cached_property

@@ -22,6 +22,7 @@ from revision.conversation import Encoded, encode
 from revision.embeddings import hash_id
 from revision.model import RevisionProcessor
 from revision.model.modeling_revision import IGNORED
+from revision.pictures import absence
 from revision.records import Conversation, Image, Message, Text
 
 _T = TypeVar("_T")
@@ -143,7 +144,7 @@ def images_summary(images: Iterable[Image], *, look: bool) -> tuple[dict[str, An
     missing, names = 0, list[str]()
     for image in images:
         hashes.append(hash_id(image.id))
-        if look and isinstance(image.picture, Path) and not image.picture.is_file():
+        if look and isinstance(image.picture, Path) and absence(image.picture):
             missing += 1
             if len(names) < _SHOWN:
                 names.append(f"{image.id}: {image.picture}")

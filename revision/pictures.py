@@ -6,6 +6,7 @@ files go the same way.
 
 from __future__ import annotations
 
+import stat
 import struct
 import zlib
 from collections import deque
@@ -27,6 +28,12 @@ Preprocess = Callable[[Any], torch.Tensor]
 
 # How many times as long as wide a picture may be. Scaled by the shorter side, one of 100,000 x 1 would fill the memory.
 MOST_ELONGATED = 200
+
+# The formats that are decoded, by Pillow's names; TGA has no first bytes of its own and is tried last. All of them are
+# rasters that Pillow reads by itself: it would hand an EPS, whatever the file is called, to another program.
+FORMATS = (
+    "AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TIFF", "WEBP", "TGA",
+)  # fmt: skip
 
 # What Pillow's decoders are known to raise on damaged files; every one of them says "this file", none "this program".
 _DECODING_ERRORS = (
@@ -63,6 +70,19 @@ Picture = Path | Blob  # all that decoding needs to know of where pictures come 
 OpenFile = Callable[[Picture], Any]  # a file -> a picture, or what another kind of encoder reads
 
 
+def absence(path: Path) -> str | None:
+    """Why there is no file at a path, as the rest of a sentence about it; None where there is one."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: what no name of a file can hold
+        return "does not exist"
+    except OSError as error:  # a name that is too long, a folder on the way that may not be entered
+        return f"cannot be read: {error.strerror}"
+    if stat.S_ISDIR(mode):
+        return "is a folder; name a file in it"
+    return None if stat.S_ISREG(mode) else "is no regular file"
+
+
 def read_bytes(path: Picture) -> bytes:
     """The content of a file of any kind, for an encoder that decodes it itself.
 
@@ -71,12 +91,10 @@ def read_bytes(path: Picture) -> bytes:
     """
     if isinstance(path, Blob):
         return path.content
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file in it")
+    if problem := absence(path):
+        raise ValueError(f"{path} {problem}")
     try:
         return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -91,19 +109,17 @@ def open_picture(path: Picture) -> Image.Image:
         An RGB image without alpha, fully decoded.
 
     Raises:
-        ValueError: the file does not exist, is a folder, is not a picture, or is damaged.
+        ValueError: the file does not exist, is a folder, may not be read, is not a picture of `FORMATS`, or is damaged.
     """
-    if isinstance(path, Path) and path.is_dir():
-        raise ValueError(f"picture {path} is a folder; name a file in it")
-    if isinstance(path, Path) and not path.is_file():
-        raise ValueError(f"picture {path} does not exist")
+    if isinstance(path, Path) and (problem := absence(path)):
+        raise ValueError(f"picture {path} {problem}")
     try:
-        with Image.open(BytesIO(path.content) if isinstance(path, Blob) else path) as file:
+        with Image.open(BytesIO(path.content) if isinstance(path, Blob) else path, formats=FORMATS) as file:
             file.load()
             picture = ImageOps.exif_transpose(file)
             return _on_white(picture)
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not a picture that Pillow can read") from error
+        raise ValueError(f"{path} is not a picture of a format that is read: {', '.join(FORMATS)}") from error
     except _DECODING_ERRORS as error:
         raise ValueError(f"picture {path} is damaged: {error}") from error
 

@@ -14,7 +14,13 @@ from tiny_corpus import make_corpus
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts" / "bench"
 SAID = {
     "alignment": ["realign", "rows/s"],
-    "alignment_fit": ["fit / numpy's sums", "limit <= 2", "the quickest sums", "time of one process / time of two", "cost of a row"],
+    "alignment_fit": [
+        "fit / numpy's sums",
+        "limit <= 2",
+        "the quickest sums",
+        "time of one process / time of two",
+        "cost of a row",
+    ],
     "alignment_apply": ["rows mapped a second and core", "share of a step"],
     "store": ["random batches of 1,024", "limit >= 300,000", "64 random ids"],
     "host_memory": ["20,000 texts, 12,000 conversations", "limit <= 1,024", "random conversations"],

@@ -144,7 +144,7 @@ def test_dialogue_survives_slips_and_ends_with_the_input(
     far.write_text("no pixels")
     say(f"/image {far}", "/image nowhere.png", "/help")
     said = answer(changed(config, prompt=None), capsys)
-    assert f"{far} is not a picture that Pillow can read" in said
+    assert f"{far} is not a picture of a format that is read" in said
     assert "picture nowhere.png does not exist" in said
     assert said.count("/quit leaves") == 2
 
@@ -238,10 +238,12 @@ def test_what_is_no_picture_is_a_sentence(config: Config, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=rf"^picture {tmp_path} is a folder; name a file in it"):
         chat.run(changed(config, image=str(tmp_path)))
     (tmp_path / "notes.png").write_text("no pixels")
-    with pytest.raises(ValueError, match=r"notes\.png is not a picture that Pillow can read"):
+    with pytest.raises(ValueError, match=r"notes\.png is not a picture of a format that is read"):
         chat.run(changed(config, image=str(tmp_path / "notes.png")))
     with pytest.raises(ValueError, match=r"nowhere\.png does not exist"):
         chat.run(changed(config, image="nowhere.png"))
+    with pytest.raises(ValueError, match=r"^picture x+\.png cannot be read: File name too long"):
+        chat.run(changed(config, image="x" * 300 + ".png"))
 
 
 def test_a_model_that_is_not_there_or_of_another_encoder(

@@ -340,6 +340,17 @@ def test_pictures_that_are_no_files(tmp_path: Path, encoder_folder: Path) -> Non
         assert contents(folder) == whole
 
 
+def test_a_name_that_no_file_can_have_is_a_reject(tmp_path: Path, encoder_folder: Path) -> None:
+    config = make_config(tmp_path, encoder_folder, sources=["pictures"])
+    with (tmp_path / "pictures.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "long", "image": "x" * 300 + ".png"}) + "\n")
+    embed.run(config)
+    store = EmbeddingStore.open(tmp_path / "stores/tiny/pictures")
+    *_, last = [json.loads(line) for line in (store.path / "rejected.jsonl").read_text().splitlines()]
+    reason = f"picture {tmp_path}/{'x' * 300}.png cannot be read: File name too long"
+    assert last == {"id": "long", "reason": reason} and len(store) == 5
+
+
 def test_unknown_source(tmp_path: Path, encoder_folder: Path) -> None:
     config = make_config(tmp_path, encoder_folder, sources=["text"])
     with pytest.raises(ValueError, match=r"embed.sources names 'text'; data.sources of tiny has texts, pictures"):

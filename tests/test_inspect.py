@@ -12,7 +12,8 @@ from tiny_corpus import make_corpus, make_groups
 from transformers import AutoTokenizer
 
 from revision.cli import main
-from revision.inspection import sample_of
+from revision.inspection import images_summary, sample_of
+from revision.records import Image
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,13 @@ def test_what_is_wrong_is_named(corpus: tuple[Path, Path], tmp_path: Path, capsy
     out = capsys.readouterr().out
     assert "no source has the picture of y: nobody" in out and "6 missing" in out and "pretrain: 1" in out
     assert "instruct: x" not in out, "one sample is shown"
+
+
+def test_a_path_that_the_system_refuses_is_a_missing_picture(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    (tmp_path / "a.png").touch()
+    found, _ = images_summary([Image("a", tmp_path / "a.png"), Image("long", long)], look=True)
+    assert found["missing"] == 1 and found["first_missing"] == [f"long: {long}"]
 
 
 def test_a_sample_stands_for_all(corpus: tuple[Path, Path], tmp_path: Path) -> None:

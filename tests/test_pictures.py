@@ -1,11 +1,13 @@
 """Picture files: decoding of what is sound, a reason for what is not."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from tiny_encoder import make_picture
 
 from revision.pictures import Blob, open_picture, preprocessed, read_bytes, read_pixel_batches, read_pixels
@@ -74,6 +76,50 @@ def test_files_that_are_not_pictures(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=rf"{name} is not a picture"):
             open_picture(tmp_path / name)
+
+
+def test_paths_that_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No system takes 300 bytes as one name. A folder that may not be entered is played: a superuser enters all."""
+    long = tmp_path / ("x" * 300 + ".png")
+    with pytest.raises(ValueError, match=rf"^picture {long} cannot be read: File name too long$"):
+        open_picture(long)
+    with pytest.raises(ValueError, match=rf"^{long} cannot be read: File name too long$"):
+        read_bytes(long)
+    for path in (tmp_path / "p.png" / "q.png", Path("a\0b.png")):
+        (tmp_path / "p.png").touch()
+        with pytest.raises(ValueError, match=r"does not exist$"):
+            open_picture(path)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe\.png is no regular file$"):
+        open_picture(tmp_path / "pipe.png")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    shut = Path("shut/p.png")
+    assert read_pixels([shut], first_pixel).problems == ["picture shut/p.png cannot be read: Permission denied"]
+    with pytest.raises(ValueError, match=r"^shut/p\.png cannot be read: Permission denied$"):
+        read_bytes(shut)
+
+
+@pytest.mark.parametrize(
+    "form", ["PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "AVIF", "JPEG2000", "TGA"]
+)
+def test_formats_whatever_the_file_is_called(tmp_path: Path, form: str) -> None:
+    frames = {"save_all": True, "append_images": [Image.new("RGB", (16, 16))]} if form == "MPO" else {}
+    Image.new("RGB", (16, 16), (10, 200, 30)).save(tmp_path / "p.dat", form, **frames)
+    assert np.allclose(pixel(open_picture(tmp_path / "p.dat")), (10, 200, 30), atol=6)
+
+
+def test_no_picture_reaches_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would have Ghostscript run the program that an EPS is."""
+    Image.new("RGB", (3, 2)).save(tmp_path / "p.jpg", "EPS")
+    asked: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **options: asked.append(given))
+    with pytest.raises(ValueError, match=r"p\.jpg is not a picture of a format that is read: AVIF, BMP, .*WEBP, TGA$"):
+        open_picture(tmp_path / "p.jpg")
+    assert not asked
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp"])

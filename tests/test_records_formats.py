@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -15,10 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import yaml
 from PIL import Image as Pillow
 
 from revision import records
-from revision.pictures import Blob, open_picture
+from revision.pictures import Blob, open_picture, read_pixels
 from revision.records import Conversation, Image, Message, Text
 
 ROWS = [{"id": "a", "text": "a cat"}, {"id": "b", "text": "ein großer Hund"}, {"id": "c", "text": "un chat"}]
@@ -31,8 +34,12 @@ def png(colour: int = 0, size: tuple[int, int] = (3, 2)) -> bytes:
     return file.getvalue()
 
 
+def pixels(picture: Pillow.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(picture.resize((4, 4))).astype(np.float32)).permute(2, 0, 1)
+
+
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -161,6 +168,133 @@ def test_a_table_may_name_files(tmp_path: Path) -> None:
         {"id": pa.string(), "image": pa.struct({"bytes": pa.binary(), "path": pa.string()})}))  # fmt: skip
     pq.write_table(table, tmp_path / "t.parquet")
     assert list(records.read_images(tmp_path / "t.parquet")) == [Image("x", tmp_path / "p/x.png")]
+
+
+def test_the_mapping_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first block of the page on formats, read as it stands there."""
+    page = (Path(__file__).parent.parent / "docs/formats.md").read_text()
+    data = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])["data"]
+    monkeypatch.chdir(tmp_path)
+    texts, pictures = data["sources"]["texts"], data["sources"]["pictures"]
+    pq.write_table(pa.table({"caption": ["a cat", "a dog"]}), texts["records"])
+    Path("shards").mkdir()
+    write_tar(Path("shards/0.tar"), {"00/0.jpg": png(1), "00/0.json": b'{"key": "x"}'})
+    write_tar(Path("shards/1.tar"), {"00/0.jpg": png(2), "00/0.json": b'{"key": "y"}'})
+    Path("c.jsonl").write_text(json.dumps({"id": "a", "image": "row-1", "dialogue": [USER, ANSWER]}))
+    assert list(records.read_texts(texts["records"], texts["fields"])) == [Text("0", "a cat"), Text("1", "a dog")]
+    assert [image.id for image in records.read_images(pictures["records"], None, pictures["fields"])] == ["x", "y"]
+    assert list(records.read_conversations("c.jsonl", data["conversation_fields"])) == [EXPECTED]
+
+
+def test_every_sample_of_a_shard_is_a_record(tmp_path: Path) -> None:
+    """Endings of pictures that Pillow reads, one that nobody knows, and a sample of nothing but that."""
+    unknown = {"c.heic": b"ftypheic", "d.json": b'{"id": "D"}', "d.cls": b"1", "e": png(5), "._a.jpg": b"", ".x": b""}
+    shard = write_tar(tmp_path / "s.tar", {"a.jfif": png(1), "b.cls": b"1", "b.png": png(2), **unknown})
+    found = list(records.read_images(shard))
+    assert [image.id for image in found] == ["a", "b", "c", "D", "e"] and records.count_records(shard, "image") == 5
+    assert [str(image.picture) for image in found] == [f"{shard}, {name}" for name in
+                                                        ("a.jfif", "b.png", "c.heic", "d.cls", "e")]  # fmt: skip
+    problems = read_pixels([image.picture for image in found], pixels).problems
+    assert [problem and problem.split(":")[0] for problem in problems] == [
+        None, None, f"{shard}, c.heic is not a picture of a format that is read",
+        f"{shard}, d.cls is not a picture of a format that is read", None,
+    ]  # fmt: skip
+    assert [image.id for image in records.read_images(shard, skip=3)] == ["D", "e"]
+    with pytest.raises(ValueError, match=r"s\.tar, c\.heic: the record has no 'text'"):
+        list(records.read_texts(write_tar(shard, {"a.txt": b"x", "c.heic": b""})))
+
+
+def test_members_whose_names_are_not_utf8(tmp_path: Path) -> None:
+    """Latin-1, as old archivers wrote it: id and place are texts that a sidecar can hold."""
+    latin = {os.fsdecode(name): png(1) for name in (b"caf\xe9.png", b"caf\xe8.png")}
+    shard = write_tar(tmp_path / "s.tar", {**latin, "café.png": png(3)})
+    found = list(records.read_images(shard))
+    assert [image.id for image in found] == ["caf\\xe9", "caf\\xe8", "café"]
+    places = pa.array([str(image.picture) for image in found])
+    assert places.to_pylist() == [f"{shard}, {image.id}.png" for image in found]
+    assert records.count_records(shard, "image") == 3
+
+
+def test_a_folder_of_pictures(tmp_path: Path) -> None:
+    names = ["b/2.JPG", "b/10.png", "a.heic", "b.webp", "c/d/e.tif"]
+    for name in [*names, "notes.txt", ".hidden.png", ".cache/x.png", "b/._2.jpg"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    expected = [Image(name, tmp_path / name) for name in ["a.heic", "b/10.png", "b/2.JPG", "b.webp", "c/d/e.tif"]]
+    assert list(records.read_images(tmp_path)) == expected
+    assert list(records.read_images(str(tmp_path), skip=3)) == expected[3:]
+    assert records.count_records(tmp_path, "image") == 5
+    assert next(iter(records.read_images(tmp_path, Path("root")))) == Image("a.heic", Path("root/a.heic"))
+    before = records.fingerprint(tmp_path)
+    (tmp_path / "notes.txt").unlink()
+    assert records.fingerprint(tmp_path) == before
+    (tmp_path / "a.heic").rename(tmp_path / "a.png")
+    assert records.fingerprint(tmp_path) != before
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/a\.png: the record has no 'text'; it has 'id', 'image'"):
+        records.count_records(tmp_path, "text")
+    (tmp_path / "list.jsonl").write_text('{"id": "x", "image": "b/10.png"}')
+    assert list(records.read_images(tmp_path)) == [Image("x", tmp_path / "b/10.png")], "a list goes before"
+
+
+def test_folders_of_pictures_that_cannot_be_records(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x.png").touch()
+    (tmp_path / "b").symlink_to(tmp_path / "a", target_is_directory=True)
+    assert [image.id for image in records.read_images(tmp_path)] == ["a/x.png", "b/x.png"]
+    (tmp_path / "a/loop").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(ValueError, match=r"a/loop links to a folder that it lies in"):
+        records.count_records(tmp_path, "image")
+    (tmp_path / "a/loop").unlink()
+    (tmp_path / "caf\udce9.png").touch()
+    with pytest.raises(ValueError, match=r"holds 'caf.udce9\.png', a name that is not UTF-8 .*; rename the file"):
+        records.count_records(tmp_path, "image")
+
+
+def test_folders_of_two_kinds_of_records(tmp_path: Path) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    assert list(records.read_texts(tmp_path)) == TEXTS
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    sentence = r"holds \.jsonl beside \.jsonl\.gz files \(a\.jsonl, b\.jsonl\.gz\); name one kind by a pattern"
+    with pytest.raises(ValueError, match=sentence):
+        list(records.read_texts(tmp_path))
+    with pytest.raises(ValueError, match=sentence):
+        records.fingerprint(tmp_path)
+    (tmp_path / "b.jsonl.gz").unlink()
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"holds \.parquet beside \.jsonl files"):
+        records.count_records(tmp_path, "text")
+    (tmp_path / "a.jsonl").unlink()
+    (tmp_path / "dataset_info.json").write_text("{}")
+    assert list(records.read_texts(tmp_path)) == TEXTS
+    write_tar(tmp_path / "a.tar", {"x.txt": b"of the shard"})  # and `a.parquet` lists it, as img2dataset does
+    assert list(records.read_texts(tmp_path)) == [Text("x", "of the shard")]
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"holds \.tar beside \.parquet files \(a\.tar, b\.parquet\)"):
+        records.count_records(tmp_path, "text")
+
+
+def test_pictures_of_conversations(tmp_path: Path) -> None:
+    """LLaVA's own file as a source of pictures: the ids are what its conversations name."""
+    file = tmp_path / "llava.json"
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+    text = [{"from": "human", "value": "Hi"}, turns[1]]
+    rows = [{"id": 1, "conversations": text}, {"id": 2, "image": "p/1.jpg", "conversations": turns},
+            {"id": 3, "image": "p/1.jpg", "conversations": turns}, {"id": 4, "image": None, "conversations": text},
+            {"id": 5, "image": ["p/2.jpg"], "conversations": turns}]  # fmt: skip
+    file.write_text(json.dumps(rows))
+    expected = [Image("p/1.jpg", tmp_path / "p/1.jpg"), Image("p/2.jpg", tmp_path / "p/2.jpg")]
+    fields = {"id": "image"}
+    assert list(records.read_images(file, fields=fields)) == expected
+    assert list(records.read_images(file, fields=fields, skip=1)) == expected[1:]
+    assert records.count_records(file, "image", fields) == 2
+    named = {talk.image for talk in records.read_conversations(file)}
+    assert named == {None, *(image.id for image in expected)}
+    with pytest.raises(ValueError, match=r"item 1: the record has no 'image' but is a conversation; .* \{id: image\}"):
+        records.count_records(file, "image")
+    file.write_text(json.dumps([{"image": "p/1.jpg"}, {"picture": "p/2.jpg"}]))
+    with pytest.raises(ValueError, match=r"item 2: the record has no 'id'"):
+        records.count_records(file, "image", fields)
 
 
 def test_fields_are_renamed(tmp_path: Path) -> None:

@@ -8,16 +8,19 @@ import json
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 from PIL import Image as Pillow
-from test_records_formats import png, write_tar
+from test_records_formats import pixels, png, write_tar
 
 from revision import records
 from revision.pictures import Blob, read_pixels
@@ -173,15 +176,55 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
     assert isinstance(image.picture, Blob) and "is not a picture" in str(read_pixels([image.picture], pixels).problems)
 
 
+def test_a_text_of_a_table_that_is_not_utf8(tmp_path: Path) -> None:
+    file = tmp_path / "t.parquet"
+    raw = pa.array([b"a", b"b", b"\xff", b"d"]).view(pa.string())
+    pq.write_table(pa.table({"id": ["a", "b", "c", "d"], "text": raw}), file, row_group_size=2)
+    with pytest.raises(ValueError, match=r"t\.parquet, row 3: 'text' is not valid UTF-8: 'utf-8' codec"):
+        records.count_records(file, "text")
+    datasets.Dataset(pa.table({"id": ["a", "b"], "text": raw[1:3]})).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"saved cannot be read \(after row 1\): 'utf-8' codec"):
+        records.count_records(tmp_path / "saved", "text")
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the hub's client says when there is no answer is no OSError; it may come at any row of a stream."""
+    location = "hf://owner/name?split=train&streaming=true"
+
+    def refuse(*given: Any, **options: Any) -> Any:
+        raise HTTPError("[Errno 111] Connection refused")
+
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"id": "a", "text": "a cat"}
+        refuse()
+
+    monkeypatch.setattr(HfApi, "dataset_info", refuse)
+    with pytest.raises(
+        ValueError, match=r"^hf://owner/name: the hub does not tell its revision \(.*refused\); try again"
+    ):
+        records.fingerprint(location)
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *given, **options: datasets.IterableDataset.from_generator(rows)
+    )
+    with pytest.raises(ValueError, match=r"streaming=true cannot be read \(after row 1\): .*Connection refused"):
+        records.count_records(location, "text")
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ValueError, match=r"streaming=true cannot be loaded: .*Connection refused; look at its name"):
+        records.count_records(location, "text")
+
+
+def test_places_that_the_system_refuses(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    for read in (records.fingerprint, lambda place: list(records.read_texts(place)), records.read_images):
+        with pytest.raises(ValueError, match=rf"^records {long} cannot be read: File name too long; correct the path$"):
+            read(long)
+
+
 def test_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is a folder without \.tar, \.parquet, \.jsonl or \.json files"):
         list(records.read_texts(tmp_path))
     with pytest.raises(ValueError, match=r"no-\*\.tar does not exist"):
         list(records.read_texts(tmp_path / "no-*.tar"))
-
-
-def pixels(picture: Pillow.Image) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(picture.resize((4, 4))).astype(np.float32)).permute(2, 0, 1)
 
 
 def saved(picture: Pillow.Image, form: str, **options: Any) -> bytes:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from revision.evaluation.benchmarks import Picture
 from revision.evaluation.files import write_png
 from revision.evaluation.metrics import Row
-from revision.pictures import open_picture
+from revision.pictures import absence, open_picture
 
 _SIDE, _GAP, _MARGIN = 232, 16, 36  # pixels: picture, between cards, around the sheet
 _PAD = 12  # pixels inside a card
@@ -125,7 +125,7 @@ def _thumbnail(path: Path, fonts: _Fonts) -> Image.Image:
     try:
         picture = open_picture(path)
     except ValueError:
-        if not path.is_file():
+        if absence(path):
             raise
         picture = Image.new("RGB", (_SIDE, _SIDE), _PAPER)
         draw = ImageDraw.Draw(picture)

@@ -13,6 +13,11 @@ _LLAVA_ROLES: dict[str, Role] = {
 }  # fmt: skip
 
 
+def is_conversation(row: Row) -> bool:
+    """Whether a row has turns, be they well formed or not."""
+    return isinstance(row.get("messages"), list) or isinstance(row.get("conversations"), list)
+
+
 def conversation_of(where: str, row: Row) -> Conversation:
     """One conversation.
 

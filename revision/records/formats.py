@@ -6,18 +6,23 @@ import glob
 import gzip
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from revision.embeddings.foreign.parts import file_sample
-from revision.records import huggingface, json_text, tables, tar_shards
+from revision.records import huggingface, json_text, picture_files, tables, tar_shards
 from revision.records.kinds import Location
 
 LocatedAny = tuple[str, Any]
-_KNOWN = "JSON lines, JSON, parquet, tar shards (webdataset), a data set of `datasets`, or hf://owner/name?split=..."
+_KNOWN = (
+    "JSON lines, JSON, parquet, tar shards (webdataset), a folder of pictures, a data set of `datasets`, or "
+    "hf://owner/name?split=..."
+)
 _HEAD = 4096  # bytes that tell a format
 _CONTAINERS = ("parquet", "tar")  # files that may hold terabytes of pictures
 _LARGE = 1 << 30
+_OF_FOLDERS = ("tar", "parquet", "jsonl", "jsonl.gz", "ndjson", "ndjson.gz")  # endings of records files in a folder
 
 
 def open_rows(location: Location, parts: tuple[str, ...], *, pictures: bool, skip: int) -> Iterator[LocatedAny]:
@@ -33,9 +38,12 @@ def open_rows(location: Location, parts: tuple[str, ...], *, pictures: bool, ski
     if huggingface.is_hub(location):
         yield from huggingface.hub_rows(str(location), pictures=pictures, skip=skip)
         return
-    path = Path(location)
+    path = local(location)
     if huggingface.is_saved(path):
         yield from huggingface.saved_rows(path, pictures=pictures, skip=skip)
+        return
+    if _is_of_pictures(path):
+        yield from islice(picture_files.folder_rows(path), skip, None)
         return
     for file in _files(path):
         kind = _format(file)
@@ -56,12 +64,58 @@ def content_fingerprint(location: Location, sample: Callable[[Path], str] = file
     """
     if huggingface.is_hub(location):
         return huggingface.hub_fingerprint(str(location), sample)
-    path = Path(location)
+    path = local(location)
     if path.is_file() and not (path.stat().st_size > _LARGE and _format(path) in _CONTAINERS):
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    if not huggingface.is_saved(path) and _is_of_pictures(path):
+        digest = hashlib.sha256()
+        for _, row in picture_files.folder_rows(path):
+            digest.update(f"{row['id']}\n".encode())
+        return digest.hexdigest()
     files = sorted(path.rglob("*.arrow")) if huggingface.is_saved(path) else _files(path)
     return hashlib.sha256("".join(f"{file.name} {sample(file)}\n" for file in files).encode()).hexdigest()
+
+
+def local(location: Location) -> Path:
+    """A location as a path. Raises ValueError where the system refuses it: too long a name, a folder not to be entered.
+
+    That nothing is there is no matter here: it may be a pattern, and else is named where the records are read.
+    """
+    path = Path(location)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise ValueError(f"records {location} cannot be read: {error.strerror}; correct the path") from error
+    return path
+
+
+def _is_of_pictures(path: Path) -> bool:
+    """Whether a location is a folder that holds no records files, but pictures."""
+    return path.is_dir() and not _of_folder(path) and picture_files.holds_pictures(path)
+
+
+def _of_folder(path: Path) -> list[Path]:
+    """The records files of a folder, sorted by name: those of one kind, else its `.json` files.
+
+    A `.json` beside others describes them, and so does a `.parquet` the tar shard of its name (img2dataset).
+
+    Raises:
+        ValueError: they are of several kinds, of which one would go unread.
+    """
+    found = {ending: sorted(path.glob(f"*.{ending}")) for ending in _OF_FOLDERS}
+    shards = {file.stem for file in found["tar"]}
+    found["parquet"] = [file for file in found["parquet"] if file.stem not in shards]
+    kinds = [ending for ending in _OF_FOLDERS if found[ending]]
+    if len(kinds) > 1:
+        first, second = kinds[:2]
+        raise ValueError(
+            f"{path} holds .{first} beside .{second} files ({found[first][0].name}, {found[second][0].name}); name one "
+            f"kind by a pattern, such as {path}/*.{first}, or move the others away"
+        )
+    return found[kinds[0]] if kinds else sorted(path.glob("*.json"))
 
 
 def _files(path: Path) -> list[Path]:
@@ -73,11 +127,12 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        for suffix in ("tar", "parquet", "jsonl", "json"):
-            found = sorted(path.glob(f"*.{suffix}"))
-            if found:
-                return found
-        raise ValueError(f"{path} is a folder without .tar, .parquet, .jsonl or .json files; known are {_KNOWN}")
+        if found := _of_folder(path):
+            return found
+        raise ValueError(
+            f"{path} is a folder without .tar, .parquet, .jsonl or .json files, and without pictures; known are "
+            f"{_KNOWN}"
+        )
     found = sorted(Path(name) for name in glob.glob(str(path)) if Path(name).is_file()) if _is_pattern(path) else []
     if not found:
         raise ValueError(f"records file {path} does not exist; make it (see data.recipe) or correct the path")
@@ -165,7 +220,7 @@ def _parquet(path: Path, parts: tuple[str, ...], pictures: bool) -> Iterator[Loc
 
 
 def _tar(path: Path, parts: tuple[str, ...], pictures: bool) -> Iterator[LocatedAny]:
-    yield from tar_shards.rows(path, pictures=pictures)
+    yield from tar_shards.rows(path, pictures=pictures, others="images" in parts)
 
 
 _READERS: dict[str, Callable[[Path, tuple[str, ...], bool], Iterator[LocatedAny]]] = {

@@ -87,6 +87,7 @@ def _parse(location: str) -> tuple[str, dict[str, str]]:
 
 def _load(location: str) -> Any:
     import datasets
+    from huggingface_hub.errors import HTTPError
 
     name, options = _parse(location)
     streaming = options.get("streaming") == "true"
@@ -99,24 +100,29 @@ def _load(location: str) -> Any:
             streaming=streaming,
         )
     # Whatever the hub, the network or a builder says about a data set that cannot be had.
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split())
         raise ValueError(f"{location} cannot be loaded: {reason}; look at its name, split and config") from error
 
 
 def _revision(name: str, options: dict[str, str]) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
         return str(HfApi().dataset_info(name, revision=options.get("revision")).sha)
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise ValueError(f"hf://{name}: the hub does not tell its revision ({error}); try again") from error
+    # HTTPError is that of the client below the hub's library: what it says without an answer is none of the others.
+    except (OSError, HTTPError, HFValidationError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"hf://{name}: the hub does not tell its revision ({reason}); try again") from error
 
 
 def _rows(dataset: Any, name: str, *, pictures: bool, skip: int) -> Iterator[tuple[str, Any]]:
     import datasets
     import pyarrow as pa
+    from huggingface_hub.errors import HTTPError
 
     number = skip
     try:
@@ -130,5 +136,8 @@ def _rows(dataset: Any, name: str, *, pictures: bool, skip: int) -> Iterator[tup
             where = f"{name}, row {number + 1}"
             yield where, with_blobs(row, held, where)
             number += 1
-    except (OSError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{name} cannot be read (after row {number}): {error}") from error
+    except (
+        OSError, RuntimeError, UnicodeDecodeError, HTTPError, pa.ArrowException, datasets.exceptions.DatasetsError
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name} cannot be read (after row {number}): {reason}") from error

@@ -98,6 +98,11 @@ def image_of(where: str, row: Row, root: Path) -> Image:
         if isinstance(value.get("bytes"), bytes):
             return Image(identity, Blob(value.get("path") or where, value["bytes"]))
         return Image(identity, root / string_of(where, {"image": value.get("path")}, "image"))
+    if "image" not in row and ("conversations" in row or "messages" in row):
+        raise ValueError(
+            f"{where}: the record has no 'image' but is a conversation; for the pictures of a file of conversations, "
+            "each once, set the source's fields to {id: image}"
+        )
     path = string_of(where, row, "image")
     if not path or "\0" in path:
         raise ValueError(f"{where}: 'image' is {path!r}, which is no path of a file")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +13,8 @@ import numpy as np
 
 from revision.embeddings import hash_id
 from revision.embeddings.layout import file_sha256
-from revision.records.conversations import conversation_of
-from revision.records.formats import content_fingerprint, open_rows
+from revision.records.conversations import conversation_of, is_conversation
+from revision.records.formats import content_fingerprint, local, open_rows
 from revision.records.kinds import (
     Conversation,
     Fields,
@@ -56,8 +57,13 @@ def read_images(
 
     Args:
         image_root: folder that relative paths start from; None: the folder of the records file.
+        fields: where these take `id` from the field of the picture, each picture is one record, however many rows name
+            it, and conversations without a picture are none.
     """
     root = _root(location, image_root)
+    if _named_by_path(fields):  # the records to skip are other ones than the first rows
+        named = _each_once(located(location, "images", fields=fields))
+        return (image_of(*one, root) for one in islice(named, skip, None))
     return (image_of(*one, root) for one in located(location, "images", fields=fields, skip=skip))
 
 
@@ -90,7 +96,8 @@ def count_records(location: Location, kind: Literal["text", "image"], fields: Fi
 
     def rows() -> Iterator[Located]:
         """Rows as they stand, with their places."""
-        return located(location, "texts" if kind == "text" else "images", fields=fields, pictures=False)
+        found = located(location, "texts" if kind == "text" else "images", fields=fields, pictures=False)
+        return _each_once(found) if kind == "image" and _named_by_path(fields) else found
 
     check: Callable[[str, Row], Text | Image] = text_of if kind == "text" else _image_anywhere
     hashes = array("Q", (hash_id(check(*one).id) for one in rows()))
@@ -112,7 +119,8 @@ def fingerprint(location: Location, fields: Fields | None = None, *, whole: bool
     """What records are a function of, as hexadecimal digits: the sha256 of a file's bytes.
 
     Of several files, of one above 1 GiB that holds pictures, and of a data set, it is that of their names, sizes and
-    of blocks of their contents. Where `fields` rename something, they are part of it.
+    of blocks of their contents; of a folder of pictures, that of their paths. Where `fields` rename something, they are
+    part of it.
 
     Args:
         location, fields: of the records.
@@ -159,10 +167,31 @@ def _renamed(row: Row, fields: Fields, number: int) -> Row:
     return renamed
 
 
+def _named_by_path(fields: Fields | None) -> bool:
+    """Whether the id of a picture is its path, as where it comes from files of conversations (`id: image`)."""
+    return fields is not None and "id" in fields and fields["id"] == fields.get("image", "image")
+
+
+def _each_once(rows: Iterable[Located]) -> Iterator[Located]:
+    """The rows of pictures that go by their paths, each once: LLaVA's conversations share pictures, or have none."""
+    seen = set[bytes]()
+    for where, row in rows:
+        value = row.get("image")
+        if is_conversation(row) and value in (None, []):
+            continue
+        if isinstance(value, list) and len(value) == 1:
+            row = {**row, "id": value[0], "image": value[0]}
+        digest = hashlib.blake2b(identity_of(where, row).encode(), digest_size=16).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield where, row
+
+
 def _root(location: Location, image_root: Path | None) -> Path:
     if image_root is not None:
         return image_root
-    return Path(location) if Path(location).is_dir() else Path(location).parent
+    path = local(location)
+    return path if path.is_dir() else path.parent
 
 
 def _image_anywhere(where: str, row: Row) -> Image:

@@ -24,12 +24,27 @@ def rows(path: Path, *, pictures: bool) -> Iterator[tuple[str, Any]]:
             columns = None if pictures else [name for name in file.schema_arrow.names if name not in held]
             size = _PICTURES if pictures and held else _ROWS
             for batch in file.iter_batches(batch_size=size, columns=columns):
-                for row in batch.to_pylist():
+                for row in _plain(batch, path, number):
                     where = f"{path}, row {number + 1}"
                     yield where, with_blobs(row, held, where)
                     number += 1
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable parquet file (after row {number}): {error}") from error
+
+
+def _plain(batch: pa.RecordBatch, path: Path, before: int) -> list[dict[str, Any]]:
+    """The rows of a batch; `before` are those before it. Raises ValueError for a text that is not UTF-8."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        for row in range(batch.num_rows):
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                try:
+                    column[row].as_py()
+                except UnicodeDecodeError as error:
+                    where = f"{path}, row {before + row + 1}"
+                    raise ValueError(f"{where}: {name!r} is not valid UTF-8: {error}") from error
+        raise
 
 
 def count(path: Path) -> int:

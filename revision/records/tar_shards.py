@@ -9,44 +9,49 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from revision.pictures import Blob
+from revision.records.picture_files import ENDINGS
 
-_PICTURES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"}
 _TEXTS = {"txt", "text", "caption", "cap"}
 
 
-def rows(path: Path, *, pictures: bool) -> Iterator[tuple[str, Any]]:
+def rows(path: Path, *, pictures: bool, others: bool = False) -> Iterator[tuple[str, Any]]:
     """Yields (where, row) of each sample of a shard.
 
     A row holds the fields of the sample's `.json`, and besides: `id`, its name, where the `.json` has no `id`; `image`,
-    its picture as a blob; `text`, its `.txt`, where the `.json` has no `text`. Other files are passed over.
+    its picture as a blob; `text`, its `.txt`, where the `.json` has no `text`. Further files are passed over, and so
+    are hidden ones. A sample begins at its first file of whatever ending, so that none is lost without a word.
+
+    Args:
+        pictures: False: the bytes of pictures are left out.
+        others: where a sample has no picture and names none, its first file of an unknown ending takes that place.
+            Whoever opens it can say of it by name what it is.
 
     Raises:
         ValueError: the shard is damaged, a `.json` or `.txt` in it is malformed, or a sample has two pictures.
     """
-    sample: dict[str, Any] = {}
-    key, number = "", 0
+    sample, number = _Sample(path), 0
     try:
-        archive: Any
-        with tarfile.open(path, "r:") as archive:
+        # Names are UTF-8 wherever the shard is read. What is not, becomes escapes that a sidecar can hold.
+        with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as archive:
             for member in archive:
-                archive.members.clear()  # else every header stays in memory
-                if not member.isfile():
+                archive.members.clear()  # type: ignore[attr-defined]  # else every header stays in memory
+                name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                if not member.isfile() or PurePosixPath(name).name.startswith("."):
                     continue
-                own, extension = _split(member.name)
-                if sample and own != key:
+                key, extension = _split(name)
+                if sample.files and key != sample.key:
                     number += 1
-                    yield _row(path, key, sample)
-                    sample = {}
-                key = own
-                where = f"{path}, {member.name}"
-                _add(sample, extension, where, _content(archive, member, where, extension, pictures))
+                    yield sample.row(archive, pictures=pictures, others=others)
+                    sample = _Sample(path)
+                sample.key = key
+                sample.add(archive, member, name, extension, pictures)
             _require_end(archive, path)
+            if sample.files:
+                yield sample.row(archive, pictures=pictures, others=others)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(
             f"{path} is not a whole, uncompressed tar shard (after sample {number}): {error}; fetch or unpack it anew"
         ) from error
-    if sample:
-        yield _row(path, key, sample)
 
 
 def _require_end(archive: tarfile.TarFile, path: Path) -> None:
@@ -64,42 +69,55 @@ def _split(name: str) -> tuple[str, str]:
     return str(file.with_name(stem)) if stem else name, extension.lower()
 
 
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str, extension: str, pictures: bool) -> Any:
-    is_picture = extension.rpartition(".")[2] in _PICTURES
-    if not is_picture and extension != "json" and extension not in _TEXTS:
-        return None
-    if is_picture and not pictures:
-        return Blob(where, b"")
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
     assert file is not None, "a regular file has content"
     data = file.read()
     if len(data) < member.size:
         raise tarfile.ReadError(f"{member.name} ends after {len(data)} of {member.size} bytes")
-    if is_picture:
-        return Blob(where, data)
-    try:
-        return json.loads(data) if extension == "json" else data.decode("utf-8-sig")
-    except ValueError as error:
-        raise ValueError(f"{where} is not valid {'JSON' if extension == 'json' else 'UTF-8'}: {error}") from error
+    return data
 
 
-def _add(sample: dict[str, Any], extension: str, where: str, content: Any) -> None:
-    if content is None:
-        return
-    field = "picture" if isinstance(content, Blob) else "json" if extension == "json" else "text"
-    if field in sample:
-        raise ValueError(f"{where}: the sample has a second {field}; a sample is one picture and its text")
-    sample[field] = content
+class _Sample:
+    """The files of one sample that have been met so far."""
 
+    def __init__(self, path: Path) -> None:
+        self.key, self.files = "", 0
+        self._path = path
+        self._held: dict[str, Any] = {}  # of "picture", "json" and "text" what is there
+        self._other: tuple[str, tarfile.TarInfo] | None = None  # the first file of an unknown ending, unread
 
-def _row(path: Path, key: str, sample: dict[str, Any]) -> tuple[str, Any]:
-    where = f"{path}, sample {key}"
-    described = sample.get("json", {})
-    if not isinstance(described, dict):
-        raise ValueError(f"{where}: its .json must hold a mapping, not {type(described).__name__}")
-    row = {"id": PurePosixPath(key).name, **described}
-    if "text" in sample:
-        row.setdefault("text", sample["text"])
-    if "picture" in sample:
-        row["image"] = sample["picture"]
-    return where, row
+    def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, extension: str, pictures: bool) -> None:
+        """Takes a file in. Raises ValueError for one that is malformed or of a kind that is there already."""
+        self.files += 1
+        where = f"{self._path}, {name}"
+        is_picture = extension.rpartition(".")[2] in ENDINGS
+        field = "picture" if is_picture else "json" if extension == "json" else "text"
+        if field == "text" and extension not in _TEXTS:
+            self._other = self._other or (where, member)
+            return
+        if field in self._held:
+            raise ValueError(f"{where}: the sample has a second {field}; a sample is one picture and its text")
+        data = b"" if is_picture and not pictures else _read(archive, member)
+        try:
+            self._held[field] = (
+                Blob(where, data) if is_picture else json.loads(data) if field == "json" else data.decode("utf-8-sig")
+            )
+        except ValueError as error:
+            raise ValueError(f"{where} is not valid {'JSON' if field == 'json' else 'UTF-8'}: {error}") from error
+
+    def row(self, archive: tarfile.TarFile, *, pictures: bool, others: bool) -> tuple[str, Any]:
+        """Where the sample stands, and its row; of a sample of unknown files alone, the first of them is named."""
+        where = f"{self._path}, sample {self.key}" if self._held or self._other is None else self._other[0]
+        described = self._held.get("json", {})
+        if not isinstance(described, dict):
+            raise ValueError(f"{where}: its .json must hold a mapping, not {type(described).__name__}")
+        row = {"id": PurePosixPath(self.key).name, **described}
+        if "text" in self._held:
+            row.setdefault("text", self._held["text"])
+        if "picture" in self._held:
+            row["image"] = self._held["picture"]
+        elif others and self._other is not None and row.get("image") is None:
+            name, member = self._other
+            row["image"] = Blob(name, _read(archive, member) if pictures else b"")
+        return where, row

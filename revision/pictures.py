@@ -6,6 +6,7 @@ files go the same way.
 
 from __future__ import annotations
 
+import os
 import stat
 import struct
 import zlib
@@ -34,6 +35,9 @@ MOST_ELONGATED = 200
 FORMATS = (
     "AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TIFF", "WEBP", "TGA",
 )  # fmt: skip
+
+# Decoding processes that are started unasked: each has its own copy of torch in memory, and some feed any GPU.
+MOST_WORKERS = 16
 
 # What Pillow's decoders are known to raise on damaged files; every one of them says "this file", none "this program".
 _DECODING_ERRORS = (
@@ -195,6 +199,24 @@ def read_pixels(paths: Sequence[Picture], preprocess: Preprocess, open_file: Ope
             sizes.append(opened.width * opened.height if is_picture else tensors[-1].numel())
             problems.append(None)
     return Pixels(torch.stack(tensors) if tensors else torch.empty(0), sizes, problems)
+
+
+def decoding_workers(asked: int | None, *, gpu: bool) -> int:
+    """How many processes decode pictures for one process that encodes them.
+
+    Args:
+        asked: as configured; a number stays as it is. None: beside a GPU, this process's share of the CPU cores less
+            the one that feeds the GPU, between 1 and `MOST_WORKERS`; beside an encoder that computes on the cores, 0.
+        gpu: whether the encoder computes elsewhere than on the CPU.
+    """
+    if asked is not None:
+        return asked
+    if not gpu:
+        return 0
+    # What the process may use: a container or a job of a cluster often has few of the machine's cores.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(max(share - 1, 1), MOST_WORKERS)
 
 
 def read_pixel_batches(

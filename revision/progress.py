@@ -60,8 +60,10 @@ class _ProgressLines(Progress):
             return
         self._next = time.monotonic() + LINE_SECONDS
         of = "" if task.total is None else f" of {task.total:,.0f}"
+        speed = task.speed
+        rate = "" if speed is None else f", {speed:,.0f}/s" if speed >= 10 else f", {speed:.2g}/s"
         left = "" if task.time_remaining is None else f", {task.time_remaining / 60:.1f} minutes left"
-        say(f"{task.description}: {task.completed:,.0f}{of}{left}")
+        say(f"{task.description}: {task.completed:,.0f}{of}{rate}{left}")
 
 
 def progress_bar(unit: str, *, visible: bool = True) -> Progress:

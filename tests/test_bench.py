@@ -28,7 +28,7 @@ SAID = {
 
 
 def test_every_script_has_its_test() -> None:
-    assert {path.stem for path in SCRIPTS.glob("*.py")} - {"measuring"} == {*SAID, "packing", "stage1"}
+    assert {path.stem for path in SCRIPTS.glob("*.py")} - {"measuring"} == {*SAID, "embed", "packing", "stage1"}
 
 
 def run(script: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -68,3 +68,16 @@ def test_stage_1_on_a_tiny_corpus(tiny_llm: Path, tmp_path: Path) -> None:
     done = run("stage1", f"--llm={tiny_llm}", f"--texts={corpus / 'texts.jsonl'}", *sizes, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "naive loop" in done.stdout and "through the Trainer" in done.stdout
+
+
+@pytest.mark.slow
+def test_embed_beside_the_encoder_alone(tmp_path: Path, tiny_llm: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", tiny_llm)
+    (tmp_path / "temporary").mkdir()
+    done = run("embed", "--quick", "--data", str(corpus), "--workers", "0", "1", folder=tmp_path / "temporary")
+    assert done.returncode == 0, done.stderr
+    for part in ("texts: share", "limit >= 0.8", "pictures: embed, 0 decoding", "pictures: embed, 1 decoding"):
+        assert part in done.stdout
+    assert list((tmp_path / "temporary").iterdir()) == [], "what was made to be measured is deleted"
+    refused = run("embed", "--data", str(tmp_path), folder=tmp_path)
+    assert refused.returncode == 1 and "has no assets/encoder: `make run` makes it" in refused.stderr

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_corpus import make_corpus, make_groups
 from tiny_encoder import DIM, WORDS, make_encoder_folder, make_picture
@@ -20,6 +22,7 @@ from tiny_encoder import DIM, WORDS, make_encoder_folder, make_picture
 from revision.commands import embed
 from revision.embeddings import EmbeddingStore
 from revision.encoders import load_encoder
+from revision.pictures import Pixels, read_pixel_batches
 from revision.schema import Config, DataConfig, EmbedConfig, EncoderConfig, Modality, SourceConfig
 
 
@@ -48,6 +51,11 @@ def make_config(root: Path, encoder_folder: Path, texts: int = 11, pictures: int
         if number == 5:
             file.write_bytes(file.read_bytes()[:200])
     (root / "p" / "2.png").unlink(missing_ok=True)
+    return config_of(root, encoder_folder, **changes)
+
+
+def config_of(root: Path, encoder_folder: Path, **changes: Any) -> Config:
+    """The configuration of a corpus that is there already."""
     settings = {"shard_size": 4, "reject_budget": 0.5, "device": "cpu", **changes}
     return Config(
         name="test",
@@ -99,6 +107,8 @@ def test_stores_hold_what_the_encoder_gives(tmp_path: Path, encoder_folder: Path
     assert "does not exist" in reasons["p2"] and "is damaged" in reasons["p5"]
     finished = json.loads((tmp_path / "runs/test/embed/finished.json").read_text())["facts"]["stores"]
     assert finished["texts"]["fingerprint"] == texts.fingerprint()
+    pictures_a_second = finished["pictures"].pop("records_per_second")
+    assert pictures_a_second * finished["pictures"].pop("seconds") == pytest.approx(7)
     assert finished["pictures"] == {
         "path": str(pictures.path), "fingerprint": pictures.fingerprint(), "count": 5, "rejected": 2, "cut": 0,
     }  # fmt: skip
@@ -116,6 +126,8 @@ def test_finished_stores_are_left_alone(
     embed.run(config)
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "stores").rglob("*")} == before
     assert capsys.readouterr().out.count("finished and unchanged, skipped") == 2
+    facts = json.loads((tmp_path / "runs/test/embed/finished.json").read_text())["facts"]["stores"]
+    assert not {"seconds", "records_per_second"} & {*facts["texts"], *facts["pictures"]}, "nothing was embedded"
 
 
 def test_each_record_is_embedded_once_over_a_resume(
@@ -203,6 +215,34 @@ def test_processes_change_no_byte(tmp_path: Path, encoder_folder: Path, monkeypa
     assert contents(tmp_path / "stores") == contents(tmp_path / "one")
 
 
+def test_two_processes_at_once_change_no_byte(
+    tmp_path: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This one is the first of two, and waits for the other's shards."""
+    config = make_config(tmp_path, encoder_folder, pictures=10)
+    embed.run(replace(config, data=replace(config.data, stores=str(tmp_path / "one"))))
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_embed as test; "
+        "test.embed.run(test.config_of(Path(sys.argv[2]), Path(sys.argv[3])))"
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path), str(encoder_folder)],
+        env={**os.environ, "RANK": "1"}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    sleep = time.sleep
+
+    def wait(seconds: float) -> None:
+        assert other.poll() in (None, 0), "the other process failed, and its shards never come"
+        sleep(seconds)
+
+    monkeypatch.setattr("revision.embeddings.writer.time.sleep", wait)
+    embed.run(config)
+    monkeypatch.undo()
+    assert other.wait() == 0
+    assert contents(tmp_path / "stores") == contents(tmp_path / "one")
+
+
 @pytest.mark.slow
 def test_launcher_changes_no_byte(tmp_path: Path, tiny_llm: Path) -> None:
     """`engine.processes=2` through the command line: a launcher, two processes, the same stores."""
@@ -227,6 +267,24 @@ def test_workers_change_no_byte(tmp_path: Path, encoder_folder: Path) -> None:
                       embed=replace(config.embed, workers=0)))  # fmt: skip
     embed.run(config)
     assert contents(tmp_path / "stores") == contents(tmp_path / "one")
+
+
+def test_workers_follow_the_device(tmp_path: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def spy(*arguments: Any, workers: int, **options: Any) -> Iterator[Pixels]:
+        seen.append(workers)
+        return read_pixel_batches(*arguments, workers=0, **options)
+
+    monkeypatch.setattr("revision.pictures.read_pixel_batches", spy)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    config = make_config(tmp_path, encoder_folder, sources=["pictures"])
+    for device, workers in (("cpu", None), ("cuda", None), ("cuda", 0)):
+        monkeypatch.setattr("revision.encoders.resolve_device", lambda _, device=device: torch.device(device))
+        config.embed.workers, config.data.stores = workers, str(tmp_path / f"{device}-{workers}")
+        embed.run(config)
+    assert seen == [0, 3, 0]
 
 
 def test_reject_budget(tmp_path: Path, encoder_folder: Path) -> None:

@@ -176,6 +176,38 @@ def test_architecture_with_weights_file(tiny_clip: Path) -> None:
     assert encoder.describe()["weights"] == state_sha256(load_file(tiny_clip))
 
 
+def test_a_word_without_end_is_cut_before_it_is_tokenized(tiny_clip: Path) -> None:
+    """open_clip's tokenizer alone takes a time that grows with the square of a word."""
+    encoder = load("revision-tiny-clip", pretrained=str(tiny_clip))
+    letters = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), size=100_000))
+    assert isinstance(encoder.tokenizer, open_clip.SimpleTokenizer)
+    read = encoder.tokenizer.clean_fn(letters)
+    assert len(read) < 1000 and letters.startswith(read)
+    ((_, found),) = encoder.token_batches([letters], 1)
+    assert encoder.cut_texts == 1
+    ((_, expected),) = encoder.token_batches([read], 1)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the quick brown fox, &amp;amp; its 3 friends " * 200,
+        "  \n" * 5000 + "a cat" + " " * 5000 + "and a dog " * 20,
+        "&CounterClockwiseContourIntegral;" * 100 + " a cat",
+        "thinkbigsundaywithmarsha " * 100,  # one token a word, the longest of the vocabulary
+        "\N{FACE WITH TEARS OF JOY}" * 80 + " a cat",
+        "Donaudampfschifffahrtsgesellschaftskapitänsmütze " * 50,
+    ],
+)
+def test_long_texts_have_the_ids_of_the_whole(tiny_clip: Path, text: str) -> None:
+    encoder = load("revision-tiny-clip", pretrained=str(tiny_clip))
+    ((_, found),) = encoder.token_batches([text], 1)
+    whole = open_clip.get_tokenizer("revision-tiny-clip")
+    assert torch.equal(found, whole([text]))
+    assert encoder.cut_texts == int(len(whole.encode(text)) > 10), "start and end token take two of twelve"
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -10,7 +10,15 @@ import torch
 from PIL import EpsImagePlugin, Image
 from tiny_encoder import make_picture
 
-from revision.pictures import Blob, open_picture, preprocessed, read_bytes, read_pixel_batches, read_pixels
+from revision.pictures import (
+    Blob,
+    decoding_workers,
+    open_picture,
+    preprocessed,
+    read_bytes,
+    read_pixel_batches,
+    read_pixels,
+)
 
 
 def pixel(picture: Image.Image, x: int = 0, y: int = 0) -> tuple[int, ...]:
@@ -205,3 +213,28 @@ def test_dead_worker_is_a_sentence(tmp_path: Path) -> None:
     file = make_picture(tmp_path / "p.png", seed=0)
     with pytest.raises(ValueError, match=r"a process that decodes files died; .* workers=1"):
         list(read_pixel_batches([[file]], kill_worker, workers=1))
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "cores", "processes", "workers"),
+    [
+        (None, True, 64, "8", 7), (None, True, 64, None, 16), (None, True, 16, None, 15), (None, True, 2, "1", 1),
+        (None, True, 4, "8", 1), (None, False, 64, "8", 0), (0, True, 64, "8", 0), (40, True, 8, "8", 40),
+        (3, False, 8, None, 3),
+    ],
+)  # fmt: skip
+def test_a_process_takes_its_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, gpu: bool, cores: int, processes: str | None, workers: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert decoding_workers(asked, gpu=gpu) == workers
+
+
+def test_all_cores_where_the_system_does_not_say_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert decoding_workers(None, gpu=True) == 5

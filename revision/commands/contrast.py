@@ -200,6 +200,7 @@ def _inputs(
 ) -> PairInputs:
     """What the part that trains receives for every distinct picture and text of the pairs."""
     from revision.contrastive import PairInputs, distinct, tower_features, whole_inputs
+    from revision.pictures import decoding_workers
     from revision.progress import progress_bar
 
     if not pairs:
@@ -217,7 +218,8 @@ def _inputs(
             task = progress.add_task(f"inputs, {what} pairs", total=len(files) + len(texts))
             shared: dict[str, Any] = {
                 "files": files, "texts": texts, "batch_size": config.encoder.batch_size,
-                "workers": config.embed.workers, "advance": lambda done: progress.advance(task, done),
+                "workers": decoding_workers(config.embed.workers, gpu=encoder.device.type != "cpu"),
+                "advance": lambda done: progress.advance(task, done),
             }  # fmt: skip
             try:
                 if config.contrast.train is ContrastPart.all:

@@ -8,6 +8,7 @@ the shards.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -91,26 +92,15 @@ def _embed_source(
     config: Config, name: str, source: SourceConfig, writer: StoreWriter, encoder: DualEncoder
 ) -> dict[str, Any]:
     from revision.embeddings import EmbeddingStore
-    from revision.progress import progress_bar, say
-    from revision.records import read_images, read_texts
+    from revision.progress import say
 
-    file, fields, path = _records(source), source.fields, writer.path
-    main = writer.rank == 0
+    path, main = writer.path, writer.rank == 0
+    speed: dict[str, float] = {}
     if writer.complete:
         if main:
             say(f"{name}: {path} is finished and unchanged, skipped")
     else:
-        missing = writer.missing()
-        skip = writer.positions(missing[0]).start if missing else 0
-        with progress_bar(f"{source.kind.value}s", visible=main) as progress:
-            task = progress.add_task(name, total=sum(len(writer.positions(shard)) for shard in missing))
-            if source.kind is Modality.text:
-                texts = _shards(read_texts(file, fields, skip=skip), writer, missing)
-                _write_texts(writer, texts, encoder, config.encoder.batch_size, progress, task)
-            else:
-                root = None if source.image_root is None else Path(source.image_root)
-                images = _shards(read_images(file, root, fields, skip=skip), writer, missing)
-                _write_images(writer, images, encoder, config.encoder.batch_size, config.embed.workers, progress, task)
+        speed = _embed_missing(config, name, source, writer, encoder)
         if main:
             manifest = writer.finish()
             say(f"{name}: {manifest.count} embeddings of {manifest.dim} dimensions, {manifest.rejected} rejected")
@@ -120,7 +110,36 @@ def _embed_source(
     if store.manifest.cut:
         say(f"{name}: {store.manifest.cut} of {len(store)} texts are longer than the encoder reads, and are cut")
     return {"path": str(path), "fingerprint": store.fingerprint(), "count": len(store),
-            "rejected": store.manifest.rejected, "cut": store.manifest.cut}  # fmt: skip
+            "rejected": store.manifest.rejected, "cut": store.manifest.cut, **speed}  # fmt: skip
+
+
+def _embed_missing(
+    config: Config, name: str, source: SourceConfig, writer: StoreWriter, encoder: DualEncoder
+) -> dict[str, float]:
+    """Writes the shards that this process still has to; gives the time it took and its records a second, if any."""
+    from revision.encoders import resolve_device
+    from revision.pictures import decoding_workers
+    from revision.progress import progress_bar
+    from revision.records import read_images, read_texts
+
+    file, fields, size = _records(source), source.fields, config.encoder.batch_size
+    missing = writer.missing()
+    records = sum(len(writer.positions(shard)) for shard in missing)
+    skip = writer.positions(missing[0]).start if missing else 0
+    started = time.perf_counter()
+    with progress_bar(f"{source.kind.value}s", visible=writer.rank == 0) as progress:
+        task = progress.add_task(name, total=records)
+        if source.kind is Modality.text:
+            texts = _shards(read_texts(file, fields, skip=skip), writer, missing)
+            _write_texts(writer, texts, encoder, size, progress, task)
+        else:
+            workers = decoding_workers(config.embed.workers, gpu=resolve_device(config.embed.device).type != "cpu")
+            root = None if source.image_root is None else Path(source.image_root)
+            images = _shards(read_images(file, root, fields, skip=skip), writer, missing)
+            _write_images(writer, images, encoder, size, workers, progress, task)
+    seconds = time.perf_counter() - started
+    # Of this process alone: the others begin and end when they like.
+    return {"seconds": seconds, "records_per_second": records / seconds} if records else {}
 
 
 def _shards(records: Iterable[_T], writer: StoreWriter, shards: Sequence[int]) -> Iterator[tuple[int, Iterator[_T]]]:

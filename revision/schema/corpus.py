@@ -75,7 +75,8 @@ class EmbedConfig:
     sources: list[str] | None = None  # names in data.sources; None: all
     shard_size: int = 4096  # rows a shard; a kill loses at most one shard of work
     reject_budget: float = 0.01  # share of records that may be rejected before the command stops
-    workers: int = 0  # processes that decode images; 0: the main process
+    workers: int | None = None  # processes that decode images; 0: the main process; None: on a GPU this process's share
+    # of the CPU cores less one, at most 16; on a CPU 0, since the encoder takes the cores
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
 
 

@@ -33,4 +33,5 @@ def test_a_quick_run(script: str, tmp_path: Path) -> None:
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [part for part in SAID[script] if part not in done.stdout] == []
-    assert list(tmp_path.iterdir()) == [], "what was made to be measured is deleted"
+    left = [one.name for one in tmp_path.iterdir() if not one.name.startswith("torchinductor_")]  # torch makes it
+    assert left == [], "what was made to be measured is deleted"

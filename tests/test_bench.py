@@ -44,7 +44,8 @@ def test_a_quick_run(script: str, tmp_path: Path) -> None:
     done = run(script, "--quick", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [part for part in SAID[script] if part not in done.stdout] == []
-    assert list(tmp_path.iterdir()) == [], "what was made to be measured is deleted"
+    left = [one.name for one in tmp_path.iterdir() if not one.name.startswith("torchinductor_")]  # torch makes it
+    assert left == [], "what was made to be measured is deleted"
 
 
 @pytest.mark.slow

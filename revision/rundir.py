@@ -51,8 +51,9 @@ _BATCH = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
 # Fields of `evaluate` that leave the scores alone.
 NEUTRAL_EVALUATE_FIELDS = {"batch_size", "device"}
 
-# Fields of `contrast` that leave the weights alone.
-NEUTRAL_CONTRAST_FIELDS = {"device", "frame_energy", "frame_step", "probe_interval"}
+# Fields of `contrast` that leave weights and trace alone, and those that change the trace but not the encoder.
+NEUTRAL_CONTRAST_FIELDS = {"device"}
+_TRACED = {"contrast.frame_energy", "contrast.frame_step", "contrast.probe_interval"}
 
 # Fields of a stage that leave its weights alone; `trainer` is looked into.
 NEUTRAL_STAGE_FIELDS = {"reject_budget", "trainer"}
@@ -274,7 +275,7 @@ def _stores(config: Config, sources: list[str]) -> Iterator[tuple[str, Any]]:
     yield from _fields(config, *(f"encoder.{name}" for name in vars(EncoderConfig()) if name != "batch_size"))
     yield from _recipe(config)
     if config.encoder.model == f"local-dir:{_contrast_output(config)}":
-        yield from _settings_of(config, "contrast")
+        yield from (found for found in _settings_of(config, "contrast") if found[0] not in _TRACED)
 
 
 def _contrast_output(config: Config) -> Path:

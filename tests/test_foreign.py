@@ -331,6 +331,14 @@ def _tensors(path: Path, **tensors: torch.Tensor) -> Path:
     return path / "t.safetensors"
 
 
+def _header(path: Path, **changes: Any) -> Path:
+    """Two tensors of eight bytes each, whose first has another entry in the header; None takes a field away."""
+    entry = {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}
+    first = {name: value for name, value in {**entry, **changes}.items() if value is not None}
+    header = json.dumps({"a": first, "b": {**entry, "data_offsets": [8, 16]}}).encode()
+    return _written(path, "t.safetensors", len(header).to_bytes(8, "little") + header + b"\0" * 64)
+
+
 def _also(path: Path, file: Path, **columns: Any) -> Path:
     pq.write_table(pa.table(columns), file.with_suffix(".parquet"))
     return path
@@ -376,9 +384,9 @@ def _cut_dataset(path: Path) -> Path:
     return folder
 
 
-def _splits(path: Path) -> Path:
+def _splits(path: Path, listed: str = '{"splits": ["train", "test"]}') -> Path:
     (path / "d").mkdir()
-    (path / "d/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    (path / "d/dataset_dict.json").write_text(listed)
     return path / "d"
 
 
@@ -407,7 +415,7 @@ MISTAKES = {
         lambda p: _table(p, v=[[1.0]], id=[1.5]), r"column 'id' is of type double; ids, texts and paths are texts or"
     ),
     "truncated safetensors": (
-        lambda p: _cut(_tensors(p, a=torch.ones(5, 2))), r"t.safetensors is truncated: it has \d+ of \d+ bytes"
+        lambda p: _cut(_tensors(p, a=torch.ones(5, 2))), r"^[^ ]*t.safetensors is truncated: it has \d+ of \d+ bytes"
     ),
     "header of safetensors": (
         lambda p: _cut(_tensors(p, a=torch.ones(5, 2)), 20), r"t.safetensors is truncated: it has 20 of"
@@ -416,6 +424,15 @@ MISTAKES = {
     "broken safetensors": (
         lambda p: _written(p, "a.safetensors", (4).to_bytes(8, "little") + b"nope"), r"is not a safetensors file \("
     ),
+    "tensor without dtype": (lambda p: _header(p, dtype=None), r"t.safetensors, tensor 'a': its entry .*'dtype'"),
+    "tensor without shape": (lambda p: _header(p, shape=None), r"t.safetensors, tensor 'a': its entry .*'shape'"),
+    "tensor without place": (lambda p: _header(p, data_offsets=None), r"tensor 'a': its entry .*'data_offsets'"),
+    "tensor of no length": (lambda p: _header(p, shape=[-1, -2]), r"tensor 'a': its entry .*whole numbers from 0 on"),
+    "tensor of more than its bytes": (
+        lambda p: _header(p, shape=[4, 4]),
+        r"t.safetensors, tensor 'a' has 8 bytes, but its shape \[4, 4\] of float32 needs 64; save the rows again",
+    ),
+    "tensor of fewer than its bytes": (lambda p: _header(p, shape=[1, 1]), r"tensor 'a' has 8 bytes, .* needs 4; save"),
     "no tensor": (lambda p: _tensors(p, a=torch.ones(5)), r"t.safetensors has no tensor of embeddings"),
     "other file": (lambda p: _written(p, "a.csv", b"1,2"), r"a.csv is of no format that embeddings are read from"),
     "other folder": (lambda p: _written(p, "a.csv", b"1,2").parent, r"holds no embeddings; give .npy, .safetensors"),
@@ -436,6 +453,9 @@ MISTAKES = {
     "no data set": (lambda p: _dataset(p), r"state.json is not of a saved data set"),
     "truncated data set": (_cut_dataset, r"data-00001-of-00002.arrow is not a whole Arrow stream"),
     "splits": (_splits, r"d has the splits train, test; name one: .*d/train"),
+    "splits of nothing": (lambda p: _splits(p, "{}"), r"d/dataset_dict.json is not of a saved data set \('splits'\)"),
+    "broken splits": (lambda p: _splits(p, "{"), r"d/dataset_dict.json is not of a saved data set \(Expecting"),
+    "splits of a number": (lambda p: _splits(p, '{"splits": [1]}'), r"d/dataset_dict.json is not of a saved data set"),
     "unfinished export": (lambda p: _written(p, "unfinished.json", b"{}").parent, r"is an unfinished export; run"),
 }  # fmt: skip
 

@@ -107,6 +107,10 @@ EFFECTS = [
     (put("run.steps", ["evaluate", "pretrain", "instruct"]), ()),
     (put("run.steps", ["pretrain", "evaluate"]), ("evaluate",)),
     (put("contrast.epochs", 3), ("contrast",)),
+    (put("contrast.frame_energy", 0.5), ("contrast",)),  # the trace is an output too
+    (put("contrast.frame_step", 3), ("contrast",)),
+    (put("contrast.probe_interval", 3), ("contrast",)),
+    (put("contrast.device", "cpu"), ()),
     (put("data.contrast_train", "x"), ("contrast",)),
     (put("encoder.pretrained", "x"), AFTER["embed"]),
     (put("encoder.model", "x"), AFTER["embed"]),
@@ -240,13 +244,14 @@ def test_text_in_stage_two_is_aligned() -> None:
 
 
 def test_stores_of_an_encoder_trained_here_depend_on_its_training() -> None:
-    def embedded(model: str, epochs: int) -> str:
+    def embedded(model: str, epochs: int, probe_interval: int = 100) -> str:
         config = make_config(encoder=EncoderConfig(name="e", model=model))
-        config.contrast.epochs = epochs
+        config.contrast.epochs, config.contrast.probe_interval = epochs, probe_interval
         return rundir.fingerprint(config, "embed")
 
     own = "local-dir:runs/r/contrast/encoder"
     assert embedded(own, 1) != embedded(own, 2)
+    assert embedded(own, 1) == embedded(own, 1, probe_interval=3), "a trace changes no weight"
     assert embedded("local-dir:elsewhere", 1) == embedded("local-dir:elsewhere", 2)
 
 
@@ -281,8 +286,8 @@ def test_every_field_has_been_decided_on() -> None:
         "embed.reject_budget", "embed.workers", "embed.device", "evaluate.batch_size", "evaluate.device",
         "run.steps", "pretrain.trainer", "instruct.trainer", "align.export", "align.shard_size",
         "pretrain.reject_budget", "instruct.reject_budget",
-        "contrast.architecture", "contrast.device", "contrast.frame_energy", "contrast.frame_step",
-        "contrast.probe_interval", "checkpoint.minutes", "verify.path", "encoder.options", "engine.peak_tflops",
+        "contrast.architecture", "contrast.device", "checkpoint.minutes", "verify.path", "encoder.options",
+        "engine.peak_tflops",
         "engine.processes",  # counts in the global batch
         "engine.options",  # empty here
     }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from revision.embeddings.foreign.labels import Sidecar, vector_name
+from revision.embeddings.foreign.labels import Sidecar, plain, vector_name
 from revision.embeddings.foreign.parts import BFLOAT16, Column, Part, Rows, float_name
 
 _SAFETENSORS = {"F16": "float16", "BF16": BFLOAT16, "F32": "float32", "F64": "float64"}
@@ -78,16 +78,9 @@ def safetensors_part(path: Path, kind: str, asked: str | None) -> MappedPart:
     Raises:
         ValueError: not a safetensors file, truncated, or without a tensor that can be meant.
     """
-    header, start = _safetensors_header(path)
-    tensors = {
-        name: entry
-        for name, entry in header.items()
-        if name != "__metadata__" and entry["dtype"] in _SAFETENSORS and len(entry["shape"]) == 2
-    }
-    entry = tensors[vector_name(tensors, asked, kind, str(path), "tensor")]
-    dtype = _SAFETENSORS[entry["dtype"]]
-    stored = np.dtype("<u2" if dtype == BFLOAT16 else np.dtype(dtype).newbyteorder("<"))
-    return _mapped(path, tuple(entry["shape"]), dtype, start + entry["data_offsets"][0], stored, "C", kind, None)
+    tensors = {name: found for name, found in _safetensors(path).items() if len(found.shape) == 2}
+    found = tensors[vector_name(tensors, asked, kind, str(path), "tensor")]
+    return _mapped(path, found.shape, found.dtype, found.offset, found.stored, "C", kind, None)
 
 
 def _mapped(
@@ -115,8 +108,18 @@ def _numpy_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], bool, np
         raise ValueError(f"{path} is not a .npy file ({error}); save the array with numpy.save") from error
 
 
-def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header, and where the bytes of the tensors start."""
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor of floats: shape, name of its dtype, dtype to map it with, and where in the file it starts, in bytes."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    stored: np.dtype
+    offset: int
+
+
+def _safetensors(path: Path) -> dict[str, _Tensor]:
+    """The tensors of floats by name."""
     with path.open("rb") as file:
         first = file.read(8)
         length = int.from_bytes(first, "little")
@@ -125,11 +128,35 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         _require_bytes(path, 8 + length)
         try:
             header = json.loads(file.read(length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        except (ValueError, AttributeError) as error:
             raise ValueError(f"{path} is not a safetensors file ({error}); save the rows again") from error
-    _require_bytes(path, 8 + length + end)
-    return header, 8 + length
+    found = {name: _tensor(entry, 8 + length, f"{path}, tensor {plain(name)!r}") for name, entry in entries.items()}
+    _require_bytes(path, 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0))
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _tensor(entry: Any, start: int, where: str) -> _Tensor | None:
+    """What an entry of the header says; None for a tensor of other numbers than floats.
+
+    Raises:
+        ValueError: the entry is not whole, or lies: its bytes are not as many as its shape needs.
+    """
+    try:
+        dtype, shape, (begin, end) = _SAFETENSORS.get(entry["dtype"]), entry["shape"], entry["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+            raise ValueError("its shape and data_offsets must be whole numbers from 0 on")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}: its entry in the header cannot be read ({error}); save the rows again") from error
+    if dtype is None:
+        return None
+    stored = np.dtype("<u2" if dtype == BFLOAT16 else np.dtype(dtype).newbyteorder("<"))
+    if end - begin != math.prod(shape) * stored.itemsize:
+        raise ValueError(
+            f"{where} has {end - begin:,} bytes, but its shape {shape} of {dtype} needs "
+            f"{math.prod(shape) * stored.itemsize:,}; save the rows again"
+        )
+    return _Tensor(tuple(shape), dtype, stored, start + begin)
 
 
 def _require_bytes(path: Path, wanted: int) -> None:

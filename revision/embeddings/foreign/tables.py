@@ -17,6 +17,7 @@ from revision.embeddings.foreign.labels import (
     LabelNames,
     parquet_column,
     parquet_file,
+    plain,
     text_column,
     vector_name,
 )
@@ -160,9 +161,18 @@ def dataset_parts(folder: Path, kind: str, asked: str | None) -> list[ArrowPart]
 
 
 def dataset_splits(folder: Path) -> list[str]:
-    """Names of the splits where a folder holds several data sets, else none."""
-    names = folder / "dataset_dict.json"
-    return list(json.loads(names.read_text(encoding="utf-8"))["splits"]) if names.is_file() else []
+    """Names of the splits where a folder holds several data sets, else none.
+
+    Raises:
+        ValueError: the file that lists them cannot be read.
+    """
+    file = folder / "dataset_dict.json"
+    if not file.is_file():
+        return []
+    try:
+        return [plain(name) for name in json.loads(file.read_text(encoding="utf-8"))["splits"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not of a saved data set ({error}); save it again") from error
 
 
 def _arrow_parts(file: ArrowFile, kind: str, asked: str | None) -> Iterator[ArrowPart]:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from foreign_files import COUNT, DIM, IDS, WRITERS, pairs_file, records, unit_rows, write_clip_retrieval
+from foreign_files import COUNT, DIM, IDS, TEXTS, WRITERS, pairs_file, records, unit_rows, write_clip_retrieval
 from two_sources import two_sources
 
 from revision import rundir
@@ -42,6 +44,53 @@ def test_align_and_gap_without_embed(name: str, tmp_path: Path) -> None:
     assert found["realign"]["centroid_gap"] < 0.2 * found["text"]["centroid_gap"]
     assert report["encoder"] == "b32"
     assert not (tmp_path / "stores").exists()
+
+
+def gap_of(root: Path, text: dict[str, list[str]], image: dict[str, list[str]], pairs: dict[str, str]) -> Any:
+    """The report on rows in `.npy` files with such columns beside them, and pairs with such captions by their ids."""
+    for name, columns, rows in (("text", text, unit_rows()), ("image", image, unit_rows(1, middle=0.5))):
+        np.save(root / f"{name}.npy", rows)
+        if columns:
+            pq.write_table(pa.table(columns), root / f"{name}.parquet")
+    config = make_config(root, root / "text.npy", root / "image.npy")
+    lines = [json.dumps({"id": key, "image": "x.png", "text": caption}) for key, caption in pairs.items()]
+    (root / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    align.run(config)
+    gap.run(config)
+    return json.loads((root / "runs/test/gap/report.json").read_text())
+
+
+NUMBERED = {str(number): TEXTS[COUNT - 1 - number] for number in range(10)}  # pair 0 has the caption of the last row
+
+
+def test_row_numbers_are_no_ids(tmp_path: Path) -> None:
+    ids = [str(number) for number in range(COUNT)]
+    report = gap_of(tmp_path, {"caption": TEXTS}, {"id": ids}, NUMBERED)
+    assert (report["pairs"]["count"], report["pairs"]["matched_by"]) == (10, "text")
+    expected = (unit_rows()[:-11:-1] * unit_rows(1, middle=0.5)[:10]).sum(axis=1).mean()
+    assert report["pairs"]["by_cloud"]["text"]["cosine"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_pictures_without_ids_leave_the_pairs_out(tmp_path: Path) -> None:
+    report = gap_of(tmp_path, {"caption": TEXTS}, {}, NUMBERED)
+    assert "pairs" not in report
+    said = "image.npy has no ids): write a column of ids, such as image_path, beside the rows of the pictures."
+    assert report["pairs_left_out"].endswith(said)
+
+
+@pytest.mark.parametrize("columns", [{}, {"id": IDS}])
+def test_texts_without_captions_leave_the_pairs_out(columns: dict[str, list[str]], tmp_path: Path) -> None:
+    """No id of a pair is an id of a text, and there are no words to compare."""
+    report = gap_of(tmp_path, columns, {"id": [*NUMBERED, *IDS[10:]]}, NUMBERED)
+    assert "pairs" not in report and report["against_image"]
+    assert "text.npy has no texts): embed their captions as a text source and name it in" in report["pairs_left_out"]
+    assert ("text.npy has no ids" in report["pairs_left_out"]) == (not columns)
+
+
+def test_pairs_that_cannot_be_looked_up_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="id '1' occurs twice in .*image.npy: rows 0 and 1"):
+        gap_of(tmp_path, {"caption": TEXTS}, {"id": ["1", "1", *IDS[2:]]}, NUMBERED)
+    assert not (tmp_path / "runs/test/gap").exists()
 
 
 def test_embed_has_nothing_to_do(tmp_path: Path) -> None:

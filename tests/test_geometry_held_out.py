@@ -106,6 +106,17 @@ def test_domain_transfer_fits_on_one_half_and_measures_on_the_other() -> None:
     assert found["raw"]["one"]["centroid_gap"] > 3 * matrix[0, 0] and 0.5 < matrix[0, 0] / found["floor"]["one"] < 2
 
 
+def test_a_half_that_a_method_refuses_is_said_and_left_out() -> None:
+    domains = {"few": Domain(cloud(40), cloud(90, 1, 0.4)), "many": Domain(cloud(90, 2), cloud(90, 3, 0.4))}
+    found = domain_transfer(domains, make, ["needs_rows", "realign"], most=99, trials=2, seed=0)
+    assert found["refused"] == {"needs_rows": {"few": "the fit needs 30 rows, there are 20"}}
+    for statistic in ("mean", "std"):
+        few, many = found["methods"]["needs_rows"]["centroid_gap"][statistic]
+        assert few == [None, None] and None not in many
+        assert None not in np.ravel(found["methods"]["realign"]["frechet_distance"][statistic])
+    assert "NaN" not in json.dumps(found)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_alignment_can_be_held_out(method: str) -> None:
     domain = Domain(cloud(300, shift=-0.2), cloud(300, 1, 0.4))

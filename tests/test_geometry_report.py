@@ -126,7 +126,8 @@ def report_of(found: Comparison, sides: tuple[np.ndarray, np.ndarray, np.ndarray
             domain, make, ["realign", "needs_rows"], sizes=[20, 60], trials=2, held_out=40, seed=0
         )  # fmt: skip
         report["domain_transfer"] = domain_transfer(
-            {"a/b": domain, "c/d": Domain(cloud(60, 4), image)}, make, ["realign"], most=999, trials=2, seed=0
+            {"a/b": domain, "c/d": Domain(cloud(50, 4), image)}, make, ["realign", "needs_rows"],
+            most=999, trials=2, seed=0,
         )  # fmt: skip
     return report
 
@@ -161,7 +162,7 @@ def test_the_page_needs_nothing_else_and_holds_every_number(
     assert page.count('src="data:image/png;base64,') == len(figures)
     shown = list(tables(report))
     assert [table.title for table in shown][1:] == (
-        ["Pairs", "Sample size", "Domain transfer: realign"] if everything else []
+        ["Pairs", "Sample size", "Domain transfer: realign", "Domain transfer: needs_rows"] if everything else []
     )
     assert page.count("<tr>") == len(shown) + sum(len(table.lines) for table in shown)
     for table in shown:
@@ -173,13 +174,14 @@ def test_the_page_needs_nothing_else_and_holds_every_number(
     if everything:
         assert "120 of 130 pairs, matched by id" in page and "2 trials" in page
         assert "needs_rows refused N = 20: the fit needs 30 rows, there are 20." in page
+        assert "needs_rows refused half of c/d: the fit needs 30 rows, there are 25." in page
 
 
 def test_tables_hold_the_numbers_of_the_report(sides: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     text, image, aligned = sides
     found = compare(image, text, {"realign": aligned, "again": aligned}, neighbours=[3])
     report = report_of(found, sides, everything=True)
-    clouds, pairs, sizes, transfer = tables(report)
+    clouds, pairs, sizes, transfer, refusing = tables(report)
     by_name = {line.name: line.values for line in clouds.lines}
     against = report["against_image"]
     half = report["image_halves"]["frechet_distance"]
@@ -195,6 +197,8 @@ def test_tables_hold_the_numbers_of_the_report(sides: tuple[np.ndarray, np.ndarr
     assert sizes.lines[0].values[1] is None and sizes.columns == ["realign", "needs_rows", "sampling alone"]
     matrix = report["domain_transfer"]["methods"]["realign"]["centroid_gap"]["mean"]
     assert [line.values for line in transfer.lines[1:3]] == matrix and transfer.columns == ["a/b", "c/d"]
+    assert refusing.lines[2].values == [None, None] and None not in refusing.lines[1].values
+    assert "refused" in refusing.note and "refused" not in transfer.note
     assert not any(math.isnan(value) for line in clouds.lines for value in line.values if value is not None)
 
 

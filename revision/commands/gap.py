@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from revision.alignment import Alignment
     from revision.embeddings import EmbeddingStore
     from revision.geometry.held_out import Domain
+    from revision.geometry.pair_rows import PairRows
 
 MOST_COLUMNS = 5  # of a table in a terminal: further ones come below
 FEWEST_ROWS = 4  # a side, of which the measures make sense
+FEWEST_PAIRS = 3
 NEIGHBOURS = (10, 20)  # ReVision v3 has both
 
 
@@ -55,6 +57,7 @@ def run(config: Config) -> None:
     sides = _open(config)
     count = min(config.gap.sample, len(sides.text), len(sides.image))
     neighbours = _neighbours(config, count)
+    pairs = _find_pairs(config, sides)
     folder = rundir.start(config, "gap")
     rng = np.random.default_rng(config.seed)
     chosen = np.sort(rng.choice(len(sides.text), count, replace=False))
@@ -90,7 +93,7 @@ def run(config: Config) -> None:
                 **{name: alignment.statistics.gap_after for name, alignment in alignments.items()},
             },
             **comparison.numbers,
-            **_pairs(config, sides, alignments, (text, image), on_step),
+            **_pairs(config, sides, pairs, alignments, (text, image), on_step),
             **_held_out(config, sides, list(alignments), on_step),
         }
         on_step("figures")
@@ -224,55 +227,54 @@ def _held_out(
     return found
 
 
+def _find_pairs(config: Config, sides: _Sides) -> tuple[PairRows, dict[str, Any]] | None:
+    """Rows of `data.pairs`, and what the report says of them all; before anything is measured, since it may refuse."""
+    from revision.geometry.pair_rows import find_pairs, what_lacks
+    from revision.records import read_pairs
+
+    if config.data.pairs is None:
+        return None
+    captions = {pair.id: pair.text for pair in read_pairs(Path(config.data.pairs))}
+    found = find_pairs(captions, sides.captions, sides.image)
+    if len(found.text) >= FEWEST_PAIRS:
+        return found, {"records": len(captions), "matched_by": found.matched_by}
+    lacking = "; ".join(what_lacks(sides.captions, sides.image))
+    why = f"too few to measure ({lacking})" if lacking else "too few to measure"
+    remedy = "embed their captions as a text source and name it in gap.captions"
+    if not sides.image.has_ids:
+        remedy = "write a column of ids, such as image_path, beside the rows of the pictures"
+    return found, {
+        "pairs_left_out": f"{len(found.text)} of the {len(captions):,} pairs of {config.data.pairs} have a row in both "
+        f"{sides.captions.path} and {sides.image.path}, {why}: {remedy}."
+    }
+
+
 def _pairs(
-    config: Config, sides: _Sides, alignments: dict[str, Alignment], sample: tuple[np.ndarray, np.ndarray],
-    on_step: Callable[[str], None],
+    config: Config, sides: _Sides, pairs: tuple[PairRows, dict[str, Any]] | None, alignments: dict[str, Alignment],
+    sample: tuple[np.ndarray, np.ndarray], on_step: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """Measures of up to `gap.sample` of `data.pairs`, of those with a row in both stores, in the sample's frame."""
+    """Measures of up to `gap.sample` of the pairs that have a row in both stores, in the sample's frame."""
     import numpy as np
 
     from revision.geometry.frame import fit_frame
     from revision.geometry.paired import compare_pairs
-    from revision.records import read_pairs
 
-    if config.data.pairs is None:
+    if pairs is None:
         return {}
-    on_step("pairs: look up rows")
-    captions = {pair.id: pair.text for pair in read_pairs(Path(config.data.pairs))}
-    rows, matched_by = _caption_rows(captions, sides.captions)
-    ids = sorted({*rows} & {*sides.image.ids()})
-    if len(ids) < 3:
-        return {
-            "pairs_left_out": f"{len(ids)} of the {len(captions):,} pairs of {config.data.pairs} have a row in both "
-            f"{sides.captions.path} and {sides.image.path}, too few to measure: embed their captions as a text source "
-            f"and name it in gap.captions."
-        }
-    chosen = np.random.default_rng(config.seed).permutation(len(ids))[: config.gap.sample]
-    kept = [ids[number] for number in chosen]
-    text_rows = np.array([rows[name] for name in kept])
-    raw, image = _unit(sides.captions, text_rows), _unit(sides.image, sides.image.index_of(kept))
+    found, said = pairs
+    if "pairs_left_out" in said:
+        return said
+    on_step("text: pairs")
+    chosen = np.random.default_rng(config.seed).permutation(len(found.text))[: config.gap.sample]
+    text_rows = found.text[chosen]
+    raw, image = _unit(sides.captions, text_rows), _unit(sides.image, found.image[chosen])
     axes = fit_frame(sample[1], sample[0], config.gap.energy)
     by_cloud = {"text": compare_pairs(raw, image, axes)}
     for name, alignment in alignments.items():
         on_step(f"{name}: pairs")
         by_cloud[name] = compare_pairs(_align(alignment, raw, text_rows), alignment.apply_to_images(image), axes)
     subspace = {"energy": config.gap.energy, "rank": axes.u.shape[1]}
-    pairs = {"count": len(kept), "records": len(captions), "matched_by": matched_by, "subspace": subspace}
-    return {"pairs": {**pairs, "by_cloud": by_cloud}}
-
-
-def _caption_rows(captions: dict[str, str], store: EmbeddingStore) -> tuple[dict[str, int], str]:
-    """Row of the caption of each pair that has one, by the pair's id, and how it was found.
-
-    Rows are found by id, or, where the store has none of the ids, by the text itself: the same words have the same
-    embedding, whatever record they come from.
-    """
-    known = [name for name in dict.fromkeys(store.ids()) if name in captions]
-    if known:
-        return dict(zip(known, store.index_of(known).tolist(), strict=True)), "id"
-    wanted = set(captions.values())
-    by_text = {text: row for row, text in enumerate(store.payload(slice(None))) if text in wanted}
-    return {name: by_text[text] for name, text in captions.items() if text in by_text}, "text"
+    return {"pairs": {"count": len(chosen), **said, "subspace": subspace, "by_cloud": by_cloud}}
 
 
 def _show(report: dict[str, Any]) -> None:

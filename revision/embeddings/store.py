@@ -65,6 +65,16 @@ class EmbeddingStore:
         """Pickled for a data-loading process as a path: each process maps the files itself, no row is copied."""
         return EmbeddingStore, (self.path, self.manifest)
 
+    @property
+    def has_ids(self) -> bool:
+        """Whether `ids` are those of records, and not row numbers in their place."""
+        return True
+
+    @property
+    def has_payload(self) -> bool:
+        """Whether every row has a text, or the path of its picture."""
+        return True
+
     def rows(self, index: int | slice | np.ndarray) -> np.ndarray:
         """Rows in the order asked for.
 

@@ -183,15 +183,17 @@ def domain_transfer(
     Returns:
         JSON values: the arguments; `rows`, how many each half of a domain has; `raw`, by domain, the measures without
         alignment; `floor`, by domain, the centroid gap that sampling alone leaves; `methods`, for each and each measure
-        `mean` and `std` over trials as matrices [fitted on][measured on].
+        `mean` and `std` over trials as matrices [fitted on][measured on], None where the method refused a half;
+        `refused`, its sentences, by method and domain that was fitted on.
 
     Raises:
-        ValueError: a domain with fewer than 8 rows on a side, or an alignment that cannot be fitted on a half.
+        ValueError: a domain with fewer than 8 rows on a side.
     """
     names = list(domains)
     _check_domains(domains)
     shape = (trials, len(names), len(names))
-    found = {method: {measure: np.empty(shape) for measure in MEASURES} for method in methods}
+    found = {method: {measure: np.full(shape, np.nan) for measure in MEASURES} for method in methods}
+    refused: dict[str, dict[str, str]] = {}
     raw: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     floors: dict[str, list[float]] = {name: [] for name in names}
     for trial in range(trials):
@@ -203,12 +205,14 @@ def domain_transfer(
         for row, source in enumerate(names):
             on_step(f"trial {trial + 1}: fit on {source}")
             for method in methods:
-                fitted = make(method).fit(halves[source].text_fit, halves[source].image_fit, measure_gap=False)
-                for column, target in enumerate(names):
-                    held = halves[target]
-                    values = _left(fitted, held.text_out, held.image_out, targets[target])
-                    for measure in MEASURES:
-                        found[method][measure][trial, row, column] = values[measure]
+                try:
+                    fitted = make(method).fit(halves[source].text_fit, halves[source].image_fit, measure_gap=False)
+                    for column, (target, held) in enumerate(halves.items()):
+                        values = _left(fitted, held.text_out, held.image_out, targets[target])
+                        for measure in MEASURES:
+                            found[method][measure][trial, row, column] = values[measure]
+                except ValueError as error:
+                    refused.setdefault(method, {}).setdefault(source, str(error))
     return {
         "domains": names,
         "rows": {name: {"text": len(half.text_out), "image": len(half.image_out)} for name, half in halves.items()},
@@ -217,6 +221,7 @@ def domain_transfer(
         "raw": {name: _mean_of(values) for name, values in raw.items()},
         "floor": {name: float(np.mean(values)) for name, values in floors.items()},
         "methods": {method: _mean_and_std(by_measure) for method, by_measure in found.items()},
+        "refused": refused,
     }
 
 
@@ -230,9 +235,13 @@ def _check_domains(domains: Mapping[str, Domain]) -> None:
 
 
 def _mean_and_std(by_measure: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Over trials, the first axis of each measure's array."""
+    """Over trials, the first axis of each measure's array; None where a trial has no number."""
+
+    def plain(matrix: np.ndarray) -> list[list[float | None]]:
+        return [[None if np.isnan(value) else value for value in row] for row in matrix.tolist()]
+
     return {
-        measure: {"mean": values.mean(axis=0).tolist(), "std": values.std(axis=0).tolist()}
+        measure: {"mean": plain(values.mean(axis=0)), "std": plain(values.std(axis=0))}
         for measure, values in by_measure.items()
     }
 

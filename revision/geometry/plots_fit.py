@@ -58,7 +58,9 @@ def draw_transfer(transfer: dict[str, Any]) -> Figure:
     """Centroid gap for each pair of domains, a panel an alignment; the first row is the gap without one."""
     names, methods = transfer["domains"], list(transfer["methods"])
     tables = {
-        name: np.array([[transfer["raw"][to]["centroid_gap"] for to in names], *values["centroid_gap"]["mean"]])
+        name: np.array(
+            [[transfer["raw"][to]["centroid_gap"] for to in names], *values["centroid_gap"]["mean"]], dtype=float
+        )  # a refused fit is NaN
         for name, values in transfer["methods"].items()
     }
     columns = min(3, len(methods))
@@ -72,12 +74,14 @@ def draw_transfer(transfer: dict[str, Any]) -> Figure:
     )
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     both = np.concatenate([table.ravel() for table in tables.values()])
-    low, high = np.log(max(both.min(), 1e-12)), np.log(both.max())
+    low, high = np.log(max(np.nanmin(both), 1e-12)), np.log(np.nanmax(both))
     for name, axis in zip(methods, axes.flat, strict=False):
         table = tables[name]
         axis.imshow(np.log(table.clip(1e-12)), cmap="YlOrBr", vmin=low, vmax=high + (high - low) * 0.35)
         for (row, column), value in np.ndenumerate(table):
-            axis.annotate(f"{value:.3f}", (column, row), ha="center", va="center", fontsize=8)
+            axis.annotate(
+                "refused" if np.isnan(value) else f"{value:.3f}", (column, row), ha="center", va="center", fontsize=8
+            )
         axis.axhline(0.5, color="white", linewidth=3)
         axis.set_title(name)
         axis.set_xticks(range(len(names)), names, rotation=20, ha="right", rotation_mode="anchor")

@@ -170,7 +170,9 @@ def _transfer_tables(transfer: dict[str, Any]) -> Iterator[Table]:
         matrix = values["centroid_gap"]["mean"]
         rows += [Line(f"fitted on {name}", "", gaps) for name, gaps in zip(names, matrix, strict=True)]
         rows.append(Line("sampling alone", "of the held-out rows", [transfer["floor"][name] for name in names]))
-        yield Table(f"Domain transfer: {method}", note, names, rows)
+        refused = transfer["refused"].get(method, {}).items()
+        said = note + "".join(f" {method} refused half of {name}: {sentence}." for name, sentence in refused)
+        yield Table(f"Domain transfer: {method}", said, names, rows)
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -63,6 +63,11 @@ class ForeignStore(EmbeddingStore):
         return ForeignStore, (self.path, self.manifest, self._parts)
 
     @property
+    def has_ids(self) -> bool:
+        """Whether every row has an id in its file; row numbers stand in for those that have none."""
+        return all(self._label(part, "id") is not None for part in range(len(self._parts)))
+
+    @property
     def has_payload(self) -> bool:
         """Whether every row has a text, or the path of its picture."""
         return all(self._label(part, "payload") is not None for part in range(len(self._parts)))

@@ -168,6 +168,31 @@ def test_until_below_float64_is_refused() -> None:
         ReAlign(until=1e-30).fit(*two_sides())
 
 
+def test_until_gives_up_after_a_hundred_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("revision.alignment.centroid.MOST_STEPS", 1)
+    with pytest.raises(ValueError, match=r"until=1e-12 is out of reach: after 1 steps the gap is .*; raise until, or"):
+        ReAlign(until=1e-12).fit(*two_sides())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda facts: facts.pop("tensors_sha256"), "are of two saves"),
+        (lambda facts: facts.pop("method"), r"cannot be read \(it has no 'method'\): save the alignment again"),
+        (lambda facts: facts.pop("text"), r"cannot be read \(it has no 'text'\)"),
+        (lambda facts: facts.pop("parameters"), r"cannot be read \(it has no 'parameters'\)"),
+        (lambda facts: facts["parameters"].update(mood=1), r"cannot be read \(.*mood"),
+    ],
+)
+def test_damaged_facts_are_one_sentence(tmp_path: Path, change: Callable[[Any], object], said: str) -> None:
+    ReAlign().fit(*two_sides()).save(tmp_path)
+    facts = json.loads((tmp_path / "alignment.json").read_text())
+    change(facts)
+    (tmp_path / "alignment.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=said):
+        load_alignment(tmp_path)
+
+
 def test_measuring_the_gap_can_be_left_out() -> None:
     assert ReAlign().fit(*two_sides(), measure_gap=False).statistics.gap_after is None
 

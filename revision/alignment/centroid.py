@@ -17,6 +17,9 @@ from revision.alignment.settings import number, whole
 # Up to this share of T_x, the gap is small enough for the mean to answer a correction linearly.
 LINEAR_GAP = 0.25
 
+# `apply` pays for each step. Newton's way takes a handful; a map that needs more than this is of no use.
+MOST_STEPS = 100
+
 
 class CentroidCorrected(Alignment):
     """A map onto the sphere, followed by e^ = norm(e' - mu' + mu_x) with mu' = E[e'] over the text, once or more.
@@ -36,7 +39,7 @@ class CentroidCorrected(Alignment):
 
     Raises:
         ValueError: a negative `centroid_steps`, or an `until` that is not positive; when fitting, an `until` below what
-            float64 can resolve.
+            float64 can resolve, or not reached in a hundred steps.
     """
 
     settings: ClassVar[tuple[str, ...]] = ("centroid_steps", "until")
@@ -88,6 +91,11 @@ class CentroidCorrected(Alignment):
                 continue
             if gap >= previous:
                 raise ValueError(f"until={until} is out of reach: the gap stays at {gap:.1e}; raise until")
+            if len(self._vectors["corrections"]) >= MOST_STEPS:
+                raise ValueError(
+                    f"until={until} is out of reach: after {MOST_STEPS} steps the gap is {gap:.1e}; raise until, or "
+                    "give centroid_steps instead"
+                )
             previous, plain = gap, None
             if newton and gap < LINEAR_GAP * trace:
                 plain, error = error, error + goal * (float(goal @ error) / trace)

@@ -46,6 +46,6 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise ValueError(f"{folder / FACTS_FILE} is not of alignment format {FORMAT}: save the alignment again")
     data = (folder / TENSORS_FILE).read_bytes()
-    if hashlib.sha256(data).hexdigest() != facts["tensors_sha256"]:
+    if hashlib.sha256(data).hexdigest() != facts.get("tensors_sha256"):
         raise ValueError(f"{TENSORS_FILE} and {FACTS_FILE} in {folder} are of two saves: save the alignment again")
     return facts, safetensors.torch.load(data)

@@ -64,6 +64,12 @@ def load_alignment(path: str | Path) -> Alignment:
         ValueError: a file is missing or damaged, the two are of different saves, or the method is unknown here.
     """
     facts, tensors = files.read(Path(path))
-    if facts["method"] not in METHODS:
+    if "method" in facts and facts["method"] not in METHODS:
         raise ValueError(f"{path} is of alignment method {facts['method']!r}; this version knows {', '.join(METHODS)}")
-    return METHODS[facts["method"]](**facts["parameters"]).restore(facts, tensors)
+    try:
+        return METHODS[facts["method"]](**facts["parameters"]).restore(facts, tensors)
+    except (KeyError, TypeError) as error:  # a field that is not there, or one that this version does not know
+        missing = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"{Path(path) / files.FACTS_FILE} cannot be read ({missing}): save the alignment again"
+        ) from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,6 +211,30 @@ def test_a_trace_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "trace.jsonl").write_text(json.dumps({"step": 1})[:-1])
     with pytest.raises(ValueError, match=r"is not a trace .*run `revision contrast` again"):
         read_trace(tmp_path / "trace.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda line: None, r"line 2: it must be a mapping"),
+        (lambda line: {"step": 1}, r"line 2: rank must be a number"),
+        (lambda line: {**line, "rank": None}, r"line 2: rank must be a number"),
+        (lambda line: {**line, "drift": "x"}, r"line 2: drift must be a number"),
+        (
+            lambda line: {name: value for name, value in line.items() if name != "leak"},
+            r"line 2: leak must be a number",
+        ),
+    ],
+)
+def test_a_line_that_is_no_measurement(change: Callable[[Any], Any], sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    line = FrameTrace(file, batches=[np.arange(30)], energy=0.8).record(20, *cloud(1), 20.0)
+    file.write_text(f"{json.dumps(line)}\n{json.dumps(change(line))}\n")
+    with pytest.raises(ValueError, match=rf"trace.jsonl is not a trace \({sentence}\): run `revision contrast` again"):
+        read_trace(file)
+    file.write_text("")
+    with pytest.raises(ValueError, match=r"trace.jsonl is not a trace \(it has no line\)"):
+        read_trace(file)
 
 
 def test_figure_has_a_curve_of_each_quantity(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from test_gap import corpus, make_config, plain_gap, read_report, stored, unit_r
 from revision.alignment import MeanShift
 from revision.cli import main
 from revision.commands import align, gap
+from revision.geometry.frame_trace import FrameTrace
 from revision.schema import AlignmentMethod, Config, Modality, SourceConfig
 
 __all__ = ["corpus"]  # a fixture
@@ -159,6 +161,32 @@ def test_captions_that_were_never_embedded_are_refused(corpus: Path) -> None:
         ValueError, match="captions does not exist: there is no embedding store; run `revision embed` first"
     ):
         gap.run(config)
+
+
+@pytest.mark.parametrize("given", ["contrast", "contrast/trace.jsonl"])
+def test_the_trace_of_contrast_is_drawn(given: str, corpus: Path) -> None:
+    (corpus / "contrast").mkdir()
+    trace = FrameTrace(corpus / "contrast/trace.jsonl", batches=[np.arange(30)], energy=0.8)
+    images, *texts = (unit_rows(40, seed, 0.1) for seed in range(3))
+    lines = [trace.record(step, images, rows, 20.0) for step, rows in zip((10, 20), texts, strict=True)]
+    measured(make_config(corpus, trace=str(corpus / given)))
+    folder = corpus / "runs/test/gap"
+    frame = read_report(corpus)["frame"]
+    assert frame == {"file": str(corpus / "contrast/trace.jsonl"), "lines": lines}
+    assert base64.b64encode((folder / "frame.png").read_bytes()).decode() in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_trace_that_is_none_is_refused_before_anything_is_measured(content: str | None, corpus: Path) -> None:
+    (corpus / "contrast").mkdir()
+    if content is not None:
+        (corpus / "contrast/trace.jsonl").write_text(content)
+    config = make_config(corpus, trace=str(corpus / "contrast"))
+    align.run(config)
+    why = "does not exist: run `revision contrast` first" if content is None else "is not a trace .*contrast` again"
+    with pytest.raises(ValueError, match=rf"gap.trace = .*contrast: .*trace.jsonl {why}, or set gap.trace=null"):
+        gap.run(config)
+    assert not (corpus / "runs/test/gap").exists()
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def test_the_comparison_holds_the_measures(sides: tuple[np.ndarray, np.ndarray, 
     assert raw["probe_accuracy"] == measures.probe_accuracy(text, image, 4)
     assert found.numbers["neighbours_kept"] == {"realign": pairwise.neighbour_overlap(text, aligned, [3, 5])}
     spectrum = measures.spectrum(image)
+    edges = [number / 100 - 1 for number in range(201)]
     assert found.numbers["clouds"]["image"] == {
         "rows": 120,
         "trace": measures.trace(image),
@@ -62,6 +63,11 @@ def test_the_comparison_holds_the_measures(sides: tuple[np.ndarray, np.ndarray, 
         "power_law_ranks": [1, 6],
         "effective_rank": measures.effective_rank(spectrum),
         "condition_number": measures.condition_number(spectrum),
+        "spectrum": spectrum.tolist(),
+        "cosine_density": {
+            "edges": pytest.approx(edges),
+            "values": [*density[1]],
+        },
     }
 
 

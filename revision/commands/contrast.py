@@ -28,7 +28,7 @@ def run(config: Config) -> None:
     from revision.contrastive import heads_of, train, whole
     from revision.encoders import OpenClipEncoder, load_encoder
     from revision.geometry.frame_plot import save_frame_figure
-    from revision.geometry.frame_trace import read_trace
+    from revision.geometry.frame_trace import TRACE, read_trace
     from revision.progress import progress_bar, say
     from revision.records import read_pairs
 
@@ -46,7 +46,7 @@ def run(config: Config) -> None:
     started = time.monotonic()
     pairs = _inputs(config, encoder, part, list(read_pairs(train_file)), "training")
     validation = _inputs(config, encoder, part, list(read_pairs(validation_file)), "validation")
-    trace_file = folder / "trace.jsonl"
+    trace_file = folder / TRACE
     with (folder / "log.jsonl").open("w") as log, progress_bar("steps") as progress:
         task = progress.add_task(part.name, total=None)
 

@@ -3,7 +3,8 @@
 Compares a seeded sample of raw and of aligned text embeddings with image embeddings, and writes `report.json`, figures
 as PNG, and one HTML page that holds both. Rows are aligned as training sees them: noise of the first epoch included.
 On request further alignments stand beside the run's own (`gap.compare`), and the report says how the gap depends on the
-rows that an alignment was fitted on (`gap.sizes`) and on their domain (`gap.domains`). docs/geometry.md explains all.
+rows that an alignment was fitted on (`gap.sizes`) and on their domain (`gap.domains`), and shows how the gap came about
+while `contrast` trained the encoder (`gap.trace`). docs/geometry.md explains all.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def run(config: Config) -> None:
     sides = _open(config)
     count = min(config.gap.sample, len(sides.text), len(sides.image))
     neighbours = _neighbours(config, count)
-    pairs = _find_pairs(config, sides)
+    pairs, trace = _find_pairs(config, sides), _trace(config)
     folder = rundir.start(config, "gap")
     rng = np.random.default_rng(config.seed)
     chosen = np.sort(rng.choice(len(sides.text), count, replace=False))
@@ -95,6 +96,7 @@ def run(config: Config) -> None:
             **comparison.numbers,
             **_pairs(config, sides, pairs, alignments, (text, image), on_step),
             **_held_out(config, sides, list(alignments), on_step),
+            **trace,
         }
         on_step("figures")
         figures = draw_all(folder, comparison.clouds, report)
@@ -275,6 +277,20 @@ def _pairs(
         by_cloud[name] = compare_pairs(_align(alignment, raw, text_rows), alignment.apply_to_images(image), axes)
     subspace = {"energy": config.gap.energy, "rank": axes.u.shape[1]}
     return {"pairs": {"count": len(chosen), **said, "subspace": subspace, "by_cloud": by_cloud}}
+
+
+def _trace(config: Config) -> dict[str, Any]:
+    """The lines of `gap.trace`, which the page draws, and where they were read."""
+    from revision.geometry.frame_trace import TRACE, read_trace
+
+    if config.gap.trace is None:
+        return {}
+    given = Path(config.gap.trace)
+    file = given / TRACE if given.is_dir() else given
+    try:
+        return {"frame": {"file": str(file), "lines": read_trace(file)}}
+    except ValueError as error:
+        raise ValueError(f"gap.trace = {given}: {error}, or set gap.trace=null") from error
 
 
 def _show(report: dict[str, Any]) -> None:

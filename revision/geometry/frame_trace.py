@@ -11,9 +11,15 @@ import numpy as np
 
 from revision.geometry import frame
 
+TRACE = "trace.jsonl"  # in the folder of `contrast`
 DRIFT_FLOOR = 1e-12  # eps of the relative drift, should there be no passive bias at the reference step
 
 Measured: TypeAlias = dict[str, float | None]
+
+ALWAYS = ("step", "rank", "energy", "gap", "beta", "gamma")  # numbers of every line; those of the panels may be null
+OF_PANELS = (
+    "leak", "sin_theta", "leak_present", "stability", "drift", "condition_u", "rho_eig", "condition_v", "gamma_angle",
+)  # fmt: skip
 
 
 class FrameTrace:
@@ -100,11 +106,23 @@ def read_trace(file: Path) -> list[Measured]:
     """The lines of a trace, in order.
 
     Raises:
-        ValueError: the file does not exist or is not JSON lines.
+        ValueError: the file does not exist, is not JSON lines, holds none, or holds one that is no measurement.
     """
     if not file.is_file():
         raise ValueError(f"trace {file} does not exist: run `revision contrast` first")
     try:
-        return [json.loads(line) for line in file.read_text().splitlines()]
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise ValueError(f"{file} is not a trace ({error}): run `revision contrast` again") from error
+    if not lines:
+        raise ValueError(f"{file} is not a trace (it has no line): run `revision contrast` again")
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, dict) or (wrong := [name for name in (*ALWAYS, *OF_PANELS) if not _fits(line, name)]):
+            what = f"{wrong[0]} must be a number" if isinstance(line, dict) else "it must be a mapping"
+            raise ValueError(f"{file} is not a trace (line {number}: {what}): run `revision contrast` again")
+    return lines
+
+
+def _fits(line: Measured, name: str) -> bool:
+    """Whether a line has a quantity as a number, or as null where that is allowed."""
+    return type(line.get(name)) in (int, float) or (name in OF_PANELS and name in line and line[name] is None)

@@ -43,6 +43,9 @@ CAPTIONS = {
     "no training noise. Dotted: what sampling alone gives, for the fit and for the held-out rows.",
     "domain_transfer": "Centroid gap on held-out rows of a domain (column) after an alignment fitted on a "
     "domain (row), without training noise.",
+    "frame": "How the gap came about while the encoder trained, in a frame that was frozen at one step: U, the leading "
+    "subspace of both covariances, and V, its complement. Over the training step: leakage of the gradients, the mean "
+    "bias in V, and the shape of the residuals in U and in V.",
 }
 
 
@@ -52,7 +55,8 @@ def write_page(title: str, report: dict[str, Any], figures: Sequence[Path]) -> s
     Args:
         title: of the page.
         report: what `revision gap` writes to `report.json`: `encoder`, `sample`, `centroid_gap_all_rows` (by cloud),
-            the numbers of `report.compare` and, where there are some, `pairs`, `sample_size`, `domain_transfer`.
+            the numbers of `report.compare` and, where there are some, `pairs`, `sample_size`, `domain_transfer` and
+            `frame`.
         figures: PNG files, in the order in which they are shown.
     """
     said = [f"Encoder {report['encoder']}.", *([report["pairs_left_out"]] if "pairs_left_out" in report else [])]

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from revision.geometry import measures
+from revision.geometry.frame_plot import draw_frame
 from revision.geometry.plots_fit import draw_size_curve, draw_transfer
 from revision.geometry.plots_methods import draw_energies, draw_methods
 from revision.geometry.report import Cloud
@@ -48,6 +49,8 @@ def draw_all(folder: Path, clouds: dict[str, Cloud], report: dict[str, Any]) -> 
         figures["sample_size"] = lambda: draw_size_curve(report["sample_size"])
     if "domain_transfer" in report:
         figures["domain_transfer"] = lambda: draw_transfer(report["domain_transfer"])
+    if "frame" in report:
+        figures["frame"] = lambda: draw_frame(report["frame"]["lines"])
     paths = []
     for name, draw in figures.items():
         with mpl.rc_context(STYLE):
@@ -123,7 +126,7 @@ def draw_cosines(clouds: dict[str, Cloud], report: dict[str, Any]) -> Figure:
     figure, panel = _single(3.2)
     methods = _methods(clouds)
     for name, cloud in clouds.items():
-        centres = _bin_edges(cloud)[:-1] + 1 / len(cloud.density)
+        centres = cloud.bin_edges[:-1] + 1 / len(cloud.density)
         label = name
         if name != "image":
             to = " to mapped images" if name in report["moved_images"] else ""
@@ -173,12 +176,8 @@ def _methods(clouds: dict[str, Cloud]) -> list[str]:
     return [name for name in clouds if name not in ("image", "text")]
 
 
-def _bin_edges(cloud: Cloud) -> np.ndarray:
-    return np.linspace(-1, 1, len(cloud.density) + 1)
-
-
 def _support(clouds: dict[str, Cloud]) -> tuple[float, float]:
     """Cosines between which every density has risen above a thousandth of its peak."""
     seen = np.any([cloud.density > cloud.density.max() / 1000 for cloud in clouds.values()], axis=0)
-    edges, where = _bin_edges(clouds["image"]), np.flatnonzero(seen)
+    edges, where = clouds["image"].bin_edges, np.flatnonzero(seen)
     return float(edges[where[0]]), float(edges[where[-1] + 1])

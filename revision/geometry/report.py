@@ -40,8 +40,13 @@ class Cloud:
         """Trace of the covariance."""
         return float(np.trace(self.covariance))
 
+    @property
+    def bin_edges(self) -> np.ndarray:
+        """Edges of the density's bins, float64 [bins + 1]."""
+        return np.linspace(-1, 1, len(self.density) + 1)
+
     def numbers(self) -> dict[str, Any]:
-        """The measures that need no other cloud, as JSON values."""
+        """The measures that need no other cloud, as JSON values; lists are as long as rows are wide, or as the bins."""
         return {
             "rows": len(self.rows),
             "trace": self.trace,
@@ -50,6 +55,8 @@ class Cloud:
             "power_law_ranks": list(measures.power_law_range(self.eigenvalues)),
             "effective_rank": measures.effective_rank(self.eigenvalues),
             "condition_number": measures.condition_number(self.eigenvalues),
+            "spectrum": self.eigenvalues.tolist(),
+            "cosine_density": {"edges": self.bin_edges.tolist(), "values": self.density.tolist()},
         }
 
 

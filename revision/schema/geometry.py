@@ -49,4 +49,5 @@ class GapConfig:
     sizes: list[int] = field(default_factory=list)  # rows a side to fit on, for the sample-size curve; []: no curve
     held_out: int = 2000  # rows a side that the sample-size curve measures on
     domains: list[str] = field(default_factory=list)  # two or more <text source>/<image source> to transfer between
+    trace: str | None = None  # trace.jsonl of a `contrast`, or its folder: adds the fixed frame's figure to the report
     trials: int = 5  # repetitions of curve and transfer (ReVision v3: 5)

@@ -16,6 +16,8 @@ from revision.alignment.settings import number, whole
 
 # Up to this share of T_x, the gap is small enough for the mean to answer a correction linearly.
 LINEAR_GAP = 0.25
+# A gap that is still there after so many passes shrinks too slowly to be waited for; sound fits take a dozen at most.
+MOST_STEPS = 100
 
 
 class CentroidCorrected(Alignment):
@@ -36,7 +38,7 @@ class CentroidCorrected(Alignment):
 
     Raises:
         ValueError: a negative `centroid_steps`, or an `until` that is not positive; when fitting, an `until` below what
-            float64 can resolve.
+            float64 can resolve, or that 100 steps do not reach.
     """
 
     settings: ClassVar[tuple[str, ...]] = ("centroid_steps", "until")
@@ -88,6 +90,11 @@ class CentroidCorrected(Alignment):
                 continue
             if gap >= previous:
                 raise ValueError(f"until={until} is out of reach: the gap stays at {gap:.1e}; raise until")
+            if len(self._vectors["corrections"]) >= MOST_STEPS:
+                raise ValueError(
+                    f"until={until} is out of reach: the gap is still {gap:.1e} after {MOST_STEPS} steps; raise "
+                    f"until, or choose another alignment"
+                )
             previous, plain = gap, None
             if newton and gap < LINEAR_GAP * trace:
                 plain, error = error, error + goal * (float(goal @ error) / trace)

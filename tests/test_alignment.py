@@ -1,5 +1,6 @@
 """The alignments against few-liners in float64, the authors' own output, and the invariances that they must have."""
 
+import hashlib
 import json
 import math
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import revision
@@ -413,6 +415,59 @@ def test_a_foreign_file_is_refused(old: str, new: str, message: str, tmp_path: P
     file.write_text(file.read_text().replace(old, new, 1))
     with pytest.raises(ValueError, match=message):
         load_alignment(tmp_path)
+
+
+LACKING = ["method", "parameters", "text", "text.count", "image.fingerprint", "centroid_gap.after", "tensors_sha256"]
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_a_file_without_one_of_its_fields_is_refused(name: str, tmp_path: Path) -> None:
+    file = saved(tmp_path)
+    end = "so it is damaged or of another version: run `revision align` again, or Alignment.save"
+    *section, entry = name.split(".")
+    for value, expected in ((None, f"holds no {name!r}"), ([], f"holds {name!r} = []")):
+        facts = json.loads(file.read_text())
+        holder = facts[section[0]] if section else facts
+        del holder[entry]
+        if value is not None:
+            holder[entry] = value
+        (tmp_path / "alignment.json").write_text(json.dumps(facts))
+        with pytest.raises(ValueError) as caught:
+            load_alignment(tmp_path)
+        assert str(caught.value) == f"{file} {expected}, {end}"
+        saved(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("sharpness", 2, "has a parameter 'sharpness', which realign lacks in this version"),
+        ("until", -1, "has a parameter that realign refuses (until=-1 must be a positive distance, such as 1e-7)"),
+    ],
+)
+def test_parameters_of_another_version_are_refused(name: str, value: Any, expected: str, tmp_path: Path) -> None:
+    file = saved(tmp_path)
+    facts = json.loads(file.read_text())
+    facts["parameters"][name] = value
+    file.write_text(json.dumps(facts))
+    with pytest.raises(ValueError) as caught:
+        load_alignment(tmp_path)
+    assert str(caught.value) == f"{file} {expected}: run `revision align` again, or Alignment.save"
+
+
+def test_vectors_without_the_statistics_are_refused(tmp_path: Path) -> None:
+    file = saved(tmp_path)
+    vectors = tmp_path / "alignment.safetensors"
+    tensors = safetensors.torch.load_file(vectors)
+    del tensors["image.mean"]
+    safetensors.torch.save_file(tensors, vectors)
+    facts = json.loads(file.read_text())
+    facts["tensors_sha256"] = hashlib.sha256(vectors.read_bytes()).hexdigest()
+    file.write_text(json.dumps(facts))
+    with pytest.raises(ValueError) as caught:
+        load_alignment(tmp_path)
+    end = "so it is of another version: run `revision align` again, or Alignment.save"
+    assert str(caught.value) == f"{vectors} holds no 'image.mean', {end}"
 
 
 SAME = np.tile([[0.6, 0.8]], (5, 1))

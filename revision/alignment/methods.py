@@ -61,9 +61,20 @@ def load_alignment(path: str | Path) -> Alignment:
         path: folder with `alignment.safetensors` and `alignment.json`.
 
     Raises:
-        ValueError: a file is missing or damaged, the two are of different saves, or the method is unknown here.
+        ValueError: a file is missing or damaged, the two are of different saves, or the method or one of its parameters
+            is unknown here.
     """
     facts, tensors = files.read(Path(path))
     if facts["method"] not in METHODS:
         raise ValueError(f"{path} is of alignment method {facts['method']!r}; this version knows {', '.join(METHODS)}")
-    return METHODS[facts["method"]](**facts["parameters"]).restore(facts, tensors)
+    cls, file = METHODS[facts["method"]], Path(path) / files.FACTS_FILE
+    for name in facts["parameters"]:
+        if name not in cls.settings:
+            raise ValueError(
+                f"{file} has a parameter {name!r}, which {cls.method} lacks in this version: {files.AGAIN}"
+            )
+    try:
+        alignment = cls(**facts["parameters"])
+    except ValueError as error:
+        raise ValueError(f"{file} has a parameter that {cls.method} refuses ({error}): {files.AGAIN}") from error
+    return alignment.restore(facts, tensors)

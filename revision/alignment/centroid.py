@@ -16,8 +16,7 @@ from revision.alignment.settings import number, whole
 
 # Up to this share of T_x, the gap is small enough for the mean to answer a correction linearly.
 LINEAR_GAP = 0.25
-
-# `apply` pays for each step. Newton's way takes a handful; a map that needs more than this is of no use.
+# A gap that is still there after so many passes shrinks too slowly to be waited for; sound fits take a dozen at most.
 MOST_STEPS = 100
 
 
@@ -39,7 +38,7 @@ class CentroidCorrected(Alignment):
 
     Raises:
         ValueError: a negative `centroid_steps`, or an `until` that is not positive; when fitting, an `until` below what
-            float64 can resolve, or not reached in a hundred steps.
+            float64 can resolve, or that 100 steps do not reach.
     """
 
     settings: ClassVar[tuple[str, ...]] = ("centroid_steps", "until")
@@ -93,8 +92,8 @@ class CentroidCorrected(Alignment):
                 raise ValueError(f"until={until} is out of reach: the gap stays at {gap:.1e}; raise until")
             if len(self._vectors["corrections"]) >= MOST_STEPS:
                 raise ValueError(
-                    f"until={until} is out of reach: after {MOST_STEPS} steps the gap is {gap:.1e}; raise until, or "
-                    "give centroid_steps instead"
+                    f"until={until} is out of reach: the gap is still {gap:.1e} after {MOST_STEPS} steps; raise "
+                    f"until, or choose another alignment"
                 )
             previous, plain = gap, None
             if newton and gap < LINEAR_GAP * trace:

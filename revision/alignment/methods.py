@@ -61,15 +61,20 @@ def load_alignment(path: str | Path) -> Alignment:
         path: folder with `alignment.safetensors` and `alignment.json`.
 
     Raises:
-        ValueError: a file is missing or damaged, the two are of different saves, or the method is unknown here.
+        ValueError: a file is missing or damaged, the two are of different saves, or the method or one of its parameters
+            is unknown here.
     """
     facts, tensors = files.read(Path(path))
-    if "method" in facts and facts["method"] not in METHODS:
+    if facts["method"] not in METHODS:
         raise ValueError(f"{path} is of alignment method {facts['method']!r}; this version knows {', '.join(METHODS)}")
+    cls, file = METHODS[facts["method"]], Path(path) / files.FACTS_FILE
+    for name in facts["parameters"]:
+        if name not in cls.settings:
+            raise ValueError(
+                f"{file} has a parameter {name!r}, which {cls.method} lacks in this version: {files.AGAIN}"
+            )
     try:
-        return METHODS[facts["method"]](**facts["parameters"]).restore(facts, tensors)
-    except (KeyError, TypeError) as error:  # a field that is not there, or one that this version does not know
-        missing = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"{Path(path) / files.FACTS_FILE} cannot be read ({missing}): save the alignment again"
-        ) from error
+        alignment = cls(**facts["parameters"])
+    except ValueError as error:
+        raise ValueError(f"{file} has a parameter that {cls.method} refuses ({error}): {files.AGAIN}") from error
+    return alignment.restore(facts, tensors)

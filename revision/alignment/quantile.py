@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from revision.alignment.fitting import Fitting, Side
-from revision.alignment.quantiles import RadiusSketch, transfer
+from revision.alignment.quantiles import SMALLEST, RadiusSketch, transfer
 from revision.alignment.spectra import frame
 from revision.alignment.subspace import SubspaceMap
 
@@ -29,8 +29,8 @@ class Quantile(SubspaceMap):
     Open: r, lambda, which coordinates share a plane, and whether rows are centred first. lambda does not change the
     eigenvectors, so all that `ridge` regularises here is the scaling in V.
 
-    Arguments and errors are those of `SubspaceMap`, but r is even, given or found: an odd one is an error. The ridge is
-    added in V.
+    Arguments and errors are those of `SubspaceMap`, but r is even, given or found: an odd one is an error, and so is a
+    plane of U in which images vary and texts do not. The ridge is added in V.
     """
 
     method = "quantile"
@@ -68,12 +68,20 @@ class Quantile(SubspaceMap):
                 "the text rows have no variance in a direction outside of U, so Quantile finds no scale for it: set "
                 "ridge above 0, or fit on more rows than columns"
             )
+        text_radii = self._quantiles(fitting, "text", text.mean, basis[:, :even])
+        image_radii = self._quantiles(fitting, "image", image.mean, basis[:, :even])
+        # Radii below what the sketch resolves are rounding, which the map would blow up to radii of the images.
+        if bool(((text_radii[:, -1] <= SMALLEST) & (image_radii[:, -1] > SMALLEST)).any()):
+            raise ValueError(
+                "the text rows have no variance in a plane of U, so Quantile finds no scale for it: lower rank or "
+                "energy, or fit on more rows than columns"
+            )
         self._vectors = {
             "basis": basis,
             "text_mean": text.mean,
             "image_mean": image.mean,
-            "text_radii": self._quantiles(fitting, "text", text.mean, basis[:, :even]),
-            "image_radii": self._quantiles(fitting, "image", image.mean, basis[:, :even]),
+            "text_radii": text_radii,
+            "image_radii": image_radii,
             "scales": (of_image.clamp_min(0) / of_text).sqrt(),
         }
 

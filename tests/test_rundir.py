@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -313,7 +314,7 @@ def test_start_writes_config_and_provenance_and_takes_the_mark_away(
     provenance = json.loads((path / "provenance.json").read_text())
     assert provenance["packages"]["numpy"] is not None
     assert provenance["hardware"]["cpus"] == os.cpu_count()
-    assert "pytest" in provenance["command_line"]
+    assert shlex.split(provenance["command_line"]) == sys.orig_argv
     rundir.finish(config, "align", gap=0.5)
     rundir.start(config, "align")
     assert not rundir.is_finished(config, "align")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from revision.alignment import METHODS, ImageSide, ReAlign, Unicorn, build_alignment, load_alignment
+from revision.alignment import METHODS, ImageSide, MeanShift, ReAlign, Unicorn, build_alignment, load_alignment
 
 DIM = 8
 
@@ -33,6 +33,35 @@ def test_another_byte_order_gives_the_same_values(dtype: str) -> None:
     mapped = found.apply(text)
     assert mapped.dtype == np.dtype(dtype)
     np.testing.assert_array_equal(mapped, expected.apply(native))
+
+
+@pytest.mark.parametrize(("offset", "size"), [(1, 1 + 4 * DIM), (2, 4 + 4 * DIM), (4, 4 + 4 * DIM)])
+def test_a_field_of_a_structured_array_is_taken(offset: int, size: int) -> None:
+    """Its rows are apart by no multiple of an entry, by one but within an entry, or by one."""
+    record = np.dtype(
+        {"names": ["id", "row"], "formats": ["i1", ("f4", DIM)], "offsets": [0, offset], "itemsize": size}
+    )
+    text, image = sides()
+    records = np.zeros(len(text), record)
+    records["row"] = text
+    found, expected = ReAlign().fit(records["row"], image), ReAlign().fit(text, image)
+    for name, vector in expected._vectors.items():
+        assert torch.equal(found._vectors[name], vector)
+    np.testing.assert_array_equal(found.apply(records["row"]), expected.apply(text))
+
+
+def test_a_row_that_a_map_takes_to_the_origin_is_named() -> None:
+    """By its number in the source, skipped rows and blocks before it included."""
+    end = "is mapped onto the zero vector, which has no direction: choose another alignment$"
+    text = [np.array([[np.nan, 0.0], [0.0, 1.0], [0.0, -1.0]]), np.array([[-1.0, 0.0], [1.0, 0.0]])]
+    image = np.array([[-1.0, 0.0]] * 2)
+    with pytest.raises(ValueError, match=f"^text row 4 {end}"):
+        MeanShift().fit(text, image, skip_invalid=True)
+    alignment = MeanShift().fit(text, image, skip_invalid=True, measure_gap=False)
+    with pytest.raises(ValueError, match=f"^text row 1 {end}"):
+        alignment.apply(text[1])
+    with pytest.raises(ValueError, match=f"^text row 2 {end}"):
+        list(alignment.apply([text[1][:1], text[1]], row_ids=range(3)))
 
 
 def test_a_list_is_looked_at_at_once() -> None:

@@ -522,7 +522,7 @@ def test_a_setting_that_no_method_knows_is_refused() -> None:
 def test_an_image_on_the_image_mean_is_refused() -> None:
     text = np.array([[1.0, 0.0], [0.0, 1.0]])
     alignment = Unicorn().fit(text, np.array([[1.0, 0.0], [1.0, 0.0]]), measure_gap=False)
-    with pytest.raises(ValueError, match="an image row is mapped onto the zero vector, which has no direction"):
+    with pytest.raises(ValueError, match="^image row 0 is mapped onto the zero vector, which has no direction"):
         alignment.apply_to_images(text)
 
 

@@ -1,6 +1,7 @@
 """Moments: exact to float64 whatever the form, the chunks and the number of processes."""
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from revision.alignment import METHODS, ResidualNoise, build_alignment, load_alignment
+from revision.alignment import METHODS, MeanShift, ResidualNoise, build_alignment, load_alignment
 from revision.alignment.moments import Detail, Moments, all_reduce, measure, merge_all
 from revision.alignment.rows import numbered_blocks, to_sphere, unit_blocks
 
@@ -221,8 +222,37 @@ def sides() -> tuple[np.ndarray, np.ndarray]:
     return raw_rows(), raw_rows(seed=1) + 1
 
 
+# What each of two processes holds of text and image, and the sentence that both must then end with.
+MIXED, SAME = np.array([[0.6, 0.8], [-0.6, -0.8]]), np.array([[-1.0, 0.0]])
+REFUSED: dict[str, tuple[list[Any], list[Any], str]] = {
+    "a row": (
+        [MIXED, np.array([[1.0, 0.0], [1.0, np.nan]])],
+        [SAME, SAME],
+        "process 1's text row 1 has a NaN or infinite entry, so it has no direction: remove it or embed it again",
+    ),
+    "a source": (
+        [5, MIXED],
+        [SAME, SAME],
+        "process 0's text is a int; give an array, a store or an iterable of arrays",
+    ),
+    "no rows": ([MIXED[:0], []], [SAME, SAME], "text holds no rows in any process; statistics need at least two"),
+    "widths": (
+        [MIXED, MIXED],
+        [SAME, np.ones((2, 3))],
+        "process 1's image has 3 columns but process 0's 2: embed both with one encoder",
+    ),
+    "a later pass": (
+        [MIXED, np.array([[-1.0, 0.0], [1.0, 0.0]])],
+        [SAME, SAME],
+        "process 1's text row 1 is mapped onto the zero vector, which has no direction: choose another alignment",
+    ),
+}
+
+
 def work(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
     text, image = sides()
     for detail in Detail:
         found = all_reduce(measure(unit_blocks(share(rank, text), "text"), detail=detail))
@@ -233,6 +263,14 @@ def work(rank: int, folder: str) -> None:
         alignment = build_alignment(method=method, **SETTINGS)
         alignment.fit(share(rank, text), share(rank, image), distributed=True)
         alignment.save(Path(folder) / method / f"rank{rank}")
+        own: tuple[Any, Any] = (text[:0], image) if rank == 0 else (text, [])
+        build_alignment(method=method, **SETTINGS).fit(*own, distributed=True).save(
+            Path(folder) / "empty" / method / f"rank{rank}"
+        )
+    for name, (texts, images, _) in REFUSED.items():
+        with pytest.raises(ValueError) as caught:
+            MeanShift().fit(texts[rank], images[rank], distributed=True)
+        (Path(folder) / f"{name} {rank}.txt").write_text(str(caught.value))
     text[COUNT // 3 + SPOILT] = np.nan
     alignment = ResidualNoise().fit(share(rank, text), share(rank, image), distributed=True, skip_invalid=True)
     alignment.save(Path(folder) / "spoilt" / f"rank{rank}")
@@ -268,6 +306,37 @@ def test_two_processes_fit_as_one(method: str, together: Path) -> None:
         expected_rows = alone.apply(text, row_ids=ids, epoch=1)
         tolerance = 1e-10 if method == "quantile" else 1e-12
         np.testing.assert_allclose(found.apply(text, row_ids=ids, epoch=1), expected_rows, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_empty_share_counts_for_nothing(method: str, together: Path) -> None:
+    paths = [together / "empty" / method / f"rank{rank}" for rank in (0, 1)]
+    files = [sorted(file.read_bytes() for file in path.iterdir()) for path in paths]
+    assert files[0] == files[1]
+    text, image = sides()
+    alone, found = build_alignment(method=method, **SETTINGS).fit(text, image), load_alignment(paths[0])
+    assert found.facts() == alone.facts()
+    for ids in (None, range(COUNT)):
+        np.testing.assert_array_equal(found.apply(text, row_ids=ids, epoch=1), alone.apply(text, row_ids=ids, epoch=1))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_one_process_refuses_all_refuse(name: str, together: Path) -> None:
+    for rank in (0, 1):
+        assert (together / f"{name} {rank}.txt").read_text() == REFUSED[name][2]
+
+
+def test_moments_of_three_processes_two_of_them_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = Moments(0, torch.zeros(4, dtype=torch.float64), 0.0)
+    own = measure(unit_blocks(raw_rows()[:, :4], "text"))
+    packed = [
+        torch.cat([torch.tensor([state.count, state.scatter], dtype=torch.float64), state.mean])
+        for state in (nothing, nothing, own)
+    ]
+    monkeypatch.setattr("revision.alignment.moments.dist.is_initialized", lambda: True)
+    monkeypatch.setattr("revision.alignment.moments.all_gather", lambda tensor: packed)
+    found = all_reduce(nothing)
+    assert (found.count, found.scatter) == (own.count, own.scatter) and torch.equal(found.mean, own.mean)
 
 
 def test_two_processes_skip_and_count_as_one(together: Path) -> None:

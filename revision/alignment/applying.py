@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from revision.alignment.rows import STORE_CHUNK, Array, Store, blocks, check_array, to_sphere
+from revision.alignment.rows import STORE_CHUNK, Array, Store, blocks, check_array, naming, to_sphere
 
 Stream: TypeAlias = Store | Iterable[Array]
 Mapping: TypeAlias = Callable[[torch.Tensor, np.ndarray | None], torch.Tensor]
@@ -29,7 +29,8 @@ def applied(
         dim: width d that the rows must have.
 
     Raises:
-        ValueError: rows of another type, shape or width, a zero, NaN or infinite row, or not exactly one key a row.
+        ValueError: rows of another type, shape or width, a zero, NaN or infinite row, one that is mapped onto the zero
+            vector, or not exactly one key a row.
     """
     if not isinstance(rows, np.ndarray | torch.Tensor | str) and isinstance(rows, Store | Iterable):
         for number, array in enumerate(rows if isinstance(rows, list | tuple) else ()):
@@ -64,7 +65,8 @@ def _to_array(rows: Array, keys: np.ndarray | None, what: str, mapping: Mapping,
     for start, block in blocks(rows, working):
         stop = start + len(block)
         unit = to_sphere(block, what, first + start)
-        target[start:stop] = mapping(unit, None if keys is None else keys[start:stop])
+        with naming(what, range(first + start, first + stop)):
+            target[start:stop] = mapping(unit, None if keys is None else keys[start:stop])
     if isinstance(rows, np.ndarray) and isinstance(result, np.ndarray):
         return result.astype(rows.dtype, copy=False)  # in the byte order that the caller has
     return result

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from revision.alignment.moments import Detail, Moments, all_gather, all_reduce, measure
-from revision.alignment.rows import Source, numbered_blocks
+from revision.alignment.rows import Source, naming, numbered_blocks
 
 Side: TypeAlias = Literal["text", "image"]
 Transform: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -19,13 +22,22 @@ NumberedTransform: TypeAlias = Callable[[torch.Tensor, np.ndarray], torch.Tensor
 SMALLEST_TRACE = 1e-24
 
 
+@dataclass(frozen=True)
+class _Share:
+    """What a process tells the others of its rows before their moments are merged."""
+
+    count: int
+    dim: int
+    problem: str | None
+
+
 class Fitting:
     """Both sources, and the moments of a first pass over each.
 
     Args:
         text, image: the sources, as in `Alignment.fit`.
         detail: of the moments of text and image.
-        distributed: this process holds a share of the rows, and all statistics are of all shares.
+        distributed: this process holds a share of the rows, which may be empty, and all statistics are of all shares.
         skip_invalid: leave out rows without a direction instead of refusing them.
 
     Attributes:
@@ -33,7 +45,8 @@ class Fitting:
         skipped: number of rows left out, by side.
 
     Raises:
-        ValueError: fewer than two rows on a side, different widths, or an invalid row that may not be skipped.
+        ValueError: fewer than two rows on a side, different widths, or an invalid row that may not be skipped; where
+            shares are merged, in every process and with the sentence of the one whose share it concerns.
     """
 
     def __init__(
@@ -46,7 +59,8 @@ class Fitting:
         skip_invalid: bool = False,
     ) -> None:
         self._sources: dict[Side, Source] = {"text": text, "image": image}
-        self._distributed = distributed
+        self._distributed = distributed and dist.is_initialized()
+        self._rank = dist.get_rank() if self._distributed else 0
         self._skip_invalid = skip_invalid
         self._first_row: dict[Side, int] = {}
         self.skipped: dict[Side, int] = {"text": 0, "image": 0}
@@ -62,18 +76,19 @@ class Fitting:
 
     def blocks(self, side: Side) -> Iterator[torch.Tensor]:
         """Read this process's share of a side once more: float64 unit rows [<=b, d], free to be overwritten."""
-        return (block for _, block in numbered_blocks(self._sources[side], side, self._on_invalid()))
+        return (block for _, block in self._numbered(side))
 
     def measure(self, side: Side, transform: Transform | None = None, detail: Detail = Detail.TRACE) -> Moments:
         """Moments of a side, or of what `transform` makes of its unit rows [n, d]; one pass."""
-        blocks = self.blocks(side)
-        return self._merged(measure(blocks if transform is None else map(transform, blocks), side, detail))
+        if transform is None:
+            return self._merged(side, self.blocks(side), detail)[0]
+        return self._merged(side, self._mapped(side, lambda block, _: transform(block)), detail)[0]
 
     def measure_numbered(self, side: Side, transform: NumberedTransform) -> Moments:
         """As `measure`; `transform` gets the numbers of the rows too, uint64 [n], over all shares in rank order."""
         first = np.uint64(self._first_row[side])
-        blocks = numbered_blocks(self._sources[side], side, self._on_invalid())
-        return self._merged(measure((transform(block, numbers + first) for numbers, block in blocks), side))
+        mapped = self._mapped(side, lambda block, numbers: transform(block, numbers + first))
+        return self._merged(side, mapped, Detail.TRACE)[0]
 
     def total(self, own: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over all shares."""
@@ -92,17 +107,93 @@ class Fitting:
     def _first_pass(self, side: Side, detail: Detail) -> Moments:
         skipped: list[int] = []
         on_invalid = skipped.append if self._skip_invalid else None
-        own = measure((block for _, block in numbered_blocks(self._sources[side], side, on_invalid)), side, detail)
-        counts = torch.tensor([own.count + sum(skipped), sum(skipped)])
-        shares = all_gather(counts) if self._distributed else [counts]
-        rank = torch.distributed.get_rank() if self._distributed and torch.distributed.is_initialized() else 0
-        self._first_row[side] = sum(int(share[0]) for share in shares[:rank])
-        self.skipped[side] = sum(int(share[1]) for share in shares)
-        return self._merged(own)
+        own = (block for _, block in numbered_blocks(self._sources[side], self._name(side), on_invalid))
+        merged, counts = self._merged(side, own, detail)
+        left_out = torch.tensor([sum(skipped)])
+        skips = [int(share[0]) for share in (all_gather(left_out) if self._distributed else [left_out])]
+        self._first_row[side] = sum(counts[: self._rank]) + sum(skips[: self._rank])
+        self.skipped[side] = sum(skips)
+        return merged
 
-    def _merged(self, moments: Moments) -> Moments:
-        return all_reduce(moments) if self._distributed else moments
+    def _numbered(self, side: Side) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """This process's share of a side, each block with the numbers of its rows in the share.
 
-    def _on_invalid(self) -> Callable[[int], None] | None:
-        """Later passes leave out the same rows as the first, which has counted them."""
-        return (lambda count: None) if self._skip_invalid else None
+        Rows that the first pass has left out and counted are left out again.
+        """
+        on_invalid = (lambda count: None) if self._skip_invalid else None
+        return numbered_blocks(self._sources[side], self._name(side), on_invalid)
+
+    def _mapped(self, side: Side, transform: NumberedTransform) -> Iterator[torch.Tensor]:
+        for numbers, block in self._numbered(side):
+            with naming(self._name(side), numbers):
+                mapped = transform(block, numbers)
+            yield mapped
+
+    def _name(self, side: Side) -> str:
+        """The name of this process's share in error messages: it is by the share that rows are numbered there."""
+        return f"process {self._rank}'s {side}" if self._distributed else side
+
+    def _merged(self, side: Side, blocks: Iterator[torch.Tensor], detail: Detail) -> tuple[Moments, list[int]]:
+        """Moments of all shares, and the number of rows in each.
+
+        A process whose rows are refused tells the others before it stops, or they would wait for its moments for ever.
+        """
+        if not self._distributed:
+            own = measure(blocks, side, detail)
+            return own, [own.count]
+        moments, failure = None, None
+        try:
+            if (filled := _filled(blocks)) is not None:
+                moments = measure(filled, side, detail)
+        except ValueError as error:
+            failure = error
+        share = _Share(
+            count=moments.count if moments is not None else 0,
+            dim=moments.dim if moments is not None else 0,
+            problem=str(failure) if failure is not None else None,
+        )
+        dim, counts = _agreed(self._shares(share), side, failure)
+        return all_reduce(moments if moments is not None else _nothing(dim, detail)), counts
+
+    @staticmethod
+    def _shares(own: _Share) -> list[_Share]:
+        """The shares of all processes, in the order of their ranks."""
+        shares: list[_Share] = [own] * dist.get_world_size()
+        dist.all_gather_object(shares, own)
+        return shares
+
+
+def _agreed(shares: list[_Share], side: Side, failure: ValueError | None) -> tuple[int, list[int]]:
+    """Width of the rows, and the number of them in each share; every process comes to the same.
+
+    Raises:
+        ValueError: a process has refused its rows, there are none at all, or two shares differ in width.
+    """
+    for share in shares:
+        if share.problem is not None:
+            raise ValueError(share.problem) from failure
+    filled = [(rank, share.dim) for rank, share in enumerate(shares) if share.count]
+    if not filled:
+        raise ValueError(f"{side} holds no rows in any process; statistics need at least two")
+    first, dim = filled[0]
+    for rank, other in filled:
+        if other != dim:
+            raise ValueError(
+                f"process {rank}'s {side} has {other} columns but process {first}'s {dim}: embed both with one encoder"
+            )
+    return dim, [share.count for share in shares]
+
+
+def _filled(blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor] | None:
+    """The blocks from the first that holds rows on; None where none does."""
+    for block in blocks:
+        if len(block):
+            return chain([block], blocks)
+    return None
+
+
+def _nothing(dim: int, detail: Detail) -> Moments:
+    """Moments of no rows, as `measure` lays them out, for merging alone."""
+    columns = torch.zeros(dim, dtype=torch.float64) if detail is Detail.VARIANCES else None
+    matrix = torch.zeros(dim, dim, dtype=torch.float64) if detail is Detail.COVARIANCE else None
+    return Moments(0, torch.zeros(dim, dtype=torch.float64), 0.0, columns, matrix)

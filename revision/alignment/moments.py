@@ -159,13 +159,15 @@ def all_reduce(moments: Moments) -> Moments:
     """Merge the moments of all processes of the default `torch.distributed` group.
 
     Every process gives the moments of its own rows and gets the same result, bit for bit, since all merge in rank
-    order. Without an initialised group the moments come back as they are.
+    order. Moments of no rows (all zeros) count for nothing, but not those of all processes may be such. Without an
+    initialised group the moments come back as they are.
     """
     if not dist.is_initialized():
         return moments
     head = torch.tensor([moments.count, moments.scatter], dtype=torch.float64)
     extra = [part.flatten() for part in (moments.column_scatter, moments.scatter_matrix) if part is not None]
-    return merge_all(_unpack(state, moments.dim) for state in all_gather(torch.cat([head, moments.mean, *extra])))
+    states = (_unpack(state, moments.dim) for state in all_gather(torch.cat([head, moments.mean, *extra])))
+    return merge_all(state for state in states if state.count)
 
 
 def all_gather(own: torch.Tensor) -> list[torch.Tensor]:

@@ -7,7 +7,8 @@ cache while they are worked on, so that memory stays constant whatever the sourc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -75,9 +76,10 @@ def blocks(rows: Array, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]
     buffer = torch.empty(size, dim, dtype=dtype, device=device)
     staging = None
     if isinstance(rows, np.ndarray):
-        # torch takes no read-only memory, no negative strides and no foreign byte order: such rows pass through memory
-        # that has none of them.
-        if rows.flags.writeable and rows.dtype.isnative and min(rows.strides) >= 0:
+        # torch takes no read-only or unaligned memory, no strides that are negative or no multiple of the entry (as in
+        # a field of a structured array) and no foreign byte order: such rows pass through memory that has none of them.
+        even = all(stride >= 0 and stride % rows.itemsize == 0 for stride in rows.strides)
+        if rows.flags.behaved and rows.dtype.isnative and even:
             rows = torch.from_numpy(rows)
         else:
             staging = np.empty((size, dim), rows.dtype.newbyteorder("="))
@@ -194,29 +196,58 @@ def _normalise(rows: torch.Tensor) -> torch.Tensor | None:
     return None
 
 
-def renormalise(rows: torch.Tensor, what: str = "text") -> torch.Tensor:
+class MappedOntoZeroError(ValueError):
+    """A map gave a row of a block no direction; `naming` says which row that is to the caller.
+
+    Args:
+        row: its number within the block.
+    """
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} of a block is mapped onto the zero vector, which has no direction")
+        self.row = row
+
+
+@contextmanager
+def naming(what: str, numbers: Sequence[int] | np.ndarray) -> Iterator[None]:
+    """While a block [n, d] is mapped: call a row that ends on the zero vector by its number in the source.
+
+    Args:
+        what: name of the source in error messages.
+        numbers: of the n rows of the block.
+
+    Raises:
+        ValueError: a row was mapped onto the zero vector.
+    """
+    try:
+        yield
+    except MappedOntoZeroError as error:
+        raise ValueError(
+            f"{what} row {numbers[error.row]} is mapped onto the zero vector, which has no direction: choose another "
+            f"alignment"
+        ) from None
+
+
+def renormalise(rows: torch.Tensor) -> torch.Tensor:
     """Put mapped rows, whose entries are of order one, back on the sphere, in place.
 
     Raises:
-        ValueError: a row was mapped onto the origin.
+        MappedOntoZeroError: a row was mapped onto the origin.
     """
-    return rows.mul_(_reciprocal_norms(rows, what))
+    return rows.mul_(_reciprocal_norms(rows))
 
 
-def renormalise_and_add(rows: torch.Tensor, vector: torch.Tensor, what: str = "text") -> torch.Tensor:
+def renormalise_and_add(rows: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     """norm(row) + vector for each row [n, d], in place and in one pass after that for the norms.
 
     Raises:
-        ValueError: a row was mapped onto the origin.
+        MappedOntoZeroError: a row was mapped onto the origin.
     """
-    return torch.addcmul(vector, rows, _reciprocal_norms(rows, what), out=rows)
+    return torch.addcmul(vector, rows, _reciprocal_norms(rows), out=rows)
 
 
-def _reciprocal_norms(rows: torch.Tensor, what: str) -> torch.Tensor:
+def _reciprocal_norms(rows: torch.Tensor) -> torch.Tensor:
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     if not bool(norms.all()):
-        article = "an" if what == "image" else "a"
-        raise ValueError(
-            f"{article} {what} row is mapped onto the zero vector, which has no direction: choose another alignment"
-        )
+        raise MappedOntoZeroError(int((norms == 0).flatten().nonzero()[0]))
     return norms.reciprocal_()

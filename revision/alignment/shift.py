@@ -72,7 +72,7 @@ class Unicorn(Alignment):
         return renormalise(rows.sub_(self._vector("text_mean", rows)))
 
     def _map_image(self, rows: torch.Tensor) -> torch.Tensor:
-        return renormalise(rows.sub_(self._vector("image_mean", rows)), "image")
+        return renormalise(rows.sub_(self._vector("image_mean", rows)))
 
 
 class C3(MeanShift):

@@ -238,6 +238,7 @@ def _mean_and_std(by_measure: Mapping[str, np.ndarray]) -> dict[str, dict[str, A
     """Over trials, the first axis of each measure's array; None where a trial has no number."""
 
     def plain(matrix: np.ndarray) -> list[list[float | None]]:
+        """As JSON has it, which knows no NaN."""
         return [[None if np.isnan(value) else value for value in row] for row in matrix.tolist()]
 
     return {

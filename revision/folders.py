@@ -49,8 +49,12 @@ def record(folder: Path, names: Iterable[str]) -> dict[str, Entry]:
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Turns what the disk refuses, while a training stage writes a file or a folder, into one sentence.
+def writing(place: Path, onward: str = "the same command goes on from its last checkpoint") -> Iterator[None]:
+    """Turns what the disk refuses, while a file or a folder is written, into one sentence.
+
+    Args:
+        place: the file or folder.
+        onward: what helps once the cause is mended; the default is that of a training stage.
 
     Raises:
         ValueError: names the place and the reason.
@@ -58,10 +62,7 @@ def writing(place: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{place} cannot be written: {reason_of(error)}; mend the cause, and the same command goes on from its "
-            "last checkpoint"
-        ) from error
+        raise ValueError(f"{place} cannot be written: {reason_of(error)}; mend the cause, and {onward}") from error
 
 
 def reason_of(error: Exception) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from revision import folders
 from revision.dependencies import GUARDED, contrast_output, fingerprint, folder, identity, reads_alignment, settings
 from revision.provenance import provenance
 from revision.schema import MODEL_STEPS, Config
@@ -40,17 +41,23 @@ __all__ = [
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
 FINISHED = "finished.json"
+_ONWARD = "start the same command again"
 
 
 def start(config: Config, command: str) -> Path:
     """Make the folder of `command`, write config and provenance into it, and take an old finish mark away.
 
     Every rank may call it; only the main process writes.
+
+    Raises:
+        ValueError: the folder cannot be made or written.
     """
     path = folder(config, command)
-    path.mkdir(parents=True, exist_ok=True)
+    with folders.writing(path, _ONWARD):
+        path.mkdir(parents=True, exist_ok=True)
     if is_main_process():
-        (path / FINISHED).unlink(missing_ok=True)
+        with folders.writing(path, _ONWARD):
+            (path / FINISHED).unlink(missing_ok=True)
         write_text(path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
         write_json(path / PROVENANCE, provenance())
     return path
@@ -108,13 +115,21 @@ def is_main_process() -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `path` so that it is there in full or not at all."""
+    """Write `path` so that it is there in full or not at all.
+
+    Raises:
+        ValueError: the disk is full or refuses it.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    with folders.writing(path, _ONWARD):
+        try:
+            with aside.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -452,19 +453,6 @@ def test_only_rank_zero_writes(
     assert (path / "config.yaml").exists() is main
 
 
-def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "finished.json"
-    rundir.write_json(file, {"old": True})
-
-    def full_disk(_descriptor: int) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        rundir.write_json(file, {"new": True})
-    assert json.loads(file.read_text()) == {"old": True}
-
-
 def test_fingerprint_is_the_same_in_every_process() -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_rundir import make_config; from revision import rundir;"
@@ -473,3 +461,25 @@ def test_fingerprint_is_the_same_in_every_process() -> None:
     words = [sys.executable, "-c", code, str(Path(__file__).parent)]
     done = subprocess.run(words, env={**os.environ, "PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True)
     assert done.stdout == rundir.fingerprint(make_config(), "evaluate")
+
+
+def test_a_disk_that_refuses_is_one_sentence_and_the_old_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "finished.json"
+    rundir.write_json(mark, {"old": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(
+            ValueError, match=r"finished\.json cannot be written: the disk is full; mend"
+        ):
+            rundir.write_json(mark, {"new": 2})
+    assert [file.name for file in tmp_path.iterdir()] == ["finished.json"]
+    assert json.loads(mark.read_text()) == {"old": 1}
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(ValueError, match=r"runs/r/gap cannot be written: .*; mend the cause"):
+        rundir.start(make_config(runs=str(tmp_path / "runs")), "gap")

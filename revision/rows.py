@@ -102,23 +102,35 @@ class Rows:
 
     def kind_of(self, row: int | None) -> str:
         """What the row of a sample is of, "text" or "image"; "none" for no row."""
-        return "none" if row is None else str(self.stores[self._store_of(row)].manifest.kind)
+        if row is None:
+            return "none"
+        return str(self.stores[int(np.searchsorted(self._starts, row, side="right")) - 1].manifest.kind)
 
     def __getitem__(self, row: int) -> torch.Tensor:
         """Float32 [d]; noise, of the alignment's or our own, is a function of (seed, epoch, row)."""
-        which = self._store_of(row)
-        vector = self.stores[which].rows(int(row - self._starts[which])).astype(np.float32)
-        move = self._moves[which]
-        if move is not None:
-            vector = move.apply(vector, row_ids=[row], epoch=int(self._epoch))
-        if self.noise_std > 0 and self.stores[which].manifest.kind in self.noisy:
-            noise = np.random.default_rng([self.seed, int(self._epoch), row, _NOISE]).normal(size=vector.shape)
-            noisy = vector / np.linalg.norm(vector) + self.noise_std * noise
-            vector = (noisy / np.linalg.norm(noisy)).astype(np.float32)
-        return torch.from_numpy(vector[0])
+        return self.many([row])[0]
 
-    def _store_of(self, row: int) -> int:
-        return int(np.searchsorted(self._starts, row, side="right")) - 1
+    def many(self, rows: Sequence[int]) -> torch.Tensor:
+        """Float32 [n, d], as each alone would be, in a fraction of the time."""
+        numbers = np.asarray(rows, dtype=np.int64)
+        which = np.searchsorted(self._starts, numbers, side="right") - 1
+        found = np.empty((len(numbers), self.stores[0].dim), dtype=np.float32)
+        for one in np.unique(which):
+            found[which == one] = self._read(int(one), numbers[which == one])
+        return torch.from_numpy(found)
+
+    def _read(self, which: int, numbers: np.ndarray) -> np.ndarray:
+        """Rows of one store, by their numbers across all."""
+        store, move = self.stores[which], self._moves[which]
+        vectors = store.rows(numbers - self._starts[which]).astype(np.float32)
+        if move is not None:
+            vectors = move.apply(vectors, row_ids=numbers.tolist(), epoch=int(self._epoch))
+        if self.noise_std > 0 and store.manifest.kind in self.noisy:
+            seeds = ([self.seed, int(self._epoch), number, _NOISE] for number in numbers.tolist())
+            noise = np.stack([np.random.default_rng(seed).normal(size=store.dim) for seed in seeds])
+            noisy = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) + self.noise_std * noise
+            vectors = (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
+        return vectors
 
 
 def _move(alignment: Alignment | None, kind: str) -> Alignment | ImageSide | None:

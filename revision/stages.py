@@ -206,7 +206,7 @@ def train_and_save(
         processes=config.engine.processes,
         peak_tflops=config.engine.peak_tflops,
         identity={**rundir.identity(config, command), **contents(rows, samples, processor), "precision": precision},
-        regress=stage.start is ProjectorStart.regression,
+        regress=stage.start_steps if stage.start is ProjectorStart.regression else None,
         minutes=config.checkpoint.minutes,
         guard=Guard(config.guard.policy.value, config.guard.spike, config.guard.window, config.guard.limit),
         begin=lambda: rundir.start(config, command),  # what is refused before costs no finished run

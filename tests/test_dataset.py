@@ -84,6 +84,17 @@ def test_input_noise_is_a_function_of_seed_epoch_and_row(tiny_store: Store) -> N
     assert torch.equal(plain[7], torch.from_numpy(store.rows(7)[0].astype(np.float32)))
 
 
+def test_many_rows_are_what_each_alone_is(tiny_store: Store) -> None:
+    """Of two stores in any order, twice over, with the noise of an alignment and our own."""
+    text, image = tiny_store(), tiny_store("image", seed=1)
+    alignment = C3(noise_std=0.1, seed=3).fit(text, image)
+    rows = Rows([text, image], embed_dim=DIM, alignment=alignment, noise_std=0.05, seed=2)
+    rows.set_epoch(4)
+    wanted = [len(text) + 3, 0, 7, len(text), 0, len(text) - 1]
+    torch.testing.assert_close(rows.many(wanted), torch.stack([rows[row] for row in wanted]), rtol=0, atol=1e-6)
+    assert rows.many([]).shape == (0, DIM)
+
+
 def test_input_noise_has_the_size_asked_for_and_keeps_rows_on_the_sphere(tiny_store: Store) -> None:
     store, std = tiny_store(n=400), 0.2
     noisy = Rows([store], embed_dim=DIM, noise_std=std)

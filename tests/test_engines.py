@@ -473,7 +473,7 @@ def test_stage_2_in_pieces_starts_from_a_saved_model(
 
 @pytest.mark.slow
 def test_a_projector_is_solved_for_under_any_engine(tiny_llm: Path, tmp_path: Path) -> None:
-    more: dict[str, Any] = {"parts": STAGE_1, "llm": str(tiny_llm), "regress": True}
+    more: dict[str, Any] = {"parts": STAGE_1, "llm": str(tiny_llm), "regress": 3}
     runs: dict[str, dict[str, Any]] = {
         "ddp": {"engine": "ddp"},
         "zero2": {"engine": "zero2"},

@@ -142,6 +142,7 @@ EFFECTS = [
     (put("engine.options.gradient_clipping", 0.5), ("pretrain", "instruct", "evaluate")),
     (put("trainer.learning_rate", 3.0), ("pretrain", "instruct", "evaluate")),
     (put("pretrain.trainer.max_steps", 3), ("pretrain", "instruct", "evaluate")),
+    (put("pretrain.start_steps", 7), ("pretrain", "instruct", "evaluate")),
     (put("pretrain.start", ProjectorStart.regression), ("pretrain", "instruct", "evaluate")),
     (put("pretrain.limit", 3), ("pretrain", "instruct", "evaluate")),
     (put("instruct.limit", 3), ("instruct", "evaluate")),
@@ -474,9 +475,7 @@ def test_a_disk_that_refuses_is_one_sentence_and_the_old_file_stays(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(
-            ValueError, match=r"finished\.json cannot be written: the disk is full; mend"
-        ):
+        with pytest.raises(ValueError, match=r"finished\.json cannot be written: the disk is full; mend"):
             rundir.write_json(mark, {"new": 2})
     assert [file.name for file in tmp_path.iterdir()] == ["finished.json"]
     assert json.loads(mark.read_text()) == {"old": 1}

@@ -52,14 +52,14 @@ def run(
     init: str | None = None,
     rates: dict[str, dict[str, float]] | None = None,
     rank: int | None = None,
-    regress: bool = False,
+    regress: int | None = None,
     **trainer: Any,
 ) -> Any:
     """Trains and saves; returns the arguments, for `training.conclude`.
 
     init: folder of a model to start from.
     rank: of LoRA matrices on the LLM.
-    regress: begin with a projector that is solved for.
+    regress: begin with a projector that is solved for, and so many steps of its own.
     """
     output.mkdir(parents=True, exist_ok=True)
     arguments = training.build_arguments(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ class Rows(StoredRows):
         """Each row takes the next one's place."""
         self._turn = epoch
 
-    def __getitem__(self, row: int) -> torch.Tensor:
-        return self._rows[(row + self._turn) % SAMPLES]
+    def many(self, rows: Sequence[int]) -> torch.Tensor:
+        """Those asked for."""
+        return self._rows[(torch.tensor(rows) + self._turn) % SAMPLES]
 
 
 def make_dataset(llm: Path, *, text_only_every: int = 5) -> ConversationDataset:
@@ -79,7 +81,7 @@ def run(
     model: Any = None,
     dataset: ConversationDataset | None = None,
     pack_tokens: int | None = None,
-    regress: bool = False,
+    regress: int | None = None,
     **trainer: Any,
 ) -> tuple[RevisionForConditionalGeneration, dict[str, float]]:
     """Trains and returns the model and the summary; packed into rows where their tokens are given."""

@@ -56,6 +56,13 @@ def check_stages(config: Config) -> None:
         raise broken("instruct.start", "regression", "random: the texts to begin from are those of pretrain")
     if config.pretrain.start is ProjectorStart.regression and config.pretrain.init is not None:
         raise broken("pretrain.start", "regression", "random where pretrain.init is set: it has begun already")
+    for command, stage in (("pretrain", config.pretrain), ("instruct", config.instruct)):
+        if stage.start_steps < 0:
+            raise broken(f"{command}.start_steps", stage.start_steps, "at least 0")
+        if stage.start_steps and stage.start is not ProjectorStart.regression:
+            raise broken(
+                f"{command}.start_steps", stage.start_steps, "0, or pretrain.start=regression, whose steps they are"
+            )
     if config.instruct.noise_std and not sources_of_kind(config, Modality.text):
         raise broken(
             "instruct.noise_std", config.instruct.noise_std,

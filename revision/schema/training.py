@@ -78,6 +78,7 @@ class StageConfig:
     init: str | None = None  # model to start from: a command's name, a folder, or null for a fresh projector
     input: StageInput = StageInput.text  # pretrain only
     start: ProjectorStart = ProjectorStart.random  # pretrain only: what a fresh projector begins as
+    start_steps: int = 0  # pretrain only: of the regression, over all layers, once the last one is solved for
     noise_std: float = 0.0  # Gaussian noise on each coordinate of the unit vectors read, new each epoch; instruct: on
     # those of texts alone
     prompts: list[str] = field(default_factory=list)  # pretrain only: user turns to draw from; `<image>` marks it

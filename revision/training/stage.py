@@ -51,7 +51,7 @@ def train(
     processes: int = 1,
     peak_tflops: float | None = None,
     identity: Mapping[str, Any] | None = None,
-    regress: bool = False,
+    regress: int | None = None,
     minutes: float | None = None,
     guard: Guard = Guard(),  # noqa: B008  (frozen)
     begin: Callable[[], object] = lambda: None,
@@ -72,7 +72,8 @@ def train(
         peak_tflops: of one device, in 10^12 FLOP/s, for the share of it that is reached; None: of a known GPU.
         identity: what the result depends on, by name: settings, and fingerprints of what is read. Checkpoints of
             another one are refused. The weights at the start are added here.
-        regress: begin with the projector's last layer solved for, where there is no checkpoint to go on from.
+        regress: begin by a regression of the projector with so many steps after its closed form, where there is no
+            checkpoint to go on from; None: begin with the projector as it is.
         minutes: between checkpoints, where `trainer.save_strategy` does not say when; None: at signals only.
         guard: what becomes of a step whose loss is no number.
         begin: called when nothing stands in the way of training any more, before anything of an earlier one changes.
@@ -101,8 +102,8 @@ def train(
     resume = checkpoints.open({**(identity or {}), "weights at the start": _digest(start)})
     if resume is not None and arguments.process_index == 0:
         say(f"resuming from {resume}")
-    if resume is None and regress:
-        _regress(model, dataset, visible=arguments.process_index == 0)
+    if resume is None and regress is not None:
+        _regress(model, dataset, regress, arguments)
     collator = _collator(model, processor, dataset, arguments)
     use_fused_loss(model, arguments.device)
     peak = peak_flops(arguments.device, half=arguments.bf16 or arguments.fp16, tflops=peak_tflops)
@@ -168,12 +169,18 @@ def _leave_if_asked(trainer: StageTrainer) -> None:
 
 
 def _regress(
-    model: RevisionForConditionalGeneration, dataset: ConversationDataset | PackedDataset, *, visible: bool
+    model: RevisionForConditionalGeneration,
+    dataset: ConversationDataset | PackedDataset,
+    steps: int,
+    arguments: TrainingArguments,
 ) -> None:
     """Every process computes the same; one says how well it went."""
-    explained = begin_by_regression(model, dataset.dataset if isinstance(dataset, PackedDataset) else dataset)
-    if visible:
-        say(f"the projector begins by a regression, which explains {explained:.0%} of what it goes for")
+    plain = dataset.dataset if isinstance(dataset, PackedDataset) else dataset
+    begun = begin_by_regression(model, plain, steps=steps, seed=arguments.seed)
+    if arguments.process_index == 0:
+        say(f"the projector begins by a regression, which explains {begun.explained:.0%} of what it goes for")
+        if begun.named is not None:
+            say(f"{steps:,} steps on, {begun.named:.0%} of its visual tokens are nearest to a word of their own text")
 
 
 def _collator(

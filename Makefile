@@ -9,7 +9,7 @@ SETUP    := .venv/.setup
 NANO     := .venv/.nano
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check format bench nano-table nano-map nano-scaling nano-tokens nano-heads clean distclean
+.PHONY: help setup run test test-slow check format bench nano-table nano-map nano-scaling nano-tokens keep nano-heads clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ run: $(NANO) ## the paper's claim on a laptop: revision run experiment=nano
 	$(REVISION) run experiment=nano
 
 test: $(NANO) ## the tests that take seconds each; WORKERS=8 where there are as many cores
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadfile --durations=20
 
 test-slow: $(NANO) ## the tests that take minutes
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
@@ -47,10 +47,10 @@ BOTH  := run.steps=[embed,align,pretrain,instruct,evaluate] evaluate.models=[pre
 
 nano-map: $(NANO) ## where alignment matters: steps, depth, amount of text, and the gap (which needs npm)
 	$(REVISION) run -m experiment=nano_map
-	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=900 model.projector.depth=1,3
-	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=900 pretrain.limit=1000,3000
+	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=300 model.projector.depth=1,3
+	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=300 pretrain.limit=1000,3000
 	$(REVISION) run -m experiment=nano_temperature
-	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=900 encoder=nano_temperature contrast.logit_scale=10.0,30.0
+	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=300 encoder=nano_temperature contrast.logit_scale=10.0,30.0
 
 nano-scaling: $(NANO) ## how many texts are worth one image-caption pair, at equal steps
 	$(REVISION) run -m experiment=nano_scaling
@@ -59,6 +59,11 @@ nano-scaling: $(NANO) ## how many texts are worth one image-caption pair, at equ
 nano-tokens: $(NANO) ## how many visual tokens one embedding needs, as copies and as slots
 	$(REVISION) run -m experiment=nano_tokens
 	$(REVISION) run -m experiment=nano_tokens model.num_visual_tokens=576 model.visual_tokens=repeat
+
+keep: ## what the jobs of a sweep said, without their models, into docs/results; SWEEP=nano_table
+	mkdir -p docs/results
+	tar -cJf docs/results/$(SWEEP).tar.xz $(addprefix --exclude=,model checkpoints provenance.json log.jsonl '*.png') runs/$(SWEEP)
+SWEEP ?= nano_table
 
 nano-heads: $(NANO) ## train the heads of the nano encoder again
 	$(REVISION) run experiment=nano_heads

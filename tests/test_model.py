@@ -161,26 +161,6 @@ def test_padding_changes_nothing(tiny_model: Any) -> None:
         torch.testing.assert_close(padded, plain, rtol=0, atol=1e-6)
 
 
-def test_the_last_position_is_computed_in_packed_rows_alone(tiny_model: Any) -> None:
-    ids = torch.tensor([sequence(tiny_model, 5, "image", 7, 8, 9)])
-    given = {"input_ids": ids, "image_embeds": embeds(1), "labels": labelled(ids, 1 + K)}
-    computed: list[int] = []
-    tiny_model.get_decoder().register_forward_hook(
-        lambda module, args, kwargs, output: computed.append(output.last_hidden_state.shape[1]), with_kwargs=True
-    )
-    length = ids.shape[1]
-    losses = [
-        tiny_model(**given).loss,
-        tiny_model(**given, attention_mask=torch.ones_like(ids)).loss,
-        tiny_model(**given, position_ids=torch.arange(length)[None]).loss,
-    ]
-    for loss in losses[1:]:
-        torch.testing.assert_close(loss, losses[0], rtol=0, atol=1e-6)
-    nothing = torch.full((1, 1), -100)
-    assert tiny_model(input_ids=ids[:, :1], labels=nothing, num_items_in_batch=torch.tensor(1)).loss == 0
-    assert computed == [length - 1, length - 1, length, 1]
-
-
 def test_the_projector_takes_part_in_a_batch_without_pictures(tiny_model: Any) -> None:
     ids = torch.tensor([[5, 6, 7]])
     quiet = tiny_model(input_ids=ids, labels=labelled(ids, 1)).loss

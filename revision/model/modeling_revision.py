@@ -259,20 +259,16 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 **{CACHE: past_key_values if cache is None else cache},
                 **kwargs,
             )
-        # The last position predicts nothing. Packed rows keep it: what says where their samples begin counts it.
-        padded = position_ids is None and (attention_mask is None or attention_mask.dim() == 2)
-        end = labels.shape[1] - (padded and labels.shape[1] > 1)
         hidden = self.get_decoder()(
-            inputs_embeds=inputs_embeds[:, :end],
-            attention_mask=None if attention_mask is None else attention_mask[:, :end],
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=False,
             **kwargs,
         ).last_hidden_state
         targets = labels[:, 1:]
         learned = targets != IGNORED
-        head, wanted = self.get_output_embeddings(), targets[learned]
-        inputs = hidden[:, : targets.shape[1]][learned]
+        head, inputs, wanted = self.get_output_embeddings(), hidden[:, :-1][learned], targets[learned]
         logits = None
         if self.fused_loss is not None and self.shaping.is_plain and is_whole_linear(head) and len(wanted) > 0:
             total = self.fused_loss(head, inputs, wanted)

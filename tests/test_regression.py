@@ -16,7 +16,7 @@ from tiny_training import SAMPLES
 from revision.conversation import IGNORED
 from revision.dataset import Sample
 from revision.records import Message
-from revision.training import regression
+from revision.training import regression, words
 from revision.training.trainer import StageTrainer
 
 
@@ -52,7 +52,7 @@ def expected(model: Any, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     if projector.norm is not None:
         seen = sorted({one for some in contents for one in some})
         centre, scale = table[seen].mean(axis=0), projector.output_std
-    cut = [regression.runs_of(some, projector.slots) for some in contents]
+    cut = [words.runs_of(some, projector.slots) for some in contents]
     targets = np.stack([np.concatenate([table[run].mean(axis=0) - centre for run in runs]) for runs in cut]) / scale
     for draw in range(3):
         dataset.set_epoch(2**20 + draw)
@@ -101,19 +101,19 @@ def by_hand(model: Any, dataset: Any, epoch: int) -> tuple[float, list[int], lis
     projector, (places, contents) = model.projector, contents_of(dataset)
     table = model.get_input_embeddings().weight.detach().double().numpy()
     seen = sorted({token for tokens in contents for token in tokens})
-    words = table[seen]
+    vectors = table[seen]
     if projector.norm is None:
-        unit = np.sqrt(np.mean((words - words.mean(axis=0)) ** 2))
+        unit = np.sqrt(np.mean((vectors - vectors.mean(axis=0)) ** 2))
     else:
-        words, unit = words - words.mean(axis=0), projector.output_std
+        vectors, unit = vectors - vectors.mean(axis=0), projector.output_std
     dataset.set_epoch(epoch)
     with torch.no_grad():
         visual = projector(torch.stack([dataset[place]["image_embed"] for place in places]))[:, : projector.slots]
     dataset.set_epoch(0)
     losses, nearest, runs = [], [], []
     for own, tokens in zip(visual.double().numpy(), contents, strict=True):
-        for token, run in zip(own, regression.runs_of(tokens, projector.slots), strict=True):
-            scores = -10 * np.mean(((token - words) / unit) ** 2, axis=1)
+        for token, run in zip(own, words.runs_of(tokens, projector.slots), strict=True):
+            scores = -10 * np.mean(((token - vectors) / unit) ** 2, axis=1)
             scores -= scores.max() + np.log(np.exp(scores - scores.max()).sum())
             losses.append(-np.mean([scores[seen.index(one)] for one in run]))
             nearest.append(seen[int(scores.argmax())])
@@ -129,9 +129,9 @@ def test_the_loss_is_a_softmax_over_distances(tiny_llm: Path, shape: dict[str, A
     model, dataset = make(tiny_llm, **shape), tiny_training.make_dataset(tiny_llm)
     expected_loss, _, _ = by_hand(model, dataset, epoch=0)
     places, contents = contents_of(dataset)
-    words = regression.Words(model.get_input_embeddings(), dict(zip(places, contents, strict=True)), model.projector)
+    known = words.Words(model.get_input_embeddings(), dict(zip(places, contents, strict=True)), model.projector)
     visual = model.projector(torch.stack([dataset[place]["image_embed"] for place in places]))
-    loss, _ = words.compare(visual[:, : model.projector.slots], contents)
+    loss, _ = known.compare(visual[:, : model.projector.slots], contents)
     assert loss.item() == pytest.approx(expected_loss, rel=1e-5)
 
 
@@ -206,7 +206,7 @@ def test_the_epoch_is_as_it_was(tiny_llm: Path) -> None:
     ],
 )
 def test_runs(tokens: list[int], count: int, runs: list[list[int]]) -> None:
-    assert regression.runs_of(tokens, count) == runs
+    assert words.runs_of(tokens, count) == runs
 
 
 def test_texts_that_are_all_alike_are_one_sentence(tiny_llm: Path) -> None:

@@ -12,29 +12,24 @@ random.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from revision.conversation import IGNORED
 from revision.dataset import ConversationDataset
 from revision.model import RevisionForConditionalGeneration
 from revision.model.language_revision import gathered
+from revision.training.words import Words, content_of
 
-MOST = 30_000  # samples, evenly spaced, and so many draws of each: enough for the few thousand weights of an output
 DRAWS = 3  # of noise, for the closed form
-COMMON = 0.1  # tokens in more than this share of the texts tell nothing about a text, unless most have no other
 RIDGE = 1e-3  # of the mean variance of a feature
 BATCH = 256  # texts a step of descent
 RATE = 1e-3  # of AdamW, at its peak
 WARMUP = 0.05  # share of the steps; a cosine follows
-SHARPNESS = 10.0  # what a squared distance counts in the softmax, where that of a word to no word is about one
 _CHUNK = 2048
 _EPOCH = 2**20  # of the noise, beyond those that are trained
 
@@ -71,7 +66,7 @@ def begin_by_regression(
     Raises:
         ValueError: no text has a token that another lacks.
     """
-    texts = _content(dataset)
+    texts = content_of(dataset)
     if not texts:
         raise ValueError(
             "pretrain.start=regression: all texts have the same tokens, so there is nothing to tell them by; set "
@@ -81,17 +76,17 @@ def begin_by_regression(
     table: Any = model.get_input_embeddings()
     named = None
     with gathered([*projector.parameters(), table.weight]):
-        blend = _Blend(table, texts, projector)
+        words = Words(table, texts, projector)
         features, last = projector.layers[:-1], projector.layers[-1]
         sums = _Sums()
         for embeds, tokens in _read(dataset, texts):
-            sums.add(features(embeds.to(last.weight) * projector.input_scale), blend(tokens))
+            sums.add(features(embeds.to(last.weight) * projector.input_scale), words.blends(tokens))
         weight, explained = sums.solve()
         common = sums.mean_target if projector.norm is None else torch.zeros_like(sums.mean_target)
         last.weight.copy_(weight.T)
         last.bias.copy_(common - sums.mean_feature @ weight)
         if steps:
-            learner, words = _copied(projector, model.config), Words(table, texts, projector)
+            learner = _copied(projector, model.config)
             named = _descend(learner, _batches(dataset, texts, steps, seed), words, steps)
             for own, found in zip(projector.parameters(), learner.parameters(), strict=True):
                 own.copy_(found)
@@ -127,25 +122,6 @@ def _copied(projector: Any, config: Any) -> Any:
     return copied.requires_grad_(True)
 
 
-def _content(dataset: ConversationDataset) -> dict[int, list[int]]:
-    """Tokens that few texts have, in their order, by the number of the sample."""
-    places = np.unique(np.linspace(0, len(dataset) - 1, min(MOST, len(dataset))).round().astype(int)).tolist()
-    learned = {}
-    for place in places:
-        sample = dataset.sample(place)
-        if sample.row is not None:
-            labels = dataset.fit(sample)[0].labels
-            learned[place] = labels[labels != IGNORED].tolist()
-    met = Counter(token for tokens in learned.values() for token in set(tokens))
-    found: dict[int, list[int]] = {}
-    for most in (COMMON * len(learned), len(learned) - 1):  # where texts are few or much alike, all that differs counts
-        rare = {place: [token for token in tokens if met[token] <= most] for place, tokens in learned.items()}
-        found = {place: tokens for place, tokens in rare.items() if tokens}
-        if 2 * len(found) > len(learned):
-            break
-    return found
-
-
 def _read(
     dataset: ConversationDataset, texts: dict[int, list[int]]
 ) -> Iterator[tuple[torch.Tensor, Sequence[list[int]]]]:
@@ -175,86 +151,6 @@ def _batches(
 def _rows(dataset: ConversationDataset, texts: dict[int, list[int]]) -> list[int]:
     rows = (dataset.sample(place).row for place in texts)
     return [row for row in rows if row is not None]
-
-
-class _Blend:
-    """Token lists to what the projector's last layer goes for, float32 [n, slots H]."""
-
-    def __init__(self, table: Any, texts: dict[int, list[int]], projector: Any) -> None:
-        self.table, self.slots = table, projector.slots
-        self.scale, self.centre = 1.0, torch.zeros((), device=table.weight.device)
-        if projector.norm is not None:
-            seen = sorted({token for tokens in texts.values() for token in tokens})
-            self.scale, self.centre = 1 / projector.output_std, self._embedded(seen).mean(dim=0)
-
-    def __call__(self, texts: Sequence[list[int]]) -> torch.Tensor:
-        runs = [run for tokens in texts for run in runs_of(tokens, self.slots)]
-        lengths = torch.tensor([len(run) for run in runs], device=self.table.weight.device)
-        embedded = self._embedded([token for run in runs for token in run])
-        sums = embedded.new_zeros(len(runs), embedded.shape[1])
-        sums.index_add_(0, torch.arange(len(runs), device=lengths.device).repeat_interleave(lengths), embedded)
-        means = sums / lengths[:, None]
-        return ((means - self.centre) * self.scale).view(len(texts), -1)
-
-    def _embedded(self, tokens: list[int]) -> torch.Tensor:
-        embedded: torch.Tensor = self.table(torch.tensor(tokens, device=self.table.weight.device))
-        return embedded.float()
-
-
-class Words:
-    """What visual tokens are told apart by: the embeddings of the tokens that the texts have.
-
-    Args:
-        table: the LLM's token embeddings.
-        texts: tokens by the number of the sample.
-        projector: that the visual tokens come from; where it ends in a norm, words are centred, as in `_Blend`.
-
-    Attributes:
-        places: int64 [V], which word a token of the table is; -1 for one that no text has.
-    """
-
-    def __init__(self, table: Any, texts: dict[int, list[int]], projector: Any) -> None:
-        weight = table.weight
-        seen = torch.tensor(sorted({token for tokens in texts.values() for token in tokens}), device=weight.device)
-        self.places = torch.full((len(weight),), -1, device=weight.device).index_put_(
-            (seen,), torch.arange(len(seen)).to(weight.device)
-        )
-        words = table(seen).detach().float()
-        centred = words - words.mean(dim=0)
-        self._unit = float(centred.square().mean().sqrt()) if projector.norm is None else projector.output_std
-        self._words = (words if projector.norm is None else centred) / self._unit
-
-    def compare(self, visual: torch.Tensor, texts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Visual tokens [n, slots, H] beside the words of their texts.
-
-        A word w is as likely as exp(-10 d^2), with d^2 the mean squared difference of coordinates in units of the
-        words' spread. A visual token is to find each word of its run alike.
-
-        Returns:
-            Cross-entropy, and the share of visual tokens to which a word of their run is the nearest.
-        """
-        slots, width = visual.shape[1:]
-        runs = [run for tokens in texts for run in runs_of(tokens, slots)]
-        lengths = torch.tensor([len(run) for run in runs], device=self.places.device)
-        owners = torch.arange(len(runs), device=self.places.device).repeat_interleave(lengths)
-        wanted = self.places[torch.tensor([token for run in runs for token in run], device=self.places.device)]
-        made = visual.reshape(-1, width) / self._unit
-        # The square of the visual token is the same for all words, and drops out.
-        nearness = (2 * made @ self._words.T - self._words.square().sum(dim=1)) / width
-        likelihood = (SHARPNESS * nearness).log_softmax(dim=1)
-        loss = -(likelihood[owners, wanted] / lengths[owners]).sum() / len(runs)
-        hits = torch.zeros(len(runs), device=made.device).index_add_(
-            0, owners, (nearness.argmax(dim=1)[owners] == wanted).float()
-        )
-        return loss, (hits > 0).float().mean()
-
-
-def runs_of(tokens: list[int], count: int) -> list[list[int]]:
-    """A list of at least one cut into so many neighbouring runs of about one length; one too short is stretched."""
-    if len(tokens) < count:
-        return [[tokens[place * len(tokens) // count]] for place in range(count)]
-    ends = [place * len(tokens) // count for place in range(count + 1)]
-    return [tokens[start:end] for start, end in pairwise(ends)]
 
 
 class _Sums:

@@ -15,7 +15,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from revision import folders
 from revision.dependencies import GUARDED, contrast_output, fingerprint, folder, identity, reads_alignment, settings
 from revision.provenance import provenance
 from revision.schema import MODEL_STEPS, Config
@@ -52,6 +51,8 @@ def start(config: Config, command: str) -> Path:
     Raises:
         ValueError: the folder cannot be made or written.
     """
+    from revision import folders  # here, since the command line's help needs nothing that imports numpy
+
     path = folder(config, command)
     with folders.writing(path, _ONWARD):
         path.mkdir(parents=True, exist_ok=True)
@@ -120,6 +121,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         ValueError: the disk is full or refuses it.
     """
+    from revision import folders
+
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with folders.writing(path, _ONWARD):
         try:

@@ -363,7 +363,7 @@ def test_pictures_that_are_no_files(tmp_path: Path, encoder_folder: Path) -> Non
     import pyarrow.parquet as pq
     from test_records_formats import write_tar
 
-    config = make_config(tmp_path, encoder_folder, pictures=10, workers=1)
+    config = make_config(tmp_path, encoder_folder, pictures=10, workers=0)
     (tmp_path / "p/2.png").write_bytes(b"not a picture")
     files = sorted((tmp_path / "p").glob("*.png"), key=lambda file: int(file.stem))
     rows: list[dict[str, Any]] = [{"id": f"p{file.stem}", "image": file.read_bytes()} for file in files]

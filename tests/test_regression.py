@@ -145,6 +145,7 @@ def test_descent_goes_on_from_there_in_all_layers(tiny_llm: Path, shape: dict[st
     assert begun.named == pytest.approx(np.mean([one in run for one, run in zip(nearest, runs, strict=True)]))
 
     later = regression.begin_by_regression(model, dataset, steps=200)
+    assert begun.named is not None and later.named is not None
     assert later.named > begun.named + 0.1
     after = tiny_training.weights(model)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -158,10 +159,15 @@ def test_steps_pass_over_the_texts_in_an_order_of_the_seed(tiny_llm: Path, monke
     def passes_of(seed: int) -> tuple[dict[int, list[int]], torch.Tensor]:
         """Rows read in each epoch of the noise, and the first layer that comes out."""
         model, dataset = make(tiny_llm), tiny_training.make_dataset(tiny_llm)
-        rows, many = dataset.rows, dataset.rows.many
-        read: list[tuple[int, list[int]]] = []
+        rows: Any = dataset.rows
+        many, read = rows.many, []
+
+        def noted(some: list[int]) -> torch.Tensor:
+            read.append((rows._turn, some))
+            return many(some)
+
         with monkeypatch.context() as patch:
-            patch.setattr(rows, "many", lambda some: read.append((rows._turn, some)) or many(some))
+            patch.setattr(rows, "many", noted)
             regression.begin_by_regression(model, dataset, steps=7, seed=seed)
         passes: dict[int, list[int]] = {}
         for turn, some in read[3:]:  # behind the three draws of the closed form

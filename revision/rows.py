@@ -102,9 +102,7 @@ class Rows:
 
     def kind_of(self, row: int | None) -> str:
         """What the row of a sample is of, "text" or "image"; "none" for no row."""
-        if row is None:
-            return "none"
-        return str(self.stores[int(np.searchsorted(self._starts, row, side="right")) - 1].manifest.kind)
+        return "none" if row is None else str(self.stores[int(self._store_of(row))].manifest.kind)
 
     def __getitem__(self, row: int) -> torch.Tensor:
         """Float32 [d]; noise, of the alignment's or our own, is a function of (seed, epoch, row)."""
@@ -113,7 +111,7 @@ class Rows:
     def many(self, rows: Sequence[int]) -> torch.Tensor:
         """Float32 [n, d], as each alone would be, in a fraction of the time."""
         numbers = np.asarray(rows, dtype=np.int64)
-        which = np.searchsorted(self._starts, numbers, side="right") - 1
+        which = self._store_of(numbers)
         found = np.empty((len(numbers), self.stores[0].dim), dtype=np.float32)
         for one in np.unique(which):
             found[which == one] = self._read(int(one), numbers[which == one])
@@ -131,6 +129,9 @@ class Rows:
             noisy = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) + self.noise_std * noise
             vectors = (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
         return vectors
+
+    def _store_of(self, rows: int | np.ndarray) -> np.ndarray:
+        return np.asarray(np.searchsorted(self._starts, rows, side="right") - 1)
 
 
 def _move(alignment: Alignment | None, kind: str) -> Alignment | ImageSide | None:

@@ -84,7 +84,10 @@ def reads_alignment(config: Config, command: str) -> bool:
 
 
 def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
-    """The table of dependencies: what each command reads from the config, from stores, and from other commands."""
+    """The table of dependencies: what each command reads from the config, from stores, and from other commands.
+
+    A field that came later says nothing where it has its default: runs from before it stay finished.
+    """
     data = config.data
     match command:
         case "contrast":
@@ -120,12 +123,15 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
             if reads_alignment(config, "instruct"):
                 yield from _settings_of(config, "align")
         case "evaluate":
-            read = [name for name in vars(EvaluateConfig()) if name not in NEUTRAL_EVALUATE_FIELDS]
+            new = {"spare_tokens"} if config.evaluate.spare_tokens == EvaluateConfig().spare_tokens else set()
+            read = [name for name in vars(EvaluateConfig()) if name not in NEUTRAL_EVALUATE_FIELDS | new]
             yield from _fields(config, *(f"evaluate.{name}" for name in read))
             # A stage that is no step of the run is not scored.
             scored = [name for name in config.evaluate.models if name not in MODEL_STEPS or name in config.run.steps]
             yield "evaluate.models", scored
             yield from _fields(config, "data.naming", "data.questions", "data.pictures", "data.names")
+            if data.benchmark_recipe:
+                yield from _fields(config, "data.benchmark_recipe")
             yield from _stores(config, [name for name in (data.pictures, data.names) if name])
             for model in scored:
                 yield from _model(config, model)
@@ -194,7 +200,7 @@ def contrast_output(config: Config) -> Path:
 
 def _recipe(config: Config) -> Iterator[tuple[str, Any]]:
     yield from _fields(config, "data.folder", "data.recipe", "data.recipe_options")
-    if config.data.needs:  # where there are none, nothing says so: runs from before the field stay finished
+    if config.data.needs:
         yield from _fields(config, "data.needs")
 
 

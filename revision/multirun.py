@@ -23,6 +23,7 @@ TABLE_COMMANDS = ("run", "evaluate")  # those after which there are scores to co
 # Overrides that have no part in a job's folder name: where it lies, and how much of it is done now.
 NAMELESS = ("experiment", "name", "runs", "run.steps", "evaluate.models")
 _NAMELESS_GROUPS = ("search.",)
+TABLES = "tables"  # folder below `runs` of tables over several experiments
 LONGEST_NAME = 150  # characters; file systems allow 255 bytes
 
 
@@ -51,8 +52,11 @@ def sweep(hydra: Hydra, command: str, overrides: Sequence[str]) -> int:
     outcomes = outcomes_of(batches)
     code = report(outcomes)
     if command in TABLE_COMMANDS:
-        for folder in dict.fromkeys(outcome.sweep for outcome in outcomes):
+        folders = list(dict.fromkeys(outcome.sweep for outcome in outcomes))
+        for folder in folders:
             draw_table(folder)
+        if len(folders) > 1:
+            draw_table_of_experiments(folders)
     return code
 
 
@@ -77,9 +81,7 @@ def job_name(base: str, overrides: Sequence[str]) -> str:
         text for text, name in named.items() if name not in NAMELESS and not name.startswith(_NAMELESS_GROUPS)
     )
     part = re.sub(r"[^\w.=,+-]+", "-", ",".join(kept))
-    if len(part) > LONGEST_NAME:
-        part = f"{part[:LONGEST_NAME]}-{hashlib.sha256(part.encode()).hexdigest()[:8]}"
-    return f"{base}/{part}" if part else base
+    return f"{base}/{_short(part)}" if part else base
 
 
 class Job:
@@ -109,8 +111,30 @@ class Job:
 
 def draw_table(folder: Path) -> None:
     """The table over all jobs below a folder, where any has scores."""
-    if any(folder.rglob("evaluate/*/scores.json")):
+    if _has_scores(folder):
         from revision.evaluation.table import collect
 
         collect(folder)
-        say(f"table of all jobs: {folder / 'table.md'}, {folder / 'table.csv'}, {folder / 'table.png'}")
+        say(f"table of all jobs: {folder / 'table.md'}, {folder / 'table.csv'}")
+
+
+def draw_table_of_experiments(folders: Sequence[Path]) -> None:
+    """One table over the jobs of a sweep that lie in several folders, since each is of an experiment of its own."""
+    scored = [folder for folder in folders if _has_scores(folder)]
+    if len(scored) > 1:
+        from revision.evaluation.table import collect_experiments
+
+        out = scored[0].parent / TABLES / _short("+".join(folder.name for folder in scored))
+        collect_experiments(scored, out)
+        say(f"table of all experiments: {out / 'table.md'}, {out / 'table.csv'}")
+
+
+def _has_scores(folder: Path) -> bool:
+    return any(folder.rglob("evaluate/*/scores.json"))
+
+
+def _short(name: str) -> str:
+    """A name that a folder can have: a long one is cut, and told apart by its hash."""
+    return (
+        name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    )

@@ -13,6 +13,7 @@ from PIL import Image
 from revision.evaluation.figures import base_groups, draw_map
 from revision.evaluation.files import write_json
 from revision.evaluation.metrics import PICTURE_METRICS, scores
+from revision.evaluation.report import kind_tables, score_tables
 from revision.evaluation.sweeps import difference, estimate, group_jobs, read_jobs, seed_values, swept_fields
 from revision.evaluation.table import collect
 
@@ -103,6 +104,52 @@ def test_scores_of_rows() -> None:
     assert questions["count"]["choice"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 1}
     assert "choice" not in questions["colour"]  # no question of that kind has choices
     assert "unseen" not in found["questions"]
+
+
+def benchmark(track: str, number: int, kind: str, right: bool, **changes: Any) -> dict[str, Any]:
+    row = question(number, kind, right, track=track, right=right, right_blind=False)
+    return row | {"id": f"{track}{number}"} | changes
+
+
+def test_benchmarks_count_alike_and_groups_as_a_whole() -> None:
+    """Three of four right, in pairs one of which is right as a whole; one of two right: the mean is 62.5 %."""
+    rows = [benchmark("mme", n, "scene", n > 0, groups={"picture": f"p{n // 2}"}, correct=False) for n in range(4)]
+    rows += [benchmark("pope", n, "random", n == 0, is_yes=True, yes=n == 0) for n in range(2)]
+    rows += [benchmark("pope", 2, "random", False, is_yes=False, yes=True)]
+    found = scores(rows, resamples=200, seed=0)
+    assert found["pictures"] == {}
+    assert found["questions"]["mme"]["all"]["accuracy"]["value"] == 0.75
+    assert found["questions"]["mme"]["scene"]["exact"]["value"] == 0
+    assert found["groups"] == {"mme": {"picture": found["groups"]["mme"]["picture"]}}
+    assert found["groups"]["mme"]["picture"]["accuracy"] == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 2}
+    f1 = found["questions"]["pope"]["all"]["f1"]  # one hit, one false alarm, one miss
+    assert f1["value"] == pytest.approx(2 * 1 / (2 * 1 + 1 + 1))
+    mean = found["mean"]["accuracy"]
+    assert mean["value"] == pytest.approx((3 / 4 + 1 / 3) / 2)
+    assert mean["n"] == 7 and mean["low"] < mean["value"] < mean["high"]
+    assert "f1" not in found["mean"], "mme has none"
+    overview, first, second = [*score_tables({"instruct": found}), *kind_tables({"instruct": found})]
+    assert overview.title == "benchmarks, instruct" and overview.head[:3] == ["benchmark", "n", "accuracy"]
+    assert [line[0] for line in overview.lines] == ["mme", "pope", "mean"]
+    assert overview.lines[2][:2] == ["mean", "7"] and overview.lines[2][2].startswith("54.2 [")
+    assert [line[0] for line in first.lines] == ["all", "scene", "each picture as a whole"]
+    assert first.lines[2][1:3] == ["2", "50.0 [0.0, 100.0]"]
+    assert second.title == "pope, instruct"
+
+
+def test_naming_tracks_are_no_benchmarks() -> None:
+    rows = [picture(0, nll=4.0), question(0, "colour", True, right=True, right_blind=False)]
+    found = scores(rows, resamples=10, seed=0)
+    assert "mean" not in found and "groups" not in found
+    assert [table.title for table in score_tables({"m": found})][1] == "questions about known concepts, m"
+    assert kind_tables({"m": found}) == []
+
+
+def test_no_yes_at_all_is_an_f1_of_nothing() -> None:
+    found = scores(
+        [benchmark("pope", n, "random", True, is_yes=False, yes=False) for n in range(3)], resamples=9, seed=0
+    )
+    assert found["questions"]["pope"]["all"]["f1"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 3}
 
 
 def test_swept_fields_leave_out_what_follows_from_others(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_row_differs_in_what_the_paper_says_and_in_nothing_else(row: str) -> N
 
 def test_without_stage_1_stage_2_stays_as_it_is() -> None:
     row, full = (composed_row(name) for name in (WITHOUT_STAGE_1, "table1_revision"))
-    assert row.instruct.init is None and row.run.steps == ["embed", "instruct"]
+    assert row.instruct.init is None and row.run.steps == ["embed", "instruct", "evaluate"]
     different = _settings_that_differ(row, full)
     assert {name for name in different if not name.startswith("pretrain.")} == {"alignment", "instruct.init", "data"}
     assert {name for name in rundir.settings(row, "instruct") if name.startswith(("pretrain.", "alignment."))} == set()
@@ -115,9 +115,18 @@ def test_rows_of_one_table_embed_nothing_twice() -> None:
 def test_what_a_row_reads_is_made_by_its_recipes(row: str) -> None:
     """Of its own corpus, and of those that it needs; nothing of what they make is left unread."""
     data = composed_row(row).data
-    made = {data.folder, *(re.findall(r"--out (\S+)", line)[0] for line in data.needs)}
-    read = {*_stores(row).values(), data.conversations, *([data.pairs] if data.pairs else [])}
+    recipes = [*data.needs, data.benchmark_recipe or ""]
+    made = {data.folder, *(re.findall(r"--out (\S+)", line)[0] for line in recipes)}
+    read = {*_stores(row).values(), data.conversations, data.questions, *([data.pairs] if data.pairs else [])}
     assert {str(Path(str(records)).parent) for records in read} == made
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_ends_with_the_eleven_benchmarks(row: str) -> None:
+    config = composed_row(row)
+    assert config.run.steps[-2:] == ["instruct", "evaluate"] and config.evaluate.models == ["instruct"]
+    assert config.data.questions == "data/benchmarks/questions.jsonl" and config.data.naming is None
+    assert config.data.pictures in (config.embed.sources or config.data.sources)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -168,6 +177,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, tiny_llm: Path) -> Path:
     texts = [json.loads(line)["id"] for line in (folder / "texts.jsonl").read_text().splitlines()]
     talks = [{"id": f"about-{one}", "image": one, "messages": turns} for one in texts]
     (folder / "text_talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    asked = {"question": "What is it?\nA. a cat\nB. a dog", "answer": "B", "choices": ["A", "B"], "kind": "name"}
+    shown = [json.loads(line)["id"] for line in (folder / "statistics.jsonl").read_text().splitlines()]
+    rows = [
+        {"id": f"{track}-{one}", "image": one, **asked, "track": track, "split": "test"}
+        for track in ("mme", "mmstar") for one in shown
+    ]  # fmt: skip
+    (folder / "benchmark.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     make_groups(folder / "configs", folder)
     return folder
 
@@ -183,6 +199,7 @@ def _swapped(row: str, corpus: Path) -> list[str]:
     for name in own:
         file = "texts.jsonl" if data.sources[name].kind is Modality.text else "statistics.jsonl"
         words += [f"data.sources.{name}.records={corpus}/{file}", f"data.sources.{name}.image_root=null"]
+    words += [f"data.questions={corpus}/benchmark.jsonl", "data.naming=null"]
     if not data.pairs.startswith(str(corpus)):
         words.append(f"data.pairs={corpus}/pairs.jsonl")
     real = composed_row(row).data
@@ -204,6 +221,8 @@ def _take_steps(row: str, corpus: Path, *, skip: tuple[str, ...] = ()) -> None:
             continue
         assert main([step, *words]) == 0, step
         assert rundir.is_finished(config, step)
+    scores = rundir.folder(config, "evaluate") / "instruct" / "scores.json"
+    assert "evaluate" in skip or "accuracy" in json.loads(scores.read_text())["mean"]
     trained = [step for step in config.run.steps if step in ("pretrain", "instruct") and step not in skip]
     learned = json.loads((rundir.folder(config, trained[-1]) / "model" / "config.json").read_text())["alignment"]
     method = config.alignment.method.name if "align" in config.run.steps else None
@@ -214,7 +233,7 @@ def _take_steps(row: str, corpus: Path, *, skip: tuple[str, ...] = ()) -> None:
 def test_every_row_takes_a_few_steps(row: str, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows in one folder, so that each does only what none before it has done."""
     monkeypatch.chdir(corpus)
-    _take_steps(row, corpus, skip=("gap",) if row in UNLIKE else ("gap", "instruct"))
+    _take_steps(row, corpus, skip=("gap",) if row in UNLIKE else ("gap", "instruct", "evaluate"))
 
 
 @pytest.mark.slow

@@ -135,10 +135,20 @@ def test_recipes_that_the_corpus_needs_run_before_its_own(tmp_path: Path, capsys
     assert steps_run() == [], "nothing starts where one is not there"
 
 
+def test_the_recipe_of_the_benchmarks_runs_where_there_is_something_to_evaluate(tmp_path: Path) -> None:
+    (tmp_path / "recipe.py").write_text(NOTES_ITSELF)
+    words = ["run", "data.recipe=null", "data.benchmark_recipe=recipe.py --out there --only pope"]
+    assert main([*words, STEPS]) == 0
+    assert steps_run() == ["embed", "align", "pretrain"]
+    assert main([*words, "run.steps=[embed,evaluate]"]) == 0
+    assert steps_run() == ["recipe --out there --only pope", "evaluate"]
+
+
 @pytest.mark.parametrize("line", ["''", "'recipe.py \"a'"])
 def test_a_need_that_is_no_command_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", STEPS, f"data.needs=[{line}]"]) == 2
-    assert "data.needs = '" in (said := capsys.readouterr().err) and "must be command lines, such as" in said
+    for field, value in (("data.needs", f"[{line}]"), ("data.benchmark_recipe", line)):
+        assert main(["run", STEPS, f"{field}={value}"]) == 2
+        assert f"{field} = '" in (said := capsys.readouterr().err) and "must be a command line, such as" in said
 
 
 def test_failing_recipe_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

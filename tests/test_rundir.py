@@ -155,7 +155,9 @@ EFFECTS = [
     (put("instruct.init", None), ("instruct", "evaluate")),
     (put("data.conversations", "x"), ("instruct", "evaluate")),
     (put("evaluate.candidates", 3), ("evaluate",)),
+    (put("evaluate.spare_tokens", 9), ("evaluate",)),
     (put("data.questions", "x"), ("evaluate",)),
+    (put("data.benchmark_recipe", "a.py --small"), ("evaluate",)),
 ]
 
 
@@ -277,7 +279,8 @@ def test_every_field_has_been_decided_on() -> None:
         return [prefix[:-1]]
 
     config = make_config(trainer={"learning_rate": 1.0})
-    config.data.needs = ["a.py"]  # absent from the table where there are none
+    config.data.needs = ["a.py"]  # like the next two, absent from the table where it has its default
+    config.data.benchmark_recipe, config.evaluate.spare_tokens = "b.py", 9
     aligned = [replace(config, alignment=AlignmentConfig(method)) for method in AlignmentMethod]
     covered = {name for one in aligned for step in STEPS for name in rundir.settings(one, step)}
     covered |= set(rundir.settings(make_config(instruct=StageConfig(train=["adapter"])), "instruct"))

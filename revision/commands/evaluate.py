@@ -205,7 +205,13 @@ def _predictions(config: Config, reader: Reader, benchmark: _Benchmark) -> list[
         )
     for questions in benchmark.questions.values():
         embeddings = benchmark.embeddings([question.image for question in questions])
-        rows += answer_questions(reader, questions, embeddings, max_new_tokens=settings.max_new_tokens)
+        rows += answer_questions(
+            reader,
+            questions,
+            embeddings,
+            max_new_tokens=settings.max_new_tokens,
+            spare_tokens=settings.spare_tokens,
+        )
     return rows
 
 

@@ -1,7 +1,8 @@
 """Run the steps of an experiment in order, each as a process of its own; finished and unchanged ones are skipped.
 
-Recipes that the corpus needs (`data.needs`) come first, then its own, then `run.steps`. A stage that reads texts has
-`align` before it, also where the steps leave that out. A step that fails ends the run; the same command continues it.
+Recipes that the corpus needs (`data.needs`) come first, then that of its benchmarks and its own, then `run.steps`. A
+stage that reads texts has `align` before it, also where the steps leave that out. A step that fails ends the run; the
+same command continues it.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ def _make_records(config: Config) -> None:
 
     data = config.data
     lines = [("data.needs", shlex.split(line)) for line in data.needs]
+    if data.benchmark_recipe is not None and "evaluate" in config.run.steps:
+        lines.append(("data.benchmark_recipe", shlex.split(data.benchmark_recipe)))
     if data.recipe is not None:
         lines.append(("data.recipe", [data.recipe, "--out", data.folder, *data.recipe_options]))
     found = [(recipe, [str(_recipe_file(field, recipe)), *words]) for field, (recipe, *words) in lines]

@@ -8,7 +8,7 @@ keeps pictures for choices apart from pictures for reports (validation, test).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about picture `image`; `choices`, where given, hold the answer and its rivals."""
+    """A question about picture `image`.
+
+    choices: where given, the answer and its rivals; texts: what each of them stands for, where they are letters.
+    groups: sets that the question is one of, name of the kind of set to name of the set. Of each kind, the share of
+        sets in which all answers are right is counted too, as MME and HallusionBench do.
+    """
 
     id: str
     image: str
@@ -39,6 +44,8 @@ class Question:
     kind: str
     track: str
     choices: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 Item = TypeVar("Item", Picture, Question)
@@ -71,16 +78,20 @@ def read_pictures(
 def read_questions(path: Path, *, split: str, limit: int | None = None, seed: int = 0) -> dict[str, list[Question]]:
     """Questions of one split by track; order, `limit` and errors as in `read_pictures`.
 
-    Raises ValueError also where the answer is not among the choices.
+    Raises ValueError also where the answer is not among the choices, or `texts` are not as many.
     """
 
     def question(row: dict[str, Any], where: str) -> Question:
         """One record; `where` is its file and line, for errors."""
         text = {name: _string(row, name, where) for name in ("image", "question", "answer", "kind", "track")}
-        choices = row.get("choices") or []
+        choices, texts = (_strings(row, name, where) for name in ("choices", "texts"))
         if choices and text["answer"] not in choices:
-            raise ValueError(f"{where}: the answer {text['answer']!r} is not among the choices {choices}; add it there")
-        return Question(id=_identity(row, where), choices=tuple(choices), **text)
+            raise ValueError(
+                f"{where}: the answer {text['answer']!r} is not among the choices {[*choices]}; add it there"
+            )
+        if texts and len(texts) != len(choices):
+            raise ValueError(f"{where}: {len(texts)} texts for {len(choices)} choices; give each choice its own")
+        return Question(id=_identity(row, where), choices=choices, texts=texts, groups=_groups(row, where), **text)
 
     return _by_track(path, question, split=split, limit=limit, seed=seed)
 
@@ -122,6 +133,23 @@ def _string(row: dict[str, Any], name: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where}: field {name!r} is {value!r}; it must be a text that is not empty")
     return value
+
+
+def _strings(row: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
+    """A list of texts that may be absent. They are all different: of two alike, neither could be told to be chosen."""
+    found = row.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(one, str) and one.strip() for one in found):
+        raise ValueError(f"{where}: field {name!r} is {found!r}; it must be a list of texts that are not empty")
+    if name == "choices" and len(set(found)) < len(found):
+        raise ValueError(f"{where}: of the choices {found} two are alike; give each once")
+    return tuple(found)
+
+
+def _groups(row: dict[str, Any], where: str) -> dict[str, str]:
+    found = row.get("groups") or {}
+    if not isinstance(found, dict) or not all(isinstance(one, str) for pair in found.items() for one in pair):
+        raise ValueError(f"{where}: field 'groups' is {found!r}; it must be names of sets by the kind of set")
+    return found
 
 
 def _identity(row: dict[str, Any], where: str) -> str:

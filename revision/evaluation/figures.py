@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from revision.evaluation.files import write_png
 from revision.evaluation.metrics import PICTURE_METRICS, QUESTION_METRICS, Metric
 from revision.evaluation.scaling import Scaling
+from revision.evaluation.style import COLOURS, FAINT, INK, colour, plain
 from revision.evaluation.sweeps import (
     PAIRS,
     Group,
@@ -22,18 +23,16 @@ from revision.evaluation.sweeps import (
     by_model,
     difference,
     estimate,
+    estimate_mean,
     group_jobs,
     is_number,
     seed_values,
+    suite_of,
     swept_fields,
     tracks,
     value_order,
 )
 
-# Okabe and Ito's palette: told apart by the colour-blind, too.
-_COLOURS = {"none": "#666666", "mean_shift": "#E69F00", "c3": "#009E73", "realign": "#0072B2", "pairs": "#CC79A7"}
-_MORE_COLOURS = ["#D55E00", "#56B4E9", "#8C564B", "#B8A000"]
-_INK, _FAINT = "#222222", "#8a8a8a"
 _METRICS = {metric.name: metric for metric in (*PICTURE_METRICS, *QUESTION_METRICS)}
 _LOG_FROM = 8  # ratio of largest to smallest value from which an axis is logarithmic
 
@@ -53,25 +52,28 @@ _PANELS: list[tuple[str, str, list[tuple[str, str, str]]]] = [
 def draw_table(path: Path, jobs: Sequence[Job]) -> None:
     """One row of panels for each model and track: naming, margin, NLL and, where asked, questions, by alignment.
 
-    Only jobs at the base point of a sweep are shown (the commonest value of every swept setting). A large dot is the
-    mean over seeds with its 95 % interval over pictures and seeds, the small ones are the single seeds.
+    Benchmarks have a figure of their own (`draw_benchmarks`); where there is nothing else, nothing is drawn. Only jobs
+    at the base point of a sweep are shown (the commonest value of every swept setting). A large dot is the mean over
+    seeds with its 95 % interval over pictures and seeds, the small ones are the single seeds.
     """
     strips = []
     for model, members in by_model(jobs).items():
-        groups = base_groups(members)
-        strips += [(model, track, groups) for track in tracks(members)]
+        groups, suite = base_groups(members), suite_of(members)
+        strips += [(model, track, groups) for track in tracks(members) if track not in suite]
+    if not strips:
+        return
     panels = [panel for panel in _PANELS if any(_shown(groups, panel[0], track) for _, track, groups in strips)]
     figure = Figure(figsize=(3.6 * len(panels), 2.9 * len(strips) + 0.2), layout="constrained", dpi=200)
     axes = figure.subplots(len(strips), len(panels), squeeze=False)
     for row, (model, track, groups) in zip(axes, strips, strict=True):
-        row[0].set_ylabel(f"{model}\n{track} concepts", fontsize=9, fontweight="bold", color=_INK)
+        row[0].set_ylabel(f"{model}\n{track} concepts", fontsize=9, fontweight="bold", color=INK)
         for axis, (name, _, references) in zip(row, panels, strict=True):
             if _shown(groups, name, track):
                 _alignment_panel(axis, groups, name, references, track)
             else:
                 axis.axis("off")
     for axis, (_, title, _) in zip(axes[0], panels, strict=True):
-        axis.set_title(title, fontsize=9, color=_INK)
+        axis.set_title(title, fontsize=9, color=INK)
     write_png(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
 
 
@@ -125,15 +127,15 @@ def draw_scaling(path: Path, found: Sequence[Scaling], *, title: str) -> None:
         members = [one for one in found if one.metric.name == name]
         _log_axis(top, np.union1d(members[0].texts, members[0].pairs))
         _log_axis(bottom, members[0].pairs)
-        top.set_title(titles[name], fontsize=9, color=_INK)
+        top.set_title(titles[name], fontsize=9, color=INK)
         for one in members:
-            _scaling_curve(top, one.texts, one.of_texts, one.text_draws, one.metric, _colour(one.arm, arms), one.arm)
-            _equivalences(bottom, one, _colour(one.arm, arms))
+            _scaling_curve(top, one.texts, one.of_texts, one.text_draws, one.metric, colour(one.arm, arms), one.arm)
+            _equivalences(bottom, one, colour(one.arm, arms))
         last = members[-1]
-        _scaling_curve(top, last.pairs, last.of_pairs, last.pair_draws, last.metric, _COLOURS[PAIRS], PAIRS)
+        _scaling_curve(top, last.pairs, last.of_pairs, last.pair_draws, last.metric, COLOURS[PAIRS], PAIRS)
         top.set_xlabel("records", fontsize=9)
         bottom.set_xlabel("pairs", fontsize=9)
-        bottom.axhline(1, color=_FAINT, linewidth=1, zorder=1)
+        bottom.axhline(1, color=FAINT, linewidth=1, zorder=1)
         bottom.set_yscale("log")
         bottom.yaxis.set_major_formatter("{x:g}")
         bottom.yaxis.set_minor_formatter("{x:g}")
@@ -143,6 +145,30 @@ def draw_scaling(path: Path, found: Sequence[Scaling], *, title: str) -> None:
         handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), fontsize=9, frameon=False,
         title=title, title_fontproperties={"weight": "bold", "size": 10},
     )  # fmt: skip
+    write_png(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
+
+
+def draw_benchmarks(path: Path, groups: Sequence[Group], suite: Sequence[str]) -> None:
+    """A line for each benchmark and their mean, a dot with its 95 % interval for each group: accuracy in percent."""
+    metric, arms = _METRICS["accuracy"], [group.arm for group in groups]
+    means = [estimate_mean(group, metric, tracks=suite) for group in groups]
+    rows = [[estimate(group, metric, row="question", track=track) for group in groups] for track in suite]
+    figure = Figure(figsize=(7.2, (0.3 + 0.13 * len(groups)) * (len(suite) + 1) + 1), layout="constrained", dpi=200)
+    axis = figure.subplots()
+    plain(axis, grid="x")
+    for place, found in enumerate([means, *rows]):
+        for number, (group, one) in enumerate(zip(groups, found, strict=True)):
+            if one is None:
+                continue
+            value, low, high = (100 * part for part in (one.value, one.low, one.high))
+            at = -place - 0.7 * ((number + 0.5) / len(groups) - 0.5)
+            label = " ".join([group.arm, *(str(value) for _, value in group.settings)])
+            axis.hlines(at, low, high, color=colour(group.arm, arms), linewidth=1.4)
+            axis.plot(value, at, "o", color=colour(group.arm, arms), markersize=4, label=label if place == 0 else None)
+    axis.set_yticks([-place for place in range(len(suite) + 1)], ["mean", *suite])
+    axis.set_xlabel("accuracy (%)", fontsize=9)
+    axis.set_xlim(left=0)
+    figure.legend(loc="outside upper center", ncols=min(4, len(groups)), fontsize=8, frameon=False)
     write_png(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
 
 
@@ -165,46 +191,31 @@ def _scale(metric: Metric) -> float:
     return 100.0 if metric.percent else 1.0
 
 
-def _colour(arm: str, arms: Sequence[str]) -> str:
-    others = [name for name in arms if name not in _COLOURS]
-    return _COLOURS[arm] if arm in _COLOURS else _MORE_COLOURS[others.index(arm) % len(_MORE_COLOURS)]
-
-
-def _plain(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(_FAINT)
-    axis.tick_params(labelsize=8, color=_FAINT, labelcolor=_INK)
-    axis.grid(axis="y", color="#ececec", linewidth=0.8)
-    axis.set_axisbelow(True)
-
-
 def _alignment_panel(
     axis: Axes, groups: Sequence[Group], name: str, references: Sequence[tuple[str, str, str]], track: str
 ) -> None:
     metric, row, scale = _METRICS[name], _row_of(name), _scale(_METRICS[name])
     arms = [group.arm for group in groups]
-    _plain(axis)
+    plain(axis)
     for reference, label, dashes in references:
         level = estimate(groups[0], _METRICS[reference], row=row, track=track)
         if level is not None:
-            axis.axhline(scale * level.value, color=_FAINT, linestyle=dashes, linewidth=1, zorder=1)
+            axis.axhline(scale * level.value, color=FAINT, linestyle=dashes, linewidth=1, zorder=1)
             axis.annotate(
                 label.replace(" ", "\n"), (1, scale * level.value), xycoords=axis.get_yaxis_transform(), xytext=(3, 0),
-                textcoords="offset points", ha="left", va="center", fontsize=7, color=_FAINT,
+                textcoords="offset points", ha="left", va="center", fontsize=7, color=FAINT,
             )  # fmt: skip
     for place, group in enumerate(groups):
         found = estimate(group, metric, row=row, track=track)
         if found is None:
             continue
-        colour = _colour(group.arm, arms)
+        ink = colour(group.arm, arms)
         value, low, high = scale * found.value, scale * found.low, scale * found.high
-        axis.vlines(place, low, high, color=colour, linewidth=1.8, zorder=3)
-        axis.plot(
-            place, value, "o", color=colour, markersize=6.5, markeredgecolor="white", markeredgewidth=0.8, zorder=4
-        )
+        axis.vlines(place, low, high, color=ink, linewidth=1.8, zorder=3)
+        axis.plot(place, value, "o", color=ink, markersize=6.5, markeredgecolor="white", markeredgewidth=0.8, zorder=4)
         seeds = scale * np.array(seed_values(group, metric, row=row, track=track))
         if len(seeds) > 1:
-            axis.plot(np.full(len(seeds), place + 0.2), seeds, "o", color=colour, markersize=2.8, alpha=0.55, zorder=3)
+            axis.plot(np.full(len(seeds), place + 0.2), seeds, "o", color=ink, markersize=2.8, alpha=0.55, zorder=3)
     axis.set_xticks(range(len(groups)), [arm.replace("_", " ") for arm in arms])
     axis.set_xlim(-0.5, len(groups) - 0.35)
     axis.margins(y=0.12)
@@ -219,7 +230,7 @@ def _map_panel(axis: Axes, line: Sequence[Group], field: str, metric: Metric, tr
     at = _ticks(axis, values)
     lookup = {(group.arm, dict(group.settings)[field]): group for group in line}
     if ours is not None:
-        axis.axhline(0, color=_FAINT, linewidth=1, zorder=1)
+        axis.axhline(0, color=FAINT, linewidth=1, zorder=1)
     compared = [arm for arm in arms if arm != ours]
     for number, arm in enumerate(compared):
         points = []
@@ -240,14 +251,14 @@ def _map_panel(axis: Axes, line: Sequence[Group], field: str, metric: Metric, tr
             # Side by side within the width of a marker, so that intervals do not hide one another.
             places = places + 0.012 * (number - (len(compared) - 1) / 2) * (np.ptp(list(at.values())) or 1.0)
             axis.errorbar(
-                places, scale * level, yerr=scale * np.abs([low - level, high - level]), color=_colour(arm, arms),
+                places, scale * level, yerr=scale * np.abs([low - level, high - level]), color=colour(arm, arms),
                 marker="o", markersize=4, linewidth=1.4, elinewidth=1, label=arm.replace("_", " "),
             )  # fmt: skip
 
 
 def _log_axis(axis: Axes, numbers: np.ndarray) -> None:
     """A logarithmic horizontal axis that is labelled where something was measured."""
-    _plain(axis)
+    plain(axis)
     axis.set_xscale("log")
     axis.set_xticks(numbers, [f"{number:,}" for number in numbers], rotation=45)
     axis.minorticks_off()
@@ -255,23 +266,23 @@ def _log_axis(axis: Axes, numbers: np.ndarray) -> None:
 
 
 def _scaling_curve(
-    axis: Axes, records: np.ndarray, values: np.ndarray, draws: np.ndarray, metric: Metric, colour: str, arm: str
+    axis: Axes, records: np.ndarray, values: np.ndarray, draws: np.ndarray, metric: Metric, ink: str, arm: str
 ) -> None:
     scale = _scale(metric)
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     axis.errorbar(
-        records, scale * values, yerr=scale * np.abs([low - values, high - values]), color=colour, marker="o",
+        records, scale * values, yerr=scale * np.abs([low - values, high - values]), color=ink, marker="o",
         markersize=4, linewidth=1.4, elinewidth=1, label="pairs" if arm == PAIRS else f"texts, {arm.replace('_', ' ')}",
     )  # fmt: skip
 
 
-def _equivalences(axis: Axes, one: Scaling, colour: str) -> None:
+def _equivalences(axis: Axes, one: Scaling, ink: str) -> None:
     for found in one.equivalences():
         ends = (one.texts[0] / found.pairs, one.texts[-1] / found.pairs)
         value, low, high = (float(np.clip(part / found.pairs, *ends)) for part in (found.texts, found.low, found.high))
         marker = "v" if found.texts < one.texts[0] else "^" if found.texts > one.texts[-1] else "o"
-        axis.vlines(found.pairs, low, high, color=colour, linewidth=1.4, zorder=2)
-        axis.plot(found.pairs, value, marker, color=colour, markersize=5, zorder=3)
+        axis.vlines(found.pairs, low, high, color=ink, linewidth=1.4, zorder=2)
+        axis.plot(found.pairs, value, marker, color=ink, markersize=5, zorder=3)
 
 
 def _ticks(axis: Axes, values: Sequence[Any]) -> dict[Any, float]:
@@ -279,7 +290,7 @@ def _ticks(axis: Axes, values: Sequence[Any]) -> dict[Any, float]:
 
     Numbers stand where they belong, by their logarithm where they span much; other values stand side by side.
     """
-    _plain(axis)
+    plain(axis)
     if not all(is_number(value) for value in values):
         at = {value: float(place) for place, value in enumerate(values)}
     elif min(values) > 0 and max(values) / min(values) >= _LOG_FROM:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from revision.evaluation.statistics import interval
+from revision.evaluation.statistics import Estimate, interval, mean_of_parts
 
 Row = dict[str, Any]
 ALL_KINDS = "all"  # the kind under which questions of every kind are counted together
@@ -73,7 +73,26 @@ PICTURE_METRICS: list[Metric] = [
     _chance(5),
 ]
 
+
+def _f1(name: str, title: str, said: str) -> Metric:
+    """Harmonic mean of precision and recall of yes: twice the hits over all yes that are given or right."""
+    return Metric(
+        name,
+        title,
+        needs=said,
+        value=lambda row: 2.0 * (row["is_yes"] and row[said]),
+        per=lambda row: float(row["is_yes"]) + float(row[said]),
+        percent=True,
+    )
+
+
+GROUP_METRICS: list[Metric] = [
+    _share("accuracy", "accuracy", "right"),
+    _share("accuracy_blind", "accuracy, no picture", "right_blind"),
+]
+
 QUESTION_METRICS: list[Metric] = [
+    *GROUP_METRICS,
     _share("exact", "exact match", "correct"),
     _share("exact_blind", "exact match, no picture", "correct_blind"),
     Metric(
@@ -83,8 +102,9 @@ QUESTION_METRICS: list[Metric] = [
         value=lambda row: float(row["correct"]) - float(row["correct_blind"]),
         percent=True,
     ),
-    _share("choice", "choice", "chosen"),
-    _share("choice_blind", "choice, no picture", "chosen_blind"),
+    _share("choice", "likeliest choice", "chosen"),
+    _share("choice_blind", "likeliest choice, no picture", "chosen_blind"),
+    _f1("f1", "F1 of yes", "yes"),
     _share("constant", "most frequent answer", "constant"),
 ]
 
@@ -105,7 +125,9 @@ def scores(rows: Sequence[Row], *, resamples: int, seed: int) -> dict[str, Any]:
     """The body of `scores.json` from all rows of predictions of one model.
 
     Returns {"pictures": {track: {metric: {value, low, high, n}}}, "questions": {track: {kind: {metric: ...}}}}; the
-    kind `all` holds every question of the track.
+    kind `all` holds every question of the track. Where questions are in groups, "groups": {track: {kind of group:
+    {metric: ...}}}, of groups in which all answers are right. Where there are benchmarks (`benchmarks`), "mean":
+    {metric: ...}, the mean over them, in which each counts alike.
     """
     found: dict[str, Any] = {"pictures": {}, "questions": {}}
     for track in dict.fromkeys(row["track"] for row in rows):
@@ -121,4 +143,46 @@ def scores(rows: Sequence[Row], *, resamples: int, seed: int) -> dict[str, Any]:
                 kind: summarise(members, QUESTION_METRICS, resamples=resamples, seed=seed)
                 for kind, members in kinds.items()
             }
+        if grouped := groups_of(questions):
+            found.setdefault("groups", {})[track] = {
+                kind: summarise(members, GROUP_METRICS, resamples=resamples, seed=seed)
+                for kind, members in grouped.items()
+            }
+    if names := benchmarks(rows):
+        found["mean"] = {
+            metric.name: asdict(mean)
+            for metric in QUESTION_METRICS
+            if (mean := mean_over(rows, names, metric, resamples=resamples, seed=seed)) is not None
+        }
     return found
+
+
+def benchmarks(rows: Sequence[Row]) -> list[str]:
+    """Tracks that hold nothing but questions: benchmarks of their own, in the order of their rows."""
+    shown = {row["track"] for row in rows if row["row"] == "picture"}
+    return [track for track in dict.fromkeys(row["track"] for row in rows) if track not in shown]
+
+
+def groups_of(questions: Sequence[Row]) -> dict[str, list[Row]]:
+    """A row for each group of questions, by the kind of group: whether all answers of the group are right."""
+    members: dict[str, dict[str, list[Row]]] = {}
+    for row in questions:
+        for kind, name in row.get("groups", {}).items():
+            members.setdefault(kind, {}).setdefault(name, []).append(row)
+    return {
+        kind: [
+            {"id": name, **{field: all(row[field] for row in rows) for field in ("right", "right_blind")}}
+            for name, rows in named.items()
+        ]
+        for kind, named in members.items()
+    }
+
+
+def mean_over(
+    rows: Sequence[Row], names: Sequence[str], metric: Metric, *, resamples: int, seed: int
+) -> Estimate | None:
+    """The mean of a metric over benchmarks; None where one of them lacks it."""
+    parts = [metric.arrays([row for row in rows if row["track"] == name]) for name in names]
+    if not all(len(top) for top, _ in parts):
+        return None
+    return mean_of_parts(parts, resamples=resamples, seed=seed)

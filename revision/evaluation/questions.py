@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import string
 from collections import Counter
 from collections.abc import Sequence
@@ -11,17 +10,21 @@ from typing import Any
 import numpy as np
 
 from revision.evaluation.benchmarks import Question
+from revision.evaluation.choices import named_choice
 from revision.evaluation.reader import Reader
 from revision.records import IMAGE_MARK
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ARTICLES = {"a", "an", "the"}
 _PUNCTUATION = str.maketrans({mark: " " for mark in string.punctuation})
-_SLACK = 2  # tokens generated beyond the longest right answer: enough to see that an answer goes on
 
 
 def normalise(answer: str) -> str:
-    """Lower case, punctuation and articles dropped, blanks merged: what exact match compares."""
-    return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
+    """Lower case, punctuation and articles dropped, blanks merged: what exact match compares.
+
+    Single letters, as in `A` and `A, C`, are letters: none of them is an article.
+    """
+    words = answer.lower().translate(_PUNCTUATION).split()
+    return " ".join(word for word in words if word not in _ARTICLES or all(len(other) == 1 for other in words))
 
 
 def matches(prediction: str, answer: str) -> bool:
@@ -41,17 +44,22 @@ def most_frequent_answers(questions: Sequence[Question]) -> dict[str, str]:
 
 
 def answer_questions(
-    reader: Reader, questions: Sequence[Question], embeddings: np.ndarray, *, max_new_tokens: int
+    reader: Reader, questions: Sequence[Question], embeddings: np.ndarray, *, max_new_tokens: int, spare_tokens: int = 2
 ) -> list[dict[str, Any]]:
     """Answers the questions of one track with and without the picture: one row of plain values a question.
 
-    embeddings: float [n, d], the picture of each question.
-    A row holds: `says` and `says_blind` (greedy answers), `correct` and `correct_blind` (exact match); where the
-    question has choices, `chooses`, `chooses_blind` (the likeliest, end of turn included), `chosen`, `chosen_blind`
-    (whether it is right); `constant`, whether the most frequent answer of the kind would be right.
+    embeddings: float [n, d], the picture of each question. spare_tokens: how far an answer may be longer than the
+    longest right one of the track, within `max_new_tokens`.
+    A row holds: `says` and `says_blind` (greedy answers), `correct` and `correct_blind` (exact match), `right` and
+    `right_blind` (the right choice is named, see `named_choice`; without choices, exact match); where the question has
+    choices, `names`, `names_blind` (the choice that the answer names, or None), `chooses`, `chooses_blind` (the
+    likeliest, end of turn included), `chosen`, `chosen_blind` (whether it is right); where these are yes and no,
+    `is_yes`, `yes`, `yes_blind` (whether the right answer, and the one given, is yes); `constant`, whether the most
+    frequent answer of the kind would be right; `groups`, where the question has some.
     """
     constant = most_frequent_answers(questions)
     turns = [with_mark(question.question) for question in questions]
+    place_of = {question.image: place for place, question in enumerate(questions)}
     rows: list[dict[str, Any]] = [
         {
             "row": "question",
@@ -63,24 +71,34 @@ def answer_questions(
             "answer": question.answer,
             "constant": matches(constant[question.kind], question.answer),
         }
+        | ({"groups": question.groups} if question.groups else {})
         for question in questions
     ]
     longest = max(len(reader.answer_ids(question.answer)) for question in questions)
-    tokens = min(max_new_tokens, longest + _SLACK)
+    tokens = min(max_new_tokens, longest + spare_tokens)
     for suffix, pictures in (("", embeddings), ("_blind", None)):
         title = "questions" if pictures is not None else "questions, blind"
-        # Without their pictures, questions of the same words and choices are one question.
+        # Questions of the same words and choices about one picture, or all without one, are one question.
         asked = [
-            (turn, question.choices, None if pictures is None else place)
-            for place, (turn, question) in enumerate(zip(turns, questions, strict=True))
+            (turn, question.choices, None if pictures is None else place_of[question.image])
+            for turn, question in zip(turns, questions, strict=True)
         ]
         replies = _reply(reader, list(dict.fromkeys(asked)), embeddings, tokens, title)
-        for row, key in zip(rows, asked, strict=True):
+        for row, question, key in zip(rows, questions, asked, strict=True):
             says, chooses = replies[key]
-            row |= {f"says{suffix}": says, f"correct{suffix}": matches(says, row["answer"])}
+            exact = matches(says, question.answer)
+            row |= {f"says{suffix}": says, f"correct{suffix}": exact, f"right{suffix}": exact}
             if chooses is not None:
-                row |= {f"chooses{suffix}": chooses, f"chosen{suffix}": chooses == row["answer"]}
+                names = named_choice(says, question.choices, question.texts)
+                row |= {f"names{suffix}": names, f"right{suffix}": names == question.answer}
+                row |= {f"chooses{suffix}": chooses, f"chosen{suffix}": chooses == question.answer}
+                if _asks_yes_or_no(question):
+                    row |= {"is_yes": question.answer.lower() == "yes", f"yes{suffix}": (names or "").lower() == "yes"}
     return rows
+
+
+def _asks_yes_or_no(question: Question) -> bool:
+    return sorted(choice.lower() for choice in question.choices) == ["no", "yes"]
 
 
 _Asked = tuple[str, tuple[str, ...], int | None]  # a turn, its choices, and the place of its picture or None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table as RichTable
 
-from revision.evaluation.metrics import PICTURE_METRICS, QUESTION_METRICS, Metric
+from revision.evaluation.metrics import ALL_KINDS, PICTURE_METRICS, QUESTION_METRICS, Metric
 from revision.evaluation.statistics import LEVEL, Estimate
 
 
@@ -36,7 +36,10 @@ class Table:
 
 
 def score_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Tables of `metrics.scores` of several models side by side: pictures by track, questions by track and kind."""
+    """Tables of `metrics.scores` of several models: pictures by track, questions by track and kind, benchmarks.
+
+    Benchmarks, tracks that hold nothing but questions, are one table a model: a line each, and their mean.
+    """
     tables = []
     for track in _keys(scores, "pictures"):
         numbers = {model: found["pictures"].get(track, {}) for model, found in scores.items()}
@@ -47,22 +50,47 @@ def score_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
         ]
         n = max(number["n"] for found in numbers.values() for number in found.values())
         tables.append(Table(f"{track} concepts, {n} pictures", ["", *scores], lines))
-    for track in _keys(scores, "questions"):
-        for model in (name for name, found in scores.items() if track in found["questions"]):
-            kinds = scores[model]["questions"][track]
-            lines = [
-                [kind, str(numbers["exact"]["n"]), *(_number(numbers, metric) for metric in QUESTION_METRICS)]
-                for kind, numbers in kinds.items()
-            ]
-            head = ["kind", "n", *(metric.title for metric in QUESTION_METRICS)]
-            tables.append(Table(f"questions about {track} concepts, {model}", head, lines))
+    for model, found in scores.items():
+        suite = _benchmarks(found)
+        for track, kinds in found["questions"].items():
+            if track not in suite:
+                tables.append(_question_table(f"questions about {track} concepts, {model}", "kind", kinds))
+        if suite:
+            overall = {track: found["questions"][track][ALL_KINDS] for track in suite}
+            tables.append(_question_table(f"benchmarks, {model}", "benchmark", overall | {"mean": found["mean"]}))
     return tables
+
+
+def kind_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Of each benchmark and model: questions by kind, and groups of questions in which all answers are right."""
+    tables = []
+    for model, found in scores.items():
+        for track in _benchmarks(found):
+            grouped = found.get("groups", {}).get(track, {})
+            lines = found["questions"][track] | {f"each {kind} as a whole": row for kind, row in grouped.items()}
+            tables.append(_question_table(f"{track}, {model}", "kind", lines))
+    return tables
+
+
+def _benchmarks(found: Mapping[str, Any]) -> list[str]:
+    return [track for track in found["questions"] if track not in found["pictures"]]
+
+
+def _question_table(title: str, first: str, lines: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A line for each set of questions; metrics that none of them has are no column."""
+    metrics = [metric for metric in QUESTION_METRICS if any(metric.name in numbers for numbers in lines.values())]
+    cells = [
+        [name, str(next(iter(numbers.values()))["n"]), *(_number(numbers, metric) for metric in metrics)]
+        for name, numbers in lines.items()
+    ]
+    return Table(title, [first, "n", *(metric.title for metric in metrics)], cells)
 
 
 def report(scores: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
     """All tables of one evaluation as a Markdown page."""
     note = f"In brackets {LEVEL:.0%} bootstrap intervals; NLL and margins in nats, shares in percent."
-    return "\n\n".join([f"# {title}", note, *(table.markdown() for table in score_tables(scores))]) + "\n"
+    tables = [*score_tables(scores), *kind_tables(scores)]
+    return "\n\n".join([f"# {title}", note, *(table.markdown() for table in tables)]) + "\n"
 
 
 def cell(number: Estimate | None, metric: Metric, *, difference: bool = False) -> str:

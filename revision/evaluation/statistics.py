@@ -6,6 +6,7 @@ resampled alike, and two runs on the same pictures are paired whenever their dif
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -43,16 +44,37 @@ def interval(
     """Mean over units, or the ratio of two sums over units, with its bootstrap interval.
 
     numerator: [n], or [seeds, n] for several runs on the same units. denominator: like numerator, or [n] for all seeds
-    (a number of tokens, for instance); None: the mean.
+    (a number of tokens, for instance); None: the mean. A ratio of nothing to nothing counts as 0.
     With several runs the value is the mean over seeds, and each resample draws the seeds as well as the units (a
     crossed bootstrap), so that the interval covers both. With few seeds their share of the spread is underestimated by
     (seeds - 1) / seeds.
     Raises ValueError when there are no units.
     """
     value, found = resampled(numerator, denominator, resamples=resamples, seed=seed)
+    return _estimate(value, found, np.shape(numerator)[-1])
+
+
+def mean_of_parts(
+    parts: Sequence[tuple[np.ndarray, np.ndarray | None]], *, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """The mean over several benchmarks, each of which counts alike, with its interval; n counts all of their units.
+
+    parts: numerator and denominator of each, as `interval` takes them. Units of two benchmarks are drawn apart. Raises
+    ValueError when there are no parts, or one has no units.
+    """
+    if not parts:
+        raise ValueError("a mean over 0 benchmarks was asked for; give at least one")
+    drawn = [
+        resampled(top, bottom, resamples=resamples, seed=seed + 2 * place) for place, (top, bottom) in enumerate(parts)
+    ]
+    values, draws = zip(*drawn, strict=True)
+    return _estimate(float(np.mean(values)), np.mean(draws, axis=0), sum(np.shape(top)[-1] for top, _ in parts))
+
+
+def _estimate(value: float, draws: np.ndarray, n: int) -> Estimate:
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
-    return Estimate(value=value, low=float(low), high=float(high), n=np.shape(numerator)[-1])
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Estimate(value=value, low=float(low), high=float(high), n=n)
 
 
 def resampled(
@@ -74,7 +96,9 @@ def resampled(
     over_runs = resample_weights(runs, resamples, seed + 1)
     tops = np.einsum("rn,rn->r", over_runs @ top, over_units)
     bottoms = np.einsum("rn,rn->r", over_runs @ bottom, over_units)
-    return float(top.sum() / bottom.sum()), tops / bottoms
+    values = np.divide(tops, bottoms, out=np.zeros_like(tops), where=(bottoms != 0) | (tops != 0))
+    whole = float(bottom.sum())
+    return float(top.sum()) / whole if whole else 0.0, values
 
 
 def paired_difference(

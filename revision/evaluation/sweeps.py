@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from revision.evaluation.metrics import Metric, Row
-from revision.evaluation.statistics import Estimate, interval, paired_difference, resampled
+from revision.evaluation.metrics import Metric, Row, benchmarks
+from revision.evaluation.statistics import Estimate, interval, mean_of_parts, paired_difference, resampled
 
 ARMS = ["none", "mean_shift", "c3", "realign"]  # in the order of the tables; others follow, `pairs` comes last
 PAIRS = "pairs"
@@ -61,6 +61,11 @@ def by_model(jobs: Sequence[Job]) -> dict[str, list[Job]]:
 def tracks(jobs: Sequence[Job]) -> list[str]:
     """Tracks of the jobs' predictions, in the order of the benchmark."""
     return list(dict.fromkeys(row["track"] for job in jobs for row in job.rows))
+
+
+def suite_of(jobs: Sequence[Job]) -> list[str]:
+    """Those of the tracks that are benchmarks: `metrics.benchmarks` of all rows."""
+    return benchmarks([row for job in jobs for row in job.rows])
 
 
 def read_jobs(folder: Path) -> list[Job]:
@@ -175,6 +180,23 @@ def difference(
     return paired_difference(ours, theirs, per, resamples=resamples)
 
 
+def estimate_mean(group: Group, metric: Metric, *, tracks: Sequence[str], resamples: int = 2000) -> Estimate | None:
+    """As `estimate`, of questions: the mean over tracks, each of which counts alike; None where one lacks it."""
+    found = [_matrices([group], group_seeds(group), metric, row="question", track=track) for track in tracks]
+    parts = [(tops[0], per) for tops, per in filter(None, found)]
+    return mean_of_parts(parts, resamples=resamples) if len(parts) == len(tracks) else None
+
+
+def difference_mean(
+    first: Group, second: Group, metric: Metric, *, tracks: Sequence[str], resamples: int = 2000
+) -> Estimate | None:
+    """As `difference`, of `estimate_mean`: paired by question and seed."""
+    seeds = sorted(set(group_seeds(first)) & set(group_seeds(second)))
+    found = [_matrices([first, second], seeds, metric, row="question", track=track) for track in tracks if seeds]
+    parts = [(ours - theirs, per) for (ours, theirs), per in filter(None, found)]
+    return mean_of_parts(parts, resamples=resamples) if len(parts) == len(tracks) else None
+
+
 def resamples_of(
     groups: Sequence[Group], metric: Metric, *, row: str, track: str, resamples: int = 2000
 ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -215,6 +237,8 @@ def _matrices(
 
     jobs = [[job for job in group.jobs if job.seed in seeds] for group in groups]
     picked = [[picked_from(job) for job in members] for members in jobs]
+    if not all(units for found in picked for units in found):  # a metric that some jobs were not asked for
+        return None
     reference = [unit["id"] for unit in picked[0][0]]
     for members, found in zip(jobs, picked, strict=True):
         for job, units in zip(members, found, strict=True):
@@ -223,8 +247,6 @@ def _matrices(
                     f"{job.run} was evaluated on other {row}s of track {track} than {jobs[0][0].run}; "
                     "evaluate both with the same evaluate.* settings before comparing them"
                 )
-    if not reference:
-        return None
     arrays = [[metric.arrays(units) for units in members] for members in picked]
     tops = [np.stack([top for top, _ in members]) for members in arrays]
     bottoms = [bottom for _, bottom in arrays[0]]

@@ -88,13 +88,16 @@ def _check_contrast(config: Config) -> None:
 
 
 def _check_recipes(config: Config) -> None:
-    for line in config.data.needs:
+    lines = [("data.needs", line) for line in config.data.needs]
+    if config.data.benchmark_recipe is not None:
+        lines.append(("data.benchmark_recipe", config.data.benchmark_recipe))
+    for field, line in lines:
         try:
             words = shlex.split(line)
         except ValueError:  # a quotation that does not end
             words = []
         if not words:
-            raise broken("data.needs", repr(line), "command lines, such as data_recipes/bunny.py --out data/bunny")
+            raise broken(field, repr(line), "a command line, such as data_recipes/bunny.py --out data/bunny")
 
 
 def _check_sources(config: Config) -> None:

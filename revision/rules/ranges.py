@@ -51,6 +51,7 @@ AT_LEAST: Mapping[str, float] = {
     "evaluate.bootstrap": 1,
     "evaluate.sheet": 0,
     "evaluate.max_new_tokens": 1,
+    "evaluate.spare_tokens": 0,
     "evaluate.batch_size": 1,
     "chat.max_new_tokens": 1,
     "inspect.sample": 1,

@@ -46,8 +46,10 @@ class DataConfig:
         default_factory=list
     )  # sources of images, or of texts in their place, which
     # the alignment then moves; of two that have an id, the first counts
+    benchmark_recipe: str | None = None  # command line of the recipe that makes the records of `questions` and
+    # `pictures`, where the corpus' own does not; `run` starts it, and no stage depends on it
     naming: str | None = None  # benchmark records (id, image, name, caption, track, split)
-    questions: str | None = None  # benchmark records (id, image, question, answer, kind, track, split)
+    questions: str | None = None  # benchmark records (id, image, question, answer, kind, track, split, choices?)
     pictures: str | None = None  # image source of the benchmark pictures
     names: str | None = None  # text source of the candidate names, for the encoder's own cosine naming
 

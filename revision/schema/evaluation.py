@@ -21,6 +21,7 @@ class EvaluateConfig:
     bootstrap: int = 2000  # resamples for the 95 % intervals
     sheet: int = 24  # pictures on the contact sheet
     max_new_tokens: int = 24
+    spare_tokens: int = 2  # that an answer may have beyond the longest right one of its track, within max_new_tokens
     batch_size: int = 8
     seed: int = 0  # of draws and resamples; not the run's seed, so that runs of all seeds meet the same test
     dtype: Dtype | None = None  # of weights and arithmetic; None: as saved, if the device has it

@@ -1,0 +1,28 @@
+"""How the figures of sweeps look: colours of arms, ink, plain axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from matplotlib.axes import Axes
+
+# Okabe and Ito's palette: told apart by the colour-blind, too.
+COLOURS = {"none": "#666666", "mean_shift": "#E69F00", "c3": "#009E73", "realign": "#0072B2", "pairs": "#CC79A7"}
+_MORE_COLOURS = ["#D55E00", "#56B4E9", "#8C564B", "#B8A000"]
+INK, FAINT = "#222222", "#8a8a8a"
+
+
+def colour(arm: str, arms: Sequence[str]) -> str:
+    """The colour of an arm: its own, or one of a few more in the order of `arms`."""
+    others = [name for name in arms if name not in COLOURS]
+    return COLOURS[arm] if arm in COLOURS else _MORE_COLOURS[others.index(arm) % len(_MORE_COLOURS)]
+
+
+def plain(axis: Axes, *, grid: Literal["x", "y"] = "y") -> None:
+    """No box, faint ticks, a faint grid across one axis."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(FAINT)
+    axis.tick_params(labelsize=8, color=FAINT, labelcolor=INK)
+    axis.grid(axis=grid, color="#ececec", linewidth=0.8)
+    axis.set_axisbelow(True)

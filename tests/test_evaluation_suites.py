@@ -1,0 +1,146 @@
+"""Benchmarks of questions alone: in the tables of a sweep, in tables over experiments, in an evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+from test_evaluate_command import config, finish_stage, write_lines  # noqa: F401
+from test_evaluation_table import benchmark, picture
+
+from revision import multirun, rundir
+from revision.commands import evaluate
+from revision.evaluation.metrics import QUESTION_METRICS, scores
+from revision.evaluation.sweeps import difference_mean, estimate_mean, group_jobs, read_jobs, suite_of
+from revision.evaluation.table import collect, collect_experiments
+from revision.schema import Config
+
+ACCURACY = next(metric for metric in QUESTION_METRICS if metric.name == "accuracy")
+
+
+def write_job(
+    run: Path, *, arm: str = "realign", seed: int = 0, right: tuple[int, int] = (4, 1), named: int = 0
+) -> None:
+    """A run that has `right` answers of 8 questions of mme, in pairs, and of 2 of pope; and `named` pictures."""
+    folder = run / "evaluate" / "instruct"
+    folder.mkdir(parents=True)
+    settings = {"name": run.name, "seed": seed, "alignment": {"method": arm}, "pretrain": {"input": "text"}}
+    OmegaConf.save(OmegaConf.create(settings), run / "evaluate" / "config.yaml")
+    rows = [benchmark("mme", n, "scene", n < right[0], groups={"picture": str(n // 2)}) for n in range(8)]
+    rows += [benchmark("pope", n, "random", n < right[1]) for n in range(2)]
+    rows += [picture(n, nll=3.0) for n in range(named)]
+    write_lines(folder / "predictions.jsonl", rows)
+    (folder / "scores.json").write_text(json.dumps(scores(rows, resamples=20, seed=0)))
+
+
+def test_the_mean_of_a_suite_is_paired_by_question_and_seed(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_job(tmp_path / f"none-{seed}", arm="none", seed=seed, right=(2, 1))
+        write_job(tmp_path / f"realign-{seed}", seed=seed, right=(4 + 2 * seed, 1))
+    jobs = read_jobs(tmp_path)
+    assert suite_of(jobs) == ["mme", "pope"]
+    none, realign = group_jobs(jobs, [])
+    mean = estimate_mean(realign, ACCURACY, tracks=["mme", "pope"])
+    assert mean is not None and mean.value == pytest.approx(((4 + 6) / 16 + 1 / 2) / 2)
+    found = difference_mean(realign, none, ACCURACY, tracks=["mme", "pope"])
+    assert found is not None and found.value == pytest.approx(((10 - 4) / 16 + 0) / 2)
+    assert found.low >= 0, "no question is answered worse"
+    assert estimate_mean(realign, ACCURACY, tracks=["mme", "other"]) is None
+
+
+def test_a_sweep_has_one_table_and_one_figure_of_its_benchmarks(tmp_path: Path) -> None:
+    for arm, right in (("none", (2, 1)), ("realign", (6, 1))):
+        write_job(tmp_path / arm, arm=arm, right=right)
+    collect(tmp_path)
+    page = (tmp_path / "table.md").read_text()
+    assert "## instruct, benchmarks\n\nAccuracy:\n\n| alignment | seeds | mean | mme | pope |" in page
+    (line,) = [line for line in page.splitlines() if line.startswith("| realign |")]
+    assert line.startswith("| realign | 1 | 62.5 [") and "| 75.0 [" in line and "| 50.0 [" in line
+    (line,) = [line for line in page.splitlines() if line.startswith("| realign - none |")]
+    assert "+25.0" in line and "+50.0" in line
+    assert "mme concepts" not in page
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["benchmarks-instruct.png", "table.csv", "table.md"]
+    with Image.open(tmp_path / "benchmarks-instruct.png") as figure:
+        assert figure.size[0] > 1000
+    lines = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    found = {
+        (row["run"], row["track"], row["kind"]): float(row["value"]) for row in lines if row["metric"] == "accuracy"
+    }
+    assert found["realign", "mean", ""] == 0.625
+    assert found["realign", "mme", "each picture"] == 0.75
+    assert found["none", "mme", "each picture"] == 0.25
+
+
+def test_named_pictures_keep_their_own_part(tmp_path: Path) -> None:
+    write_job(tmp_path / "realign", named=3)
+    collect(tmp_path)
+    page = (tmp_path / "table.md").read_text()
+    assert "## instruct, known concepts" in page and "## instruct, benchmarks" in page
+    assert (tmp_path / "table.png").is_file()
+
+
+def test_experiments_share_a_table_and_the_first_is_compared_with(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_job(tmp_path / "full" / f"seed={seed}", seed=seed, right=(6, 2))
+        write_job(tmp_path / "ablation" / f"seed={seed}", seed=seed, right=(2, 2))
+    write_job(tmp_path / "ablation" / "instruct.limit=10,seed=0", right=(0, 0))
+    out = tmp_path / "tables" / "both"
+    collect_experiments([tmp_path / "full", tmp_path / "ablation"], out)
+    page = (out / "table.md").read_text()
+    assert "Differences are full minus the other" in page
+    assert "| experiment | seeds | mean | mme | pope |" in page
+    heads = [line.split(" |")[0] for line in page.splitlines() if line.startswith("| ")]
+    assert heads == [
+        "| experiment", "| ---", "| ablation", "| ablation instruct.limit=10", "| full",
+        "| paired difference", "| ---", "| full - ablation", "| full - ablation instruct.limit=10",
+    ]  # fmt: skip
+    (line,) = [line for line in page.splitlines() if line.startswith("| full - ablation |")]
+    assert line.startswith("| full - ablation | 2 | +25.0")
+    runs = {row["run"] for row in csv.DictReader((out / "table.csv").read_text().splitlines())}
+    assert "ablation/seed=1" in runs
+
+
+def test_a_sweep_over_experiments_ends_in_that_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        write_job(tmp_path / name)
+    multirun.draw_table_of_experiments([tmp_path / "one", tmp_path / "none yet", tmp_path / "two"])
+    assert "table of all experiments" in capsys.readouterr().out
+    assert (tmp_path / "tables" / "one+two" / "table.md").is_file()
+    multirun.draw_table_of_experiments([tmp_path / "one", tmp_path / "none yet"])
+    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["one+two"]
+
+
+def test_answers_about_benchmarks_are_read_and_averaged(config: Config, finish_stage: Any) -> None:  # noqa: F811
+    """A tiny model, whose answers name nothing: right are those whose most likely choice is, at most."""
+    finish_stage(config)
+    asked = {"question": "Is it red?\nA. yes\nB. no", "answer": "B", "kind": "colour", "split": "test"}
+    closed = {"choices": ["A", "B"], "texts": ["yes", "no"]}
+    rows = [
+        {"id": "a0", "image": "p1", "track": "mmstar", **asked, **closed},
+        {"id": "a1", "image": "p1", "track": "mmstar", **asked, **closed},  # the same question about the same picture
+        {"id": "b0", "image": "p2", "track": "mme", **asked, "answer": "Yes", "choices": ["Yes", "No"],
+         "groups": {"picture": "p2"}},
+        {"id": "c0", "image": "p3", "track": "logicvista", **asked, "answer": "A, C"},
+    ]  # fmt: skip
+    write_lines(Path(str(config.data.questions)), rows)
+    config.data.naming = None
+    config.evaluate.spare_tokens, config.evaluate.max_new_tokens = 9, 6
+    evaluate.run(config)
+    folder = rundir.folder(config, "evaluate")
+    found = [json.loads(line) for line in (folder / "pretrain/predictions.jsonl").read_text().splitlines()]
+    first, second, yes, open_ended = found
+    assert first["says"] == second["says"] and first["chooses"] in ("A", "B")
+    assert {"names", "names_blind", "right", "right_blind"} <= set(first)
+    assert yes["groups"] == {"picture": "p2"} and yes["is_yes"] is True
+    assert "names" not in open_ended and open_ended["right"] == open_ended["correct"]
+    made = json.loads((folder / "pretrain/scores.json").read_text())
+    per_track = [made["questions"][track]["all"]["accuracy"]["value"] for track in ("mmstar", "mme", "logicvista")]
+    assert made["mean"]["accuracy"]["value"] == pytest.approx(np.mean(per_track))
+    assert "## benchmarks, pretrain" in (folder / "table.md").read_text()
+    assert "## mme, pretrain" in (folder / "table.md").read_text()

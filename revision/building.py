@@ -66,13 +66,14 @@ def build_model(
 
 
 def read_model(
-    folder: Path, *, dtype: torch.dtype | None = None
+    folder: Path, *, dtype: torch.dtype | None = None, spread: bool = False
 ) -> tuple[RevisionForConditionalGeneration, RevisionProcessor]:
     """A saved model and its processor.
 
     Args:
         folder: what `save_model` wrote, or the name of such a model on the hub, as `owner/name`.
         dtype: of the LLM; None: as it was saved.
+        spread: over all GPUs of this machine, layer by layer, and the rest in the host's memory; else on the CPU.
 
     Raises:
         ValueError: there is no such folder, it is no model of this package, or a weight is missing from it.
@@ -80,7 +81,10 @@ def read_model(
     require_place(folder)
     try:
         loaded: Any = RevisionForConditionalGeneration.from_pretrained(
-            folder, dtype="auto" if dtype is None else dtype, output_loading_info=True
+            folder,
+            dtype="auto" if dtype is None else dtype,
+            device_map="auto" if spread else None,
+            output_loading_info=True,
         )
         processor = RevisionProcessor.from_pretrained(folder)
     except _UNREADABLE as error:

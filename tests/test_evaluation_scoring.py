@@ -177,3 +177,36 @@ def test_saved_model_scores_alike(
     assert half != pytest.approx(reader.log_probs(*asked)[0], rel=1e-6)
     with pytest.raises(ValueError, match="cannot be read as a "):
         Reader.load(tmp_path, device=torch.device("cpu"))
+
+
+def test_a_model_in_pieces_answers_as_a_whole_one(
+    model: Any, reader: Reader, tiny_processor: Any, pictures: np.ndarray, tmp_path: Path
+) -> None:
+    """Of GPUs there are none here: a layer and the projector lie on the disk, and are brought in as they are needed."""
+    model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    layers = {f"language_model.model.layers.{n}": "cpu" for n in range(len(model.language_model.model.layers))}
+    rest = ("language_model.model.embed_tokens", "language_model.model.norm", "language_model.model.rotary_emb")
+    pieces = {**layers, **dict.fromkeys((*rest, "language_model.lm_head"), "cpu"), "projector": "disk"}
+    pieces["language_model.model.layers.0"] = "disk"
+    parts = type(model).from_pretrained(tmp_path, device_map=pieces, offload_folder=tmp_path / "aside").eval()
+    assert next(parts.projector.parameters()).device.type == "meta", "it is not in memory"
+    prompts = [reader.prompt("<image>\nwhat is it", picture) for picture in pictures]
+    choices = [[reader.answer_ids(answer) for answer in ANSWERS[:3]]] * len(prompts)
+    in_parts = Reader(parts, tiny_processor, batch_size=3)
+    for found, expected in zip(
+        in_parts.log_probs(prompts, choices, ""), reader.log_probs(prompts, choices, ""), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert in_parts.answers(prompts, 5, "") == reader.answers(prompts, 5, "")
+    assert parts._no_split_modules == {"LlamaDecoderLayer"}, "a device holds whole layers"
+
+
+def test_spread_where_there_is_no_gpu_is_the_memory_of_the_host(
+    model: Any, tiny_processor: Any, pictures: np.ndarray, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    spread, whole = (Reader.load(tmp_path, device=device) for device in (None, torch.device("cpu")))
+    prompt = whole.prompt("<image>\nwhat is it", pictures[0])
+    assert spread.answers([prompt], 4, "") == whole.answers([prompt], 4, "")

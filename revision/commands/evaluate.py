@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revision.schema import MODEL_STEPS, Config
+from revision.schema import MODEL_STEPS, SPREAD, Config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,6 +61,7 @@ def run(config: Config) -> None:
     benchmark = _benchmark(config)
     for label, path in models.items():  # whatever is refused costs no finished evaluation
         _require_same_dimension(building.read_config(path).embed_dim, benchmark.store, label)
+    device = None if settings.device == SPREAD else resolve_device(settings.device)
     folder = rundir.start(config, "evaluate")
     for old in folder.glob("*/scores.json"):  # of other models or settings; tables of sweeps read what lies here
         old.unlink()
@@ -69,7 +70,7 @@ def run(config: Config) -> None:
     for label, path in models.items():
         reader = Reader.load(
             path,
-            device=resolve_device(settings.device),
+            device=device,
             dtype=None if settings.dtype is None else settings.dtype.value,
             batch_size=settings.batch_size,
             track=_progress(label),

@@ -54,21 +54,25 @@ class Reader:
         cls,
         folder: Path,
         *,
-        device: torch.device,
+        device: torch.device | None,
         dtype: str | None = None,
         batch_size: int = 8,
         track: Track | None = None,
     ) -> Reader:
         """Loads a folder that a training stage has written.
 
+        device: None spreads the model over all GPUs of this machine, for one that no single GPU holds.
         dtype: name of a torch dtype for the LLM; None: the one it was saved in, but float32 where the device has no
         arithmetic for bfloat16. Raises ValueError where the folder holds no such model.
         """
-        model, processor = read_model(folder, dtype=None if dtype is None else getattr(torch, dtype))
+        model, processor = read_model(
+            folder, dtype=None if dtype is None else getattr(torch, dtype), spread=device is None
+        )
         module: torch.nn.Module = model
-        if dtype is None:
-            model.language_model.to(computing_dtype(model.dtype, device))
-        module.to(device)
+        if device is not None:
+            if dtype is None:
+                model.language_model.to(computing_dtype(model.dtype, device))
+            module.to(device)
         return cls(model, processor, batch_size=batch_size, track=track, moved_by=read_image_alignment(folder))
 
     def prompt(self, turns: str | Sequence[Message], picture: np.ndarray | None) -> Prompt:

@@ -209,7 +209,7 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 unused = self.projector(inputs.new_zeros(1, self.config.embed_dim))
                 inputs = inputs + 0.0 * unused.sum().to(inputs.dtype)
             return inputs
-        tokens = self.projector(image_embeds.to(inputs.device)).to(inputs.dtype)
+        tokens = self.projector(image_embeds.to(inputs.device)).to(inputs)  # which may lie on another GPU than it
         return inputs.masked_scatter(visual[..., None], tokens)
 
     @can_return_tuple

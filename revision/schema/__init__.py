@@ -25,7 +25,7 @@ from revision.schema.choices import (
     VisualTokens,
 )
 from revision.schema.corpus import ContrastConfig, DataConfig, EmbedConfig, EncoderConfig, InspectConfig, SourceConfig
-from revision.schema.evaluation import ChatConfig, EvaluateConfig, PushConfig, VerifyConfig
+from revision.schema.evaluation import SPREAD, ChatConfig, EvaluateConfig, PushConfig, VerifyConfig
 from revision.schema.geometry import AlignConfig, AlignmentConfig, GapConfig
 from revision.schema.planning import PlanConfig, PlanDataConfig, SearchConfig
 from revision.schema.root import Config, RunConfig
@@ -43,6 +43,7 @@ from revision.schema.training import (
 
 __all__ = [
     "MODEL_STEPS",
+    "SPREAD",
     "STEPS",
     "AdapterConfig",
     "AdapterMethod",

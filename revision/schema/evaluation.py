@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from revision.schema.choices import Dtype
 
+SPREAD = "spread"  # a device of `evaluate`
+
 
 @dataclass
 class EvaluateConfig:
@@ -25,7 +27,7 @@ class EvaluateConfig:
     batch_size: int = 8
     seed: int = 0  # of draws and resamples; not the run's seed, so that runs of all seeds meet the same test
     dtype: Dtype | None = None  # of weights and arithmetic; None: as saved, if the device has it
-    device: str = "auto"
+    device: str = "auto"  # as embed.device; or spread: over all GPUs, for a model that no single one holds
 
 
 @dataclass

@@ -41,6 +41,8 @@ _BATCH = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
 # Fields of `evaluate` that leave the scores alone.
 NEUTRAL_EVALUATE_FIELDS = {"batch_size", "device"}
 
+LATER_EVALUATE_FIELDS = {"asked", "spare_tokens"}  # that say nothing where they have their defaults
+
 # Fields of `contrast` that leave weights and trace alone, and those that change the trace but not the encoder.
 NEUTRAL_CONTRAST_FIELDS = {"device"}
 _TRACED = {"contrast.frame_energy", "contrast.frame_step", "contrast.probe_interval"}
@@ -123,8 +125,9 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
             if reads_alignment(config, "instruct"):
                 yield from _settings_of(config, "align")
         case "evaluate":
-            new = {"spare_tokens"} if config.evaluate.spare_tokens == EvaluateConfig().spare_tokens else set()
-            read = [name for name in vars(EvaluateConfig()) if name not in NEUTRAL_EVALUATE_FIELDS | new]
+            usual = vars(EvaluateConfig())
+            unsaid = {name for name in LATER_EVALUATE_FIELDS if vars(config.evaluate)[name] == usual[name]}
+            read = [name for name in usual if name not in NEUTRAL_EVALUATE_FIELDS | unsaid]
             yield from _fields(config, *(f"evaluate.{name}" for name in read))
             # A stage that is no step of the run is not scored.
             scored = [name for name in config.evaluate.models if name not in MODEL_STEPS or name in config.run.steps]

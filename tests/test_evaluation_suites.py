@@ -116,6 +116,25 @@ def test_a_sweep_over_experiments_ends_in_that_table(tmp_path: Path, capsys: pyt
     assert [path.name for path in (tmp_path / "tables").iterdir()] == ["one+two"]
 
 
+def test_only_those_are_asked_that_are_named(config: Config, finish_stage: Any) -> None:  # noqa: F811
+    finish_stage(config)
+    other = finish_stage(config, "instruct")
+    config.run.steps = ["pretrain", "instruct", "evaluate"]
+    config.evaluate.models, config.evaluate.asked = ["pretrain", "instruct"], ["instruct"]
+    evaluate.run(config)
+    folder = rundir.folder(config, "evaluate")
+    made = {name: json.loads((folder / name / "scores.json").read_text()) for name in ("pretrain", "instruct")}
+    assert made["pretrain"]["questions"] == {} and made["pretrain"]["pictures"].keys() == {"known", "unseen"}
+    assert made["instruct"]["questions"]["known"]["all"]["exact"]["n"] == 3
+    config.evaluate.models = config.evaluate.asked = [str(other)]
+    evaluate.run(config)
+    assert json.loads((folder / "test-instruct" / "scores.json").read_text())["questions"]
+    config.evaluate.models, config.evaluate.asked = ["pretrain", "instruct"], ["instruct"]
+    config.data.naming = None
+    with pytest.raises(ValueError, match=r"evaluate\.asked is \['instruct'\], which leaves pretrain without questions"):
+        evaluate.run(config)
+
+
 def test_answers_about_benchmarks_are_read_and_averaged(config: Config, finish_stage: Any) -> None:  # noqa: F811
     """A tiny model, whose answers name nothing: right are those whose most likely choice is, at most."""
     finish_stage(config)

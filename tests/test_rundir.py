@@ -156,6 +156,7 @@ EFFECTS = [
     (put("data.conversations", "x"), ("instruct", "evaluate")),
     (put("evaluate.candidates", 3), ("evaluate",)),
     (put("evaluate.spare_tokens", 9), ("evaluate",)),
+    (put("evaluate.asked", ["pretrain"]), ("evaluate",)),
     (put("data.questions", "x"), ("evaluate",)),
     (put("data.benchmark_recipe", "a.py --small"), ("evaluate",)),
 ]
@@ -280,7 +281,7 @@ def test_every_field_has_been_decided_on() -> None:
 
     config = make_config(trainer={"learning_rate": 1.0})
     config.data.needs = ["a.py"]  # like the next two, absent from the table where it has its default
-    config.data.benchmark_recipe, config.evaluate.spare_tokens = "b.py", 9
+    config.data.benchmark_recipe, config.evaluate.spare_tokens, config.evaluate.asked = "b.py", 9, ["pretrain"]
     aligned = [replace(config, alignment=AlignmentConfig(method)) for method in AlignmentMethod]
     covered = {name for one in aligned for step in STEPS for name in rundir.settings(one, step)}
     covered |= set(rundir.settings(make_config(instruct=StageConfig(train=["adapter"])), "instruct"))

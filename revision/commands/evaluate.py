@@ -46,6 +46,7 @@ def run(config: Config) -> None:
     """Scores `evaluate.models` on the split `evaluate.split` of `data.naming` and `data.questions`."""
     settings = config.evaluate
     models = _models(config)  # before anything heavy is loaded
+    asked = _asked(config, models)
 
     from rich import get_console
 
@@ -75,7 +76,7 @@ def run(config: Config) -> None:
             batch_size=settings.batch_size,
             track=_progress(label),
         )
-        predictions[label] = _predictions(config, reader, benchmark)
+        predictions[label] = _predictions(config, reader, benchmark, is_asked=label in asked)
         found[label] = {"model": label, "folder": str(path), "split": settings.split} | scores(
             predictions[label], resamples=settings.bootstrap, seed=settings.seed
         )
@@ -115,6 +116,21 @@ def _models(config: Config) -> dict[str, Path]:
         )
     for path in found.values():
         require_place(path)
+    return found
+
+
+def _asked(config: Config, models: dict[str, Path]) -> list[str]:
+    """Labels of the models that are asked questions. Every one has something to do."""
+    wanted = config.evaluate.asked
+    if wanted is None:
+        return [*models]
+    found = [label for label, path in models.items() if label in wanted or str(path) in wanted]
+    idle = [label for label in models if label not in found]
+    if config.data.naming is None and idle:
+        raise ValueError(
+            f"evaluate.asked is {wanted}, which leaves {', '.join(idle)} without questions, and data.naming is null; "
+            "ask every one of evaluate.models, or take it out of them"
+        )
     return found
 
 
@@ -186,7 +202,7 @@ def _require_same_dimension(embed_dim: int, store: EmbeddingStore, label: str) -
         )
 
 
-def _predictions(config: Config, reader: Reader, benchmark: _Benchmark) -> list[dict[str, Any]]:
+def _predictions(config: Config, reader: Reader, benchmark: _Benchmark, *, is_asked: bool) -> list[dict[str, Any]]:
     from revision.evaluation.naming import read_pictures_aloud
     from revision.evaluation.questions import answer_questions
 
@@ -204,7 +220,7 @@ def _predictions(config: Config, reader: Reader, benchmark: _Benchmark) -> list[
             max_new_tokens=settings.max_new_tokens,
             seed=settings.seed,
         )
-    for questions in benchmark.questions.values():
+    for questions in benchmark.questions.values() if is_asked else ():
         embeddings = benchmark.embeddings([question.image for question in questions])
         rows += answer_questions(
             reader,

@@ -164,6 +164,8 @@ def _check_evaluation(config: Config) -> None:
     one_of("evaluate.split", evaluate.split, SPLITS)
     if not evaluate.models:
         raise broken("evaluate.models", "[]", f"at least one of {', '.join(MODEL_STEPS)}, or a model's folder")
+    for model in evaluate.asked or []:
+        one_of("evaluate.asked", model, dict.fromkeys([*MODEL_STEPS, *evaluate.models]))
     if evaluate.naming_prompt.count(IMAGE) != 1:
         raise broken("evaluate.naming_prompt", evaluate.naming_prompt, f"{IMAGE} exactly once")
     if evaluate.naming_answer.count(NAME) != 1:

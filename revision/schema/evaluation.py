@@ -14,6 +14,7 @@ class EvaluateConfig:
     """`evaluate`: scores on benchmark pictures."""
 
     models: list[str] = field(default_factory=lambda: ["pretrain", "instruct"])  # commands or folders
+    asked: list[str] | None = None  # of the models, those that are asked questions; None: all
     split: str = "test"  # validation for choices, test for reports
     candidates: int = 100  # names that naming ranks against
     limit: int | None = None  # pictures a track

@@ -37,7 +37,7 @@ format: $(SETUP) ## rewrite the code in the house format
 bench: $(SETUP) ## speed of the parts, each against a limit; an hour, after `make run`
 	for script in scripts/bench/*.py; do $(BIN)/python $$script || exit 1; done
 
-nano-table: $(NANO) ## every alignment and real pairs: stage 1 with three seeds, stage 2 with one, one table
+nano-table: $(NANO) ## four alignments and real pairs: stage 1 with three seeds, stage 2 with one, one table
 	$(REVISION) run -m experiment=nano_table
 	$(REVISION) run -m experiment=nano_table $(PAIRS)
 	$(REVISION) run -m experiment=nano_table seed=0 $(BOTH)

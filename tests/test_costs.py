@@ -350,6 +350,8 @@ def test_settings_come_from_the_trainer_mapping_and_the_engine() -> None:
     assert setting_of({}, 2) == Setting(2, Sharding.zero0, 8, 1, False, epochs=3.0)
     found = setting_of({"gradient_checkpointing": True, "max_steps": 7}, 8, engine="zero3_offload")
     assert (found.sharding, found.offload, found.checkpointing, found.max_steps) == (Sharding.zero3, True, True, 7)
+    assert setting_of({"activation_checkpointing": True}, 2).checkpointing
+    assert not setting_of({"activation_checkpointing": False, "gradient_checkpointing": True}, 2).checkpointing
     kinds = {kind.value: setting_of({}, 2, engine=kind.value).sharding.value for kind in EngineKind}
     assert kinds == {
         "ddp": "zero0", "zero1": "zero1", "zero2": "zero2", "zero3": "zero3", "zero3_offload": "zero3", "fsdp2": "fsdp"

@@ -64,6 +64,7 @@ def setting_of(
         """A field of the trainer, or transformers' default."""
         return trainer.get(name, defaults[name])
 
+    newer = trainer.get("activation_checkpointing")  # what transformers has called it since 5.24; it has the last word
     zero = (options or {}).get("zero_optimization") or {}
     host = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
     return Setting(
@@ -71,7 +72,7 @@ def setting_of(
         sharding=_SHARDINGS[engine],
         batch=value("per_device_train_batch_size"),
         accumulation=value("gradient_accumulation_steps"),
-        checkpointing=bool(value("gradient_checkpointing")),
+        checkpointing=bool(value("gradient_checkpointing") if newer is None else newer),
         offload=host or engine == "zero3_offload",
         epochs=value("num_train_epochs"),
         max_steps=value("max_steps"),

@@ -11,7 +11,7 @@
 | `mmmu` | validation, questions about one picture |
 | `mmmu_pro` | up to ten choices, questions about one picture |
 | `visulogic` | 1,000 questions, whose choices are in the picture |
-| `logicvista` | all questions; a few have several right choices |
+| `logicvista` | questions whose answer is a letter, or several; few have a number |
 | `crpe` | existence and relation |
 | `pope` | random, popular and adversarial; a question of several counts in each |
 | `hallusionbench` | questions with a picture |
@@ -45,8 +45,12 @@ from corpus_parts.keeping import write_whole
 
 log = logging.getLogger("recipe")
 ALL = "every kind"  # of what has no category
-VLMEVALKIT = "https://opencompass.openxlab.space/utils/VLMEval"
-CRPE = "https://huggingface.co/datasets/petter12321/crpe_vlmevalkit/resolve/main"
+VLMEVALKIT = (
+    "https://opencompass.openxlab.space/utils/VLMEval",
+    "https://huggingface.co/datasets/mm-eval/VLMEvalKit/resolve/main",  # copies of some of them
+)
+SCIENCEQA = ("https://opencompass.openxlab.space/utils/benchmarks/ScienceQA", *VLMEVALKIT)
+CRPE = ("https://huggingface.co/datasets/petter12321/crpe_vlmevalkit/resolve/main",)
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,12 @@ class Benchmark:
     kind: str = "category"
     only: tuple[str, str] | None = None  # (column, value)
     pairs: bool = False  # whether the questions about one picture are a group
+    repeats: bool = False  # whether a row counts once for each of the categories that it lists
 
 
-def _tables(*files: tuple[str, int | None, str], root: str = VLMEVALKIT) -> tuple[Table, ...]:
+def _tables(*files: tuple[str, int | None, str], places: tuple[str, ...] = VLMEVALKIT) -> tuple[Table, ...]:
     """Of (name, rows where they are known, md5 sums, the newest first)."""
-    return tuple(Table(f"{root}/{name}.tsv", tuple(md5.split()), rows) for name, rows, md5 in files)
+    return tuple(Table(f"{name}.tsv", places, tuple(md5.split()), rows) for name, rows, md5 in files)
 
 
 BENCHMARKS = {
@@ -72,6 +77,7 @@ BENCHMARKS = {
         _tables(
             ("ScienceQA_VAL", 2097, "96320d05e142e585e7204e72affd29f3"),
             ("ScienceQA_TEST", 2017, "e42e9e00f9c59a80d8a5db35bc32b71f"),
+            places=SCIENCEQA,
         ),
         questions.options,
     ),
@@ -95,11 +101,11 @@ BENCHMARKS = {
         _tables(
             ("CRPE_EXIST", None, "315584e23ac1ff7f8719ed3b7ad90f08"),
             ("CRPE_RELATION", None, "bad7094cde0b572288f4b119c2d0c656"),
-            root=CRPE,
+            places=CRPE,
         ),
         questions.letters,
     ),
-    "pope": Benchmark(_tables(("POPE", None, "c12f5acb142f2ef1f85a26ba2fbe41d5")), questions.yes_or_no),
+    "pope": Benchmark(_tables(("POPE", None, "c12f5acb142f2ef1f85a26ba2fbe41d5")), questions.yes_or_no, repeats=True),
     "hallusionbench": Benchmark(
         _tables(("HallusionBench", None, "0c23ac0dc9ef46832d7a24504f2a0c7c")), questions.hallusionbench
     ),
@@ -114,25 +120,32 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), metavar="BENCHMARK")
     options = parser.parse_args(arguments)
     out: Path = options.out
-    made_from = {"only": sorted(options.only), "source": str(options.source), "code": _code()}
+    chosen = {name: benchmark for name, benchmark in BENCHMARKS.items() if name in options.only}
+    made_from: dict[str, Any] = {"only": [*chosen], "code": _code()}
+    if options.source is not None:  # what is fetched is known by its md5
+        files = {name: _files(benchmark, options.source, out) for name, benchmark in chosen.items()}
+        made_from["given"] = {path.name: tables.md5_of(path) for paths in files.values() for path in paths}
     mark = json.loads((out / line.MARK).read_text()) if (out / line.MARK).is_file() else {}
     if mark.get("settings") == made_from:
         log.info("%s is finished and unchanged", out)
         return dict(mark["counts"])
     (out / line.MARK).unlink(missing_ok=True)
-    files = {name: _files(BENCHMARKS[name], options.source, out) for name in BENCHMARKS if name in options.only}
+    if options.source is None:
+        files = {name: _files(benchmark, None, out) for name, benchmark in chosen.items()}
     made: dict[str, list[dict[str, Any]]] = {"questions": [], "pictures": [], "rejected": []}
     counts = {}
     for name, paths in files.items():
-        pictures = Pictures(out, name)
+        records: dict[str, Row] = {}
+        asked: list[dict[str, Any]] = []
         for path in paths:
+            pictures = Pictures(out, name, records)
             pictures.look(path)
-        asked = [question for path in paths for question in _questions(name, path, pictures, made["rejected"])]
+            asked += _questions(name, path, pictures, made["rejected"])
         if not asked:
             raise ValueError(f"no row of {paths[0]} became a question; the first: {made['rejected'][-1]['reason']}")
         shown = {question["image"] for question in asked}
         made["questions"] += asked
-        made["pictures"] += [record for identity, record in pictures.records.items() if identity in shown]
+        made["pictures"] += [record for identity, record in records.items() if identity in shown]
         counts[name] = len(asked)
         log.info("%s: %s questions", name, f"{len(asked):,}")
     out.mkdir(parents=True, exist_ok=True)
@@ -172,7 +185,8 @@ def _questions(name: str, path: Path, pictures: Pictures, rejected: list[dict[st
         except ValueError as error:
             rejected.append({"id": identity, "reason": str(error)})
             continue
-        kinds = row.get(benchmark.kind, ALL).split(",")  # POPE counts a question once for each of its categories
+        listed = row.get(benchmark.kind, ALL)
+        kinds = listed.split(",") if benchmark.repeats else [listed]
         for place, kind in enumerate(kinds):
             own = {"groups": {"picture": f"{kind}/{question['image']}"}} if benchmark.pairs else {}
             again = {"id": f"{identity}-{kind.strip()}"} if place else {}

@@ -29,11 +29,15 @@ LONGEST_NAME = 150  # characters; file systems allow 255 bytes
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one job of a sweep went. `sweep`: the folder of the sweep; `failure`: a sentence, or None."""
+    """How one job of a sweep went. `sweep`: the folder of the sweep; `failure`: a sentence, or None.
+
+    `runs` is the folder that the job's name starts from; a search, whose jobs need it not, has none.
+    """
 
     sweep: Path
     name: str
     failure: str | None
+    runs: Path = Path()
 
 
 def sweep(hydra: Hydra, command: str, overrides: Sequence[str]) -> int:
@@ -52,11 +56,9 @@ def sweep(hydra: Hydra, command: str, overrides: Sequence[str]) -> int:
     outcomes = outcomes_of(batches)
     code = report(outcomes)
     if command in TABLE_COMMANDS:
-        folders = list(dict.fromkeys(outcome.sweep for outcome in outcomes))
-        for folder in folders:
+        for folder in dict.fromkeys(outcome.sweep for outcome in outcomes):
             draw_table(folder)
-        if len(folders) > 1:
-            draw_table_of_experiments(folders)
+        draw_table_of_experiments(outcomes)
     return code
 
 
@@ -91,22 +93,24 @@ class Job:
         self.command = command
 
     def __call__(self, composed: DictConfig) -> Outcome:
-        sweep_folder = Path(str(composed.runs)) / str(composed.name)
+        runs = Path(str(composed.runs))
+        sweep_folder = runs / str(composed.name)
         name = job_name(str(composed.name), processes.job_overrides()[0])
         try:
             config = typed(composed)
         except ConfigError as error:
-            return Outcome(sweep_folder, name, str(error))
+            return Outcome(sweep_folder, name, str(error), runs)
         config = replace(config, name=name)
         # `embed` finds out by itself, and by the records' content, which the mark does not know.
         if self.command != "embed" and rundir.is_finished(config, self.command):
             say(f"finished and unchanged: {rundir.folder(config, self.command)}")
-            return Outcome(sweep_folder, name, None)
+            return Outcome(sweep_folder, name, None, runs)
         words = processes.command_line(self.command, processes.arguments_of(config))
         code = processes.start(words)
         if (asked := signal_of(code)) is not None:
             raise Interrupted(asked, f"{asked.name}: job {name} has left; the same command goes on from there")
-        return Outcome(sweep_folder, name, None if code == 0 else f"`{self.command}` {processes.ending(code)}")
+        failure = None if code == 0 else f"`{self.command}` {processes.ending(code)}"
+        return Outcome(sweep_folder, name, failure, runs)
 
 
 def draw_table(folder: Path) -> None:
@@ -118,14 +122,23 @@ def draw_table(folder: Path) -> None:
         say(f"table of all jobs: {folder / 'table.md'}, {folder / 'table.csv'}")
 
 
-def draw_table_of_experiments(folders: Sequence[Path]) -> None:
-    """One table over the jobs of a sweep that lie in several folders, since each is of an experiment of its own."""
-    scored = [folder for folder in folders if _has_scores(folder)]
-    if len(scored) > 1:
-        from revision.evaluation.table import collect_experiments
+def draw_table_of_experiments(outcomes: Sequence[Outcome]) -> None:
+    """One table over the jobs of a sweep over experiments, each of which has a folder of its own."""
+    if len({outcome.sweep for outcome in outcomes}) < 2:
+        return
+    root = outcomes[0].runs
+    runs = [run for outcome in outcomes if _has_scores(run := root / outcome.name)]
+    names = dict.fromkeys(run.relative_to(root).parts[0] for run in runs)
+    if len(names) < 2:
+        return
+    from revision.evaluation.table import collect_experiments
 
-        out = scored[0].parent / TABLES / _short("+".join(folder.name for folder in scored))
-        collect_experiments(scored, out)
+    out = root / TABLES / _short("+".join(names))
+    try:
+        collect_experiments(runs, root, out)
+    except ValueError as error:  # the jobs are done all the same
+        say(f"no table over these experiments: {error}")
+    else:
         say(f"table of all experiments: {out / 'table.md'}, {out / 'table.csv'}")
 
 

@@ -7,6 +7,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,17 @@ TABLES: dict[str, Rows] = {
     ],
     "MMStar": [options(1), options(2, image=picture(1))],  # the same picture twice
     "ScienceQA_VAL": [options(1, hint="Look."), options(2, image="")],
-    "ScienceQA_TEST": [options(1, C="nan")],
+    "ScienceQA_TEST": [
+        options(1, C="nan", image=picture(99), category="Velocity, acceleration, and forces"),
+        options(2, "C"),  # a choice that is empty
+        options(3, "A", B=""),
+    ],
     "RealWorldQA": [options(1, image=picture(3, "PNG"))],
     "MMMU_DEV_VAL": [
         options("dev_1", split="dev"),
         options("validation_2", split="validation", question="<image 1> In <image 1>, what?"),
         options("validation_3", split="validation", image=f"['{picture(1)}', '{picture(2)}']"),
-        options("validation_4", split="validation", image=f"['{picture(4)}']", A="", B="", answer="12.5"),
+        options("validation_4", split="validation", image=f"['{picture(4)}']", A="", B="", answer="['24/7', '3.429']"),
         options("validation_5", split="validation", image=base64.b64encode(b"no picture" * 9).decode()),
         options("validation_6", split="validation", image="*" * 99),
     ],
@@ -131,6 +136,8 @@ def test_all_eleven_become_questions_that_evaluate_reads(source: Path, tmp_path:
     validation, test = found["scienceqa"]
     assert validation.question.startswith("Hint: Look.\nWhat is") and test.choices == ("A", "B")
     assert {validation.id, test.id} == {"scienceqa_val-1", "scienceqa_test-1"}
+    assert validation.image != test.image, "two tables count from 1 both"
+    assert test.kind == "Velocity, acceleration, and forces"
 
 
 @pytest.fixture
@@ -142,7 +149,7 @@ def found(source: Path, tmp_path: Path) -> dict[str, Any]:
 def test_one_picture_is_marked_once(found: dict[str, Any]) -> None:
     marked, open_ended = found["mmmu"]
     assert marked.question.startswith("<image> In the picture, what?\nA. a dog")
-    assert (open_ended.answer, open_ended.choices) == ("12.5", ())
+    assert (open_ended.answer, open_ended.also, open_ended.choices) == ("24/7", ("3.429",), ())
     assert open_ended.question.endswith(questions.PHRASE)
 
 
@@ -182,6 +189,8 @@ def test_what_is_left_out_is_listed_with_the_reason(source: Path, tmp_path: Path
         "mme-3": "its answer is 'maybe', neither yes nor no",
         "mme-4": "its picture is that of row 7, which has none",
         "scienceqa_val-2": "it has no picture",
+        "scienceqa_test-2": "its answer C is none of two or more choices: it has A, B",
+        "scienceqa_test-3": "its answer A is none of two or more choices: it has A",
         "mmmu_dev_val-validation_3": "it has 2 pictures; the paper takes questions about one",
         "mmmu_dev_val-validation_6": "its picture is not base64",
         "logicvista-3": "its answer '7' begins with no letter of a choice",
@@ -198,6 +207,7 @@ def test_what_is_left_out_is_listed_with_the_reason(source: Path, tmp_path: Path
         ("A) x B) y", "AB"),
         ("Select from A, B, C, and D.", "ABCD"),
         ("Select from A-E", "ABCDE"),
+        ("Pick one of the options A to F", "ABCDEF"),
         ("Is it A or B?", "AB"),
         ("Is it a cat?", ""),
         ("Figures B and C are alike", ""),  # no A: these are no choices
@@ -230,11 +240,12 @@ def test_tables_that_are_not_there(source: Path, tmp_path: Path, monkeypatch: py
         benchmarks.main(["--source", str(source), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out" / "questions.jsonl").exists()
 
-    def refuse(url: str) -> Iterator[bytes]:
+    def refuse(url: str, timeout: float) -> Iterator[bytes]:
         raise ConnectionError("no network here")
 
     monkeypatch.setattr(tables.urllib.request, "urlopen", refuse)
-    with pytest.raises(ValueError, match=r"POPE\.tsv cannot be fetched \(no network here\); download https://"):
+    reasons = r"\(no network here; no network here\)"
+    with pytest.raises(ValueError, match=rf"POPE\.tsv cannot be fetched {reasons}; download https://"):
         benchmarks.main(["--out", str(tmp_path / "out"), "--only", "pope"])
     write_table(source / "POPE.tsv", [{"index": 1, "question": "Is it?"}])
     with pytest.raises(ValueError, match=r"POPE\.tsv has no column 'answer'; it must be a table of VLMEvalKit"):
@@ -246,16 +257,32 @@ def test_tables_that_are_not_there(source: Path, tmp_path: Path, monkeypatch: py
         benchmarks.main(["--source", str(source), "--out", str(tmp_path / "out"), "--only", "pope"])
 
 
-def test_tables_are_fetched_whole(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_is_fetched_whole_or_not_at_all(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first place answers with a part of it, as a connection that breaks off does; the second has it."""
     content = (source / "POPE.tsv").read_bytes()
-    asked = []
+    asked: list[str] = []
 
-    def answer(url: str) -> BytesIO:
+    def answer(url: str, timeout: float) -> BytesIO:
         asked.append(url)
-        return BytesIO(content)
+        return BytesIO(content[: len(content) // 2] if benchmarks.VLMEVALKIT[0] in url else content)
 
     monkeypatch.setattr(tables.urllib.request, "urlopen", answer)
+    arguments = ["--out", str(tmp_path / "out"), "--only", "pope"]
+    with pytest.raises(ValueError, match="its md5 is not the one that VLMEvalKit gives"):
+        benchmarks.main(arguments)
+    assert list((tmp_path / "out" / "source").iterdir()) == []
+    (table,) = benchmarks.BENCHMARKS["pope"].tables
+    known = replace(benchmarks.BENCHMARKS["pope"], tables=(replace(table, md5=(tables.md5_of(source / "POPE.tsv"),)),))
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "pope", known)
+    asked.clear()
     for _ in range(2):
-        assert benchmarks.main(["--out", str(tmp_path / "out"), "--only", "pope"])["pope"] == 4
-    assert asked == [f"{benchmarks.VLMEVALKIT}/POPE.tsv"]
+        assert benchmarks.main(arguments)["pope"] == 4
+    assert asked == [f"{place}/POPE.tsv" for place in benchmarks.VLMEVALKIT]
     assert (tmp_path / "out" / "source" / "POPE.tsv").read_bytes() == content
+
+
+def test_another_table_of_the_same_name_begins_anew(source: Path, tmp_path: Path) -> None:
+    arguments = ["--source", str(source), "--out", str(tmp_path / "out"), "--only", "pope"]
+    assert benchmarks.main(arguments)["pope"] == 4
+    write_table(source / "POPE.tsv", [asks(0)])
+    assert benchmarks.main(arguments)["pope"] == 1

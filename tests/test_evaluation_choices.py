@@ -2,7 +2,7 @@
 
 import pytest
 
-from revision.evaluation.choices import named_choice
+from revision.evaluation.choices import named_choice, same_letters
 
 LETTERS = ("A", "B", "C", "D")
 ANIMALS = ("a dog", "the cat", "a cat and a dog", "an owl")
@@ -37,6 +37,21 @@ ANIMALS = ("a dog", "the cat", "a cat and a dog", "an owl")
         ("", None),
         ("E", None),
         ("Vitamin B and D", None),
+        ("Answer: B because C is too small", "B"),
+        ("The answer is C, since option D shows a cat", "C"),
+        ("The answer is D, because choice A is a cat.", "D"),
+        ("The answer is: A dog", "A"),  # by its text alone
+        ("It is option D", "D"),
+        ("B. Unlike option A, it has whiskers", "B"),
+        ("A or B", None),
+        ("A and C", None),
+        ("A is correct.", "A"),
+        ("B is correct.", "B"),
+        ("It is A because of the tail", "A"),
+        ("A, B, and C are all wrong; D", None),
+        ("A-frame roof", None),
+        ("B) the cat", "B"),
+        ("B, the cat", "B"),
     ],
 )
 def test_letters(answer: str, names: str | None) -> None:
@@ -62,9 +77,73 @@ def test_yes_and_no(answer: str, names: str | None) -> None:
     assert named_choice(answer, ("Yes", "No")) == names
 
 
+@pytest.mark.parametrize(
+    ("answer", "names"),
+    [
+        ("I do not know.", None),
+        ("I cannot see the picture.", None),
+        ("I'm not sure, maybe C", "C"),
+        ("I think it is C", "C"),
+        ("I", "I"),
+        ("I.", "I"),
+        ("The answer is I", "I"),
+        ("(I) text", "I"),
+    ],
+)
+def test_the_ninth_letter_is_a_pronoun_too(answer: str, names: str | None) -> None:
+    assert named_choice(answer, tuple("ABCDEFGHIJ"), tuple(f"text of {number}" for number in range(10))) == names
+
+
+@pytest.mark.parametrize(
+    ("answer", "texts", "names"),
+    [
+        ("Solution B", ("neither; they are the same", "Solution A", "Solution B"), "C"),
+        ("It is solution B", ("neither; they are the same", "Solution A", "Solution B"), "C"),
+        ("Vitamin D", ("Vitamin D", "Vitamin K", "Vitamin A"), "A"),
+        ("2", ("-2", "3", "2"), "C"),
+        ("-5", ("5", "-5", "0"), "B"),
+        ("It is -5 degrees", ("5", "-5", "0"), "B"),
+        ("0.5", ("5", "0.5", "0"), "B"),
+        ("It is a dark red car", ("red", "dark red", "blue"), "B"),
+        ("a red and a blue one", ("red", "dark red", "blue"), None),
+        ("C", ("B", "C", "A"), "C"),  # a letter is a choice before it is a text
+        ("Red, I would say A", ("red", "dark red", "blue"), "A"),
+    ],
+)
+def test_texts_come_before_letters_in_them(answer: str, texts: tuple[str, ...], names: str | None) -> None:
+    assert named_choice(answer, ("A", "B", "C"), texts) == names
+
+
+@pytest.mark.parametrize("letter", "ABCD")
+@pytest.mark.parametrize(
+    "says", ["{}", "({})", "{}.", "{}) something", "The answer is {}", "Answer: {}", "{} is right", "I choose {}",
+             "It must be {} since it fits", "\\boxed{{{}}}", "**{}**"]
+)  # fmt: skip
+def test_every_letter_is_read_alike(says: str, letter: str) -> None:
+    texts = ("one thing", "another thing", "a third", "a fourth")
+    assert named_choice(says.format(letter), ("A", "B", "C", "D"), texts) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "same"),
+    [
+        ("A, C", True),
+        ("C, A", True),
+        ("A and C", True),
+        ("AC", True),
+        ("C", False),
+        ("A, B, C", False),
+        ("a, c", False),
+        ("", False),
+    ],
+)
+def test_several_letters_in_any_order(answer: str, same: bool) -> None:
+    assert same_letters(answer, "A, C") is same
+
+
 def test_choices_that_stand_for_themselves() -> None:
     assert named_choice("It is red.", ("red", "dark red", "blue")) == "red"
     assert named_choice("Dark red.", ("red", "dark red")) == "dark red"
-    assert named_choice("It is dark red", ("red", "dark red")) is None, "both stand in it"
+    assert named_choice("It is dark red", ("red", "dark red")) == "dark red"
     assert named_choice("Two", ("one", "two")) == "two"
     assert named_choice("twofold", ("one", "two")) is None

@@ -113,6 +113,14 @@ def test_groups_rank_among_their_own_candidates() -> None:
         ("red and blue", "red", False),
         ("an answer", "answer the", True),
         ("theatre", "atre", False),
+        ("A", "A", True),
+        ("", "A", False),
+        ("C", "A, C", False),
+        ("-5", "5", False),
+        ("-5.", "-5", True),
+        ("1,000", "1000", True),
+        ("3.5", "35", False),
+        ("about 3.5 cm", "about 3.5cm", True),
     ],
 )
 def test_exact_match(prediction: str, answer: str, right: bool) -> None:

@@ -17,7 +17,8 @@ from test_evaluation_table import benchmark, picture
 from revision import multirun, rundir
 from revision.commands import evaluate
 from revision.evaluation.metrics import QUESTION_METRICS, scores
-from revision.evaluation.sweeps import difference_mean, estimate_mean, group_jobs, read_jobs, suite_of
+from revision.evaluation.statistics import mean_of_parts
+from revision.evaluation.sweeps import difference_mean, estimate_mean, group_jobs, read_jobs, suite_of, swept_fields
 from revision.evaluation.table import collect, collect_experiments
 from revision.schema import Config
 
@@ -77,6 +78,53 @@ def test_a_sweep_has_one_table_and_one_figure_of_its_benchmarks(tmp_path: Path) 
     assert found["none", "mme", "each picture"] == 0.25
 
 
+def test_one_run_made_the_numbers_of_all_benchmarks(tmp_path: Path) -> None:
+    """Seeds that are .4, .5 and .6 right everywhere: more benchmarks make the mean over seeds no surer."""
+    parts = [(np.repeat([[0.4], [0.5], [0.6]], 40, axis=1), None)]
+    one, many = (mean_of_parts(parts * number, resamples=4000) for number in (1, 11))
+    assert (one.value, many.value) == pytest.approx((0.5, 0.5))
+    assert many.high - many.low == pytest.approx(one.high - one.low, rel=1e-6)
+    assert many.n == 11 * one.n
+
+
+def test_questions_about_one_picture_are_one_draw() -> None:
+    """Twenty pictures, half of them right, asked about thrice: as sure as if they had been asked about once."""
+    once = [benchmark("pope", n, "random", n < 10, image=str(n)) for n in range(20)]
+    thrice = [row | {"id": f"{row['id']}-{copy}"} for copy in range(3) for row in once]
+    found = [scores(rows, resamples=2000, seed=0)["questions"]["pope"]["all"]["accuracy"] for rows in (once, thrice)]
+    assert [one.pop("n") for one in found] == [20, 60]
+    assert found[0] == pytest.approx(found[1])
+    yes = [row | {"is_yes": True, "yes": row["right"]} for row in thrice]
+    f1 = scores(yes, resamples=200, seed=0)["questions"]["pope"]["all"]["f1"]
+    assert f1["value"] == pytest.approx(2 * 0.5 / 1.5)
+
+
+def test_a_score_with_a_scale_of_its_own_is_not_subtracted(tmp_path: Path) -> None:
+    """F1 has what a model says in its denominator, which two models do not share."""
+    for arm in ("none", "realign"):
+        write_job(tmp_path / arm, arm=arm, named=2)
+        file = tmp_path / arm / "evaluate" / "instruct" / "predictions.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows += [benchmark("known", n, "presence", True, is_yes=True, yes=arm == "none" or n > 0) for n in range(4)]
+        write_lines(file, rows)
+    collect(tmp_path)
+    page = (tmp_path / "table.md").read_text()
+    assert "F1 of yes" in page
+    assert all("F1" not in line for line in page.splitlines() if line.startswith("| paired difference"))
+
+
+def test_runs_from_before_a_field_are_compared(tmp_path: Path) -> None:
+    write_job(tmp_path / "none", arm="none")
+    write_job(tmp_path / "realign")
+    file = tmp_path / "realign" / "evaluate" / "config.yaml"
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(file), {"evaluate": {"spare_tokens": 2}}), file)
+    assert swept_fields(read_jobs(tmp_path)) == []
+    OmegaConf.save(
+        OmegaConf.merge(OmegaConf.load(file), {"evaluate": {"spare_tokens": 9}}), tmp_path / "none/evaluate/config.yaml"
+    )
+    assert "evaluate.spare_tokens" in swept_fields(read_jobs(tmp_path))
+
+
 def test_named_pictures_keep_their_own_part(tmp_path: Path) -> None:
     write_job(tmp_path / "realign", named=3)
     collect(tmp_path)
@@ -91,7 +139,12 @@ def test_experiments_share_a_table_and_the_first_is_compared_with(tmp_path: Path
         write_job(tmp_path / "ablation" / f"seed={seed}", seed=seed, right=(2, 2))
     write_job(tmp_path / "ablation" / "instruct.limit=10,seed=0", right=(0, 0))
     out = tmp_path / "tables" / "both"
-    collect_experiments([tmp_path / "full", tmp_path / "ablation"], out)
+    runs = [
+        "full/seed=0",
+        "full/seed=1",
+        *(f"ablation/{name}" for name in ("seed=0", "seed=1", "instruct.limit=10,seed=0")),
+    ]
+    collect_experiments([tmp_path / run for run in runs], tmp_path, out)
     page = (out / "table.md").read_text()
     assert "Differences are full minus the other" in page
     assert "| experiment | seeds | mean | mme | pope |" in page
@@ -107,13 +160,23 @@ def test_experiments_share_a_table_and_the_first_is_compared_with(tmp_path: Path
 
 
 def test_a_sweep_over_experiments_ends_in_that_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("one", "two"):
+    def outcomes(*names: str) -> list[multirun.Outcome]:
+        return [multirun.Outcome(tmp_path / name.split("/")[0], name, None, tmp_path) for name in names]
+
+    for name in ("one", "one/alignment.dim=3", "two"):  # the second is of another sweep
         write_job(tmp_path / name)
-    multirun.draw_table_of_experiments([tmp_path / "one", tmp_path / "none yet", tmp_path / "two"])
+    multirun.draw_table_of_experiments(outcomes("two", "none yet", "one"))
     assert "table of all experiments" in capsys.readouterr().out
-    assert (tmp_path / "tables" / "one+two" / "table.md").is_file()
-    multirun.draw_table_of_experiments([tmp_path / "one", tmp_path / "none yet"])
-    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["one+two"]
+    page = (tmp_path / "tables" / "two+one" / "table.md").read_text()
+    assert "Differences are two minus the other" in page and "alignment.dim" not in page
+    multirun.draw_table_of_experiments(outcomes("one", "none yet"))
+    multirun.draw_table_of_experiments(outcomes("one", "one/alignment.dim=3"))
+    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["two+one"]
+    write_job(tmp_path / "three", named=3)
+    write_job(tmp_path / "four", named=4)
+    multirun.draw_table_of_experiments(outcomes("three", "four"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no table over these experiments" in said and "was evaluated on other pictures of track known" in said
 
 
 def test_only_those_are_asked_that_are_named(config: Config, finish_stage: Any) -> None:  # noqa: F811
@@ -145,7 +208,7 @@ def test_answers_about_benchmarks_are_read_and_averaged(config: Config, finish_s
         {"id": "a1", "image": "p1", "track": "mmstar", **asked, **closed},  # the same question about the same picture
         {"id": "b0", "image": "p2", "track": "mme", **asked, "answer": "Yes", "choices": ["Yes", "No"],
          "groups": {"picture": "p2"}},
-        {"id": "c0", "image": "p3", "track": "logicvista", **asked, "answer": "A, C"},
+        {"id": "c0", "image": "p3", "track": "logicvista", **asked, "answer": "A, C", "also": ["12", "12.0"]},
     ]  # fmt: skip
     write_lines(Path(str(config.data.questions)), rows)
     config.data.naming = None

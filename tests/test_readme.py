@@ -47,7 +47,7 @@ MAKE_TARGETS = sorted(
 def test_readme_has_lines_to_check() -> None:
     assert ["run", "experiment=revision_8b", "data.folder=/my/records"] in REVISION_LINES
     starts = {words[0] for words in lines_of_shell()}
-    assert starts <= {"revision", "make", "PROCESSES=8", "scripts/launch.sh", "scripts/slurm.sh"}
+    assert starts <= {"revision", "make", "python", "PROCESSES=8", "scripts/launch.sh", "scripts/slurm.sh"}
 
 
 @pytest.mark.parametrize("words", REVISION_LINES, ids=" ".join)

@@ -6,6 +6,7 @@ them has learned to follow it; the paper does not state its prompts.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable
 from itertools import takewhile
@@ -20,18 +21,23 @@ LETTER = "Answer with the option's letter from the given choices directly."
 PHRASE = "Answer the question using a single word or phrase."
 YES_OR_NO = "Please answer yes or no."
 UNLISTED = "ABCDE"  # where the choices are in the picture, and nothing says how many
+_ASKS_FOR_LETTERS = re.compile(r"option'?s letter|(?:with|select|choose) (?:the|a) letter", re.IGNORECASE)
 _MARK = re.compile(r"<image(?: \d+)?>")
 SHOWN_BEFORE = "the picture"  # where a text shows its one picture once more
 
 
 def options(row: Row) -> Question:
-    """Choices in columns A, B, ...; without any, a question of MMMU whose answer is free."""
+    """Choices in columns A, B, ...; without any, a question of MMMU whose answer is free: a text, or a list of several
+    that are right."""
     texts = {letter: row[letter] for letter in ascii_uppercase if letter in row}
     hint = [f"Hint: {row['hint']}"] if "hint" in row else []
     lines = [*hint, row["question"], *(f"{letter}. {text}" for letter, text in texts.items())]
+    answer = row["answer"].strip()
     if not texts:
-        return _question(row, [*lines, PHRASE], row["answer"])
-    return _question(row, [*lines, LETTER], row["answer"].strip(), choices=[*texts], texts=[*texts.values()])
+        return _question(row, [*lines, PHRASE], answer)
+    if answer not in texts or len(texts) < 2:
+        raise ValueError(f"its answer {answer} is none of two or more choices: it has {', '.join(texts)}")
+    return _question(row, [*lines, LETTER], answer, choices=[*texts], texts=[*texts.values()])
 
 
 def letters(row: Row, *, choices: str | None = None) -> Question:
@@ -41,7 +47,7 @@ def letters(row: Row, *, choices: str | None = None) -> Question:
     answer, and there are no choices: the answer is none of them.
     """
     answer = row["answer"].strip()
-    told = [LETTER] if "letter" not in row["question"].lower() else []
+    told = [] if _ASKS_FOR_LETTERS.search(row["question"]) else [LETTER]
     if several := re.fullmatch(r"[A-Z](?:\s*,\s*[A-Z])+", answer):
         right = ", ".join(sorted(re.findall(r"[A-Z]", several[0])))
         return _question(row, [row["question"], *told], right)
@@ -49,7 +55,7 @@ def letters(row: Row, *, choices: str | None = None) -> Question:
     if begun is None:
         raise ValueError(f"its answer {row['answer']!r} begins with no letter of a choice")
     listed = choices or _listed(row["question"]) or UNLISTED
-    last = max(listed[-1], begun[1])
+    last = max(listed[-1], begun[1], "B")  # two at least, and what is right is one of them
     return _question(row, [row["question"], *told], begun[1], choices=[*_up_to(last)])
 
 
@@ -77,7 +83,7 @@ def _listed(text: str) -> str:
     found = set(re.findall(r"(?:^|[\s(])([A-Z])[.):]", text))
     for one in re.findall(r"\b[A-Z](?:\s*,\s*(?:and |or )?[A-Z]\b|\s+(?:and|or)\s+[A-Z]\b)+", text):
         found |= set(re.findall(r"\b[A-Z]\b", one))
-    for first, last in re.findall(r"\b([A-Z])\s?[-–]\s?([A-Z])\b", text):
+    for first, last in re.findall(r"\b([A-Z])(?:\s?[-–]\s?| to )([A-Z])\b", text):
         found |= set(_up_to(last)) - set(_up_to(first)[:-1])
     return "".join(takewhile(found.__contains__, ascii_uppercase))
 
@@ -89,8 +95,21 @@ def _up_to(last: str) -> str:
 def _question(
     row: Row, lines: list[str], answer: str, *, choices: list[str] | None = None, texts: list[str] | None = None
 ) -> Question:
-    asked = {"question": _marked_once("\n".join(line.strip() for line in lines)), "answer": answer}
-    return asked | ({"choices": choices} if choices else {}) | ({"texts": texts} if texts else {})
+    first, *also = _alternatives(answer) if not choices else [answer]
+    asked: Question = {"question": _marked_once("\n".join(line.strip() for line in lines)), "answer": first}
+    more = {"also": also, "choices": choices, "texts": texts}
+    return asked | {name: value for name, value in more.items() if value}
+
+
+def _alternatives(answer: str) -> list[str]:
+    """A free answer, which MMMU writes as a list where there are several ways to put it."""
+    if not re.fullmatch(r"\[.*\]", answer, re.DOTALL):
+        return [answer]
+    try:
+        listed = [str(one).strip() for one in ast.literal_eval(answer)]
+    except (SyntaxError, ValueError):
+        return [answer]
+    return [one for one in listed if one] or [answer]
 
 
 def _marked_once(text: str) -> str:

@@ -18,11 +18,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 
 from revision.pictures import Blob, open_picture
 
 Row = dict[str, str]
+TIMEOUT = 60  # seconds without a byte
 LONGEST_INDEX = 64  # characters: a longer cell is a picture, and none is shorter
 ENDINGS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif"}
 
@@ -31,40 +33,46 @@ csv.field_size_limit(sys.maxsize)
 
 @dataclass(frozen=True)
 class Table:
-    """One file: where it is published, and the md5 sums that VLMEvalKit has given for it, the newest first."""
+    """One file: where it has been published, and the md5 sums that VLMEvalKit has given for it, the newest first."""
 
-    url: str
+    name: str
+    places: tuple[str, ...]  # folders on the net, tried in turn
     md5: tuple[str, ...]
     rows: int | None = None  # that it is known to have
 
     @property
-    def name(self) -> str:
-        """Its file name."""
-        return self.url.rsplit("/", 1)[1]
+    def url(self) -> str:
+        """Where it is likeliest to be."""
+        return f"{self.places[0]}/{self.name}"
 
 
 def fetch(table: Table, folder: Path) -> Path:
-    """The file of a table below `folder`, from the network where it is not there.
+    """The file of a table below `folder`, from the network where it is not there; it is what its md5 says, and whole.
 
     Raises:
-        ValueError: it cannot be fetched.
+        ValueError: it can be fetched from none of its places.
     """
     path = folder / table.name
     if path.is_file():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    try:
-        with urllib.request.urlopen(table.url) as answer, partial.open("wb") as file:
-            shutil.copyfileobj(answer, file, 1 << 20)
-    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-        partial.unlink(missing_ok=True)
-        raise ValueError(
-            f"{table.name} cannot be fetched ({getattr(error, 'reason', error)}); download {table.url} and give its "
-            "folder as --source"
-        ) from error
-    os.replace(partial, path)
-    return path
+    reasons = []
+    for place in table.places:
+        try:
+            with urllib.request.urlopen(f"{place}/{table.name}", timeout=TIMEOUT) as answer, partial.open("wb") as file:
+                shutil.copyfileobj(answer, file, 1 << 20)
+        except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError) as error:
+            reasons.append(str(getattr(error, "reason", error)))
+            continue
+        if md5_of(partial) in table.md5:
+            os.replace(partial, path)
+            return path
+        reasons.append("its md5 is not the one that VLMEvalKit gives")
+    partial.unlink(missing_ok=True)
+    raise ValueError(
+        f"{table.name} cannot be fetched ({'; '.join(reasons)}); download {table.url} and give its folder as --source"
+    )
 
 
 def md5_of(path: Path) -> str:
@@ -90,19 +98,20 @@ def read(path: Path) -> Iterator[Row]:
 
 @dataclass
 class Pictures:
-    """Pictures of one benchmark, each written once, whatever the number of rows that show it.
+    """Pictures of one table, each written once, whatever the number of rows that show it.
 
-    out: the corpus' folder; name: the benchmark's. `records`: id and path of each.
+    out: the corpus' folder; name: the benchmark's. records: id and path of each picture of the benchmark, which the
+    tables of a benchmark share.
     """
 
     out: Path
     name: str
-    records: dict[str, Row] = field(default_factory=dict)
+    records: dict[str, Row]
     _of_index: dict[str, str] = field(default_factory=dict)
     _faults: dict[str, str] = field(default_factory=dict)
 
     def look(self, path: Path) -> None:
-        """Writes the pictures of all rows of a table that hold one themselves."""
+        """Writes the pictures of all rows that hold one themselves."""
         for row in read(path):
             cell = row.get("image", "")
             if len(cell) <= LONGEST_INDEX:

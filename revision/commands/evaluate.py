@@ -121,10 +121,15 @@ def _models(config: Config) -> dict[str, Path]:
 
 def _asked(config: Config, models: dict[str, Path]) -> list[str]:
     """Labels of the models that are asked questions. Every one has something to do."""
+    from revision.progress import say
+
     wanted = config.evaluate.asked
-    if wanted is None:
+    if wanted is None or config.data.questions is None:
         return [*models]
     found = [label for label, path in models.items() if label in wanted or str(path) in wanted]
+    for label in models:
+        if label not in found:
+            say(f"{label} is asked no questions: evaluate.asked is {wanted}")
     idle = [label for label in models if label not in found]
     if config.data.naming is None and idle:
         raise ValueError(

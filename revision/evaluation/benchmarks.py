@@ -33,6 +33,7 @@ class Question:
     """A question about picture `image`.
 
     choices: where given, the answer and its rivals; texts: what each of them stands for, where they are letters.
+    also: further answers that are as right.
     groups: sets that the question is one of, name of the kind of set to name of the set. Of each kind, the share of
         sets in which all answers are right is counted too, as MME and HallusionBench do.
     """
@@ -45,6 +46,7 @@ class Question:
     track: str
     choices: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     groups: dict[str, str] = field(default_factory=dict)
 
 
@@ -84,14 +86,16 @@ def read_questions(path: Path, *, split: str, limit: int | None = None, seed: in
     def question(row: dict[str, Any], where: str) -> Question:
         """One record; `where` is its file and line, for errors."""
         text = {name: _string(row, name, where) for name in ("image", "question", "answer", "kind", "track")}
-        choices, texts = (_strings(row, name, where) for name in ("choices", "texts"))
+        choices, texts, also = (_strings(row, name, where) for name in ("choices", "texts", "also"))
         if choices and text["answer"] not in choices:
             raise ValueError(
                 f"{where}: the answer {text['answer']!r} is not among the choices {[*choices]}; add it there"
             )
         if texts and len(texts) != len(choices):
             raise ValueError(f"{where}: {len(texts)} texts for {len(choices)} choices; give each choice its own")
-        return Question(id=_identity(row, where), choices=choices, texts=texts, groups=_groups(row, where), **text)
+        return Question(
+            id=_identity(row, where), choices=choices, texts=texts, also=also, groups=_groups(row, where), **text
+        )
 
     return _by_track(path, question, split=split, limit=limit, seed=seed)
 

@@ -2,15 +2,17 @@
 
 An answer is read by the first of these rules that decides; where none does, it names no choice, and counts as wrong.
 
-1. It is a choice, but for marks around it: `B`, `(B)`, `dark red.`
+1. It is a choice, or what one stands for (`texts`), but for marks around it: `B`, `(B)`, `a dog.`
 2. It says which: `answer is (B)`, `Answer: B`, `\\boxed{B}`; of several, the last.
-3. It begins with a choice that is not the first word of a sentence: `B. a dog`, `Yes, it is`.
-4. Of all choices, exactly one stands in it as a word of its own.
-5. Of what the choices stand for (`texts`), exactly one is the answer, or else stands in it.
+3. It begins with a choice and a mark behind it, or with a choice that is a word: `B. a dog`, `B) a dog`, `Yes, it is`.
+4. It speaks of `option B` or `choice B`; of several, the last.
+5. Of the texts, exactly one stands in it; of texts that stand in one another, the longest counts.
+6. Of all choices, exactly one stands in it as a word of its own, outside of the texts.
 
-Choices of one letter are told by their case, since `a` is an article: a capital A before a word in small letters is
-one too. Longer choices are told by their letters alone. These are the rules that evaluations without a judge share
-(VLMEvalKit's exact matching, lmms-eval); which of them the paper used, it does not say.
+Single letters are choices as capitals alone, and two of them are words as well: an `A` before a word in small letters
+is an article unless that word follows letters (`A is right`, `A or B`), an `I` before one or before an apostrophe is a
+pronoun. These are the rules that evaluations without a judge share, made stricter where those read what nobody wrote;
+which the paper used, it does not say.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ import re
 from collections.abc import Sequence
 
 _MARKS = " \t\n.,:;!?()[]{}'\"*`"
-_SAID = re.compile(r"\b(?:answer|option|choice)\s*(?:is|:|=)?\s*[\s\"'*:]*\(?([A-Za-z]+)\b|\\boxed\{\s*\(?([A-Za-z]+)")
+_VERDICT = re.compile(r"(?i:\banswer\s*(?:is|:|=)+)[\s\"'*:(\[]*([A-Za-z]+)\b|\\boxed\{[\s(]*(?:\\text\{)?([A-Za-z]+)")
+_MENTION = re.compile(r"(?i:\b(?:option|choice))\s*[\"'*:(\[]*([A-Za-z]+)\b")
+_AFTER_A_LETTER = r"(?:is|was|or|and|because|since|as|seems|looks|would|must|should)\b"
+_WORD_A = re.compile(rf"\bA\b(?=\s+(?!{_AFTER_A_LETTER})[a-z]|-)")
+_WORD_I = re.compile(r"\bI\b(?=['\u2019]|\s+[a-z])")
 
 
 def named_choice(answer: str, choices: Sequence[str], texts: Sequence[str] = ()) -> str | None:
@@ -28,56 +34,77 @@ def named_choice(answer: str, choices: Sequence[str], texts: Sequence[str] = ())
     choices: at least two, all different. texts: what each stands for, in the same order; empty where they stand for
     themselves.
     """
-    if (found := _choice_of(answer.strip(_MARKS), choices)) is not None:
-        return found
-    said = [first or second for first, second in _SAID.findall(answer)]
-    for word in reversed(said):
-        if (found := _choice_of(word, choices)) is not None:
+    meant = {choice: _words(text) for choice, text in zip(choices, texts or choices, strict=True)}
+    whole = [choice for choice in choices if _is(answer.strip(_MARKS), choice)]
+    whole = whole or [choice for choice, text in meant.items() if text and text == _words(answer)]
+    if len(whole) == 1:
+        return whole[0]
+    plain = _WORD_I.sub("_", _WORD_A.sub("_", answer))  # what cannot be a letter is none
+    verdicts = [first or second for first, second in _VERDICT.findall(plain)]
+    for found in (_last(verdicts, choices), _opening(plain, choices), _last(_MENTION.findall(plain), choices)):
+        if found is not None:
             return found
-    if (found := _opening(answer, choices)) is not None:
-        return found
-    named = {choice for choice in choices if _stands_in(choice, answer)}
-    if len(named) == 1:
-        return named.pop()
-    return _by_text(answer, choices, texts)
+    if len(by_text := _standing(meant, _words(answer))) == 1:
+        return by_text[0]
+    outside = _without(plain, texts)
+    named = [choice for choice in choices if re.search(rf"\b{re.escape(choice)}\b", outside, _case(choice))]
+    return named[0] if len(named) == 1 and len(by_text) == 0 else None
 
 
-def _choice_of(word: str, choices: Sequence[str]) -> str | None:
-    """The choice that one or more words are."""
-    for choice in choices:
-        if word == choice or (len(choice) > 1 and word.lower() == choice.lower()):
-            return choice
-    return None
+def same_letters(answer: str, right: str) -> bool:
+    """Whether an answer names the same letters as `A, C`, in any order: `C and A`, `AC`."""
+    plain = _WORD_I.sub("_", _WORD_A.sub("_", answer))
+    words = re.findall(r"\b[A-Z]+\b", plain)
+    return {letter for word in words for letter in word} == set(re.findall(r"[A-Z]", right))
+
+
+def _case(choice: str) -> re.RegexFlag:
+    return re.NOFLAG if len(choice) == 1 else re.IGNORECASE
+
+
+def _is(word: str, choice: str) -> bool:
+    return re.fullmatch(re.escape(choice), word, _case(choice)) is not None
+
+
+def _last(words: Sequence[str], choices: Sequence[str]) -> str | None:
+    """The last choice among some words."""
+    found = [choice for word in words for choice in choices if _is(word, choice)]
+    return found[-1] if found else None
 
 
 def _opening(answer: str, choices: Sequence[str]) -> str | None:
-    """The choice that an answer begins with; a single letter needs a mark or the end of the line behind it."""
-    begun = re.match(r"\W*([A-Za-z]+)(?=\W)(\W*)", answer)
+    """The choice that an answer begins with; behind a single letter stands a mark that can end a label, or the line."""
+    begun = re.match(r"[\s(\[*\"']*([A-Za-z]+)([^\w]*)", answer)
     if begun is None:
         return None
     word, after = begun.groups()
-    marked = bool(after.strip()) or "\n" in after
-    return _choice_of(word, choices) if marked or len(word) > 1 else None
+    if len(word) == 1 and not re.match(
+        r"\*{0,2}[.):\]]|\s*\n|,(?!\s*(?:and |or )?[A-Z]\b)", after + answer[begun.end() :]
+    ):
+        return None
+    found = [choice for choice in choices if _is(word, choice)]
+    return found[0] if found else None
 
 
-def _stands_in(choice: str, answer: str) -> bool:
-    """Whether a choice is a word of an answer; an `A` that could be an article is none."""
-    if len(choice) > 1:
-        return re.search(rf"\b{re.escape(choice)}\b", answer, re.IGNORECASE) is not None
-    article = r"(?!\s+[a-z])" if choice == "A" else ""
-    return re.search(rf"\b{re.escape(choice)}\b{article}", answer) is not None
+def _standing(meant: dict[str, str], answer: str) -> list[str]:
+    """Choices whose texts stand in an answer, but for those that stand in a longer one that does."""
+    found = {choice: text for choice, text in meant.items() if text and f" {text} " in f" {answer} "}
+    texts = [text for choice, text in found.items() if len(choice) > 1 or text != choice.lower()]
+    return [
+        choice
+        for choice, text in found.items()
+        if text in texts and not any(text != other and f" {text} " in f" {other} " for other in texts)
+    ]
 
 
-def _by_text(answer: str, choices: Sequence[str], texts: Sequence[str]) -> str | None:
-    """The only choice whose text the answer is, or else has in it."""
-    whole = _words(answer)
-    meant = {choice: _words(text) for choice, text in zip(choices, texts, strict=False)}
-    for fits in (lambda text: text == whole, lambda text: f" {text} " in f" {whole} "):
-        found = [choice for choice, text in meant.items() if text and fits(text)]
-        if len(found) == 1:
-            return found[0]
-    return None
+def _without(answer: str, texts: Sequence[str]) -> str:
+    """An answer without what the choices stand for, whose own letters are no choices."""
+    for text in sorted(texts, key=len, reverse=True):
+        if len(text.strip(_MARKS)) > 1:
+            answer = re.sub(re.escape(text.strip(_MARKS)), " ", answer, flags=re.IGNORECASE)
+    return answer
 
 
 def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
+    """Lower case, marks dropped but for those within numbers, blanks merged."""
+    return " ".join(re.findall(r"(?<!\w)-?\d+(?:[.,]\d+)*|\w+", text.lower()))

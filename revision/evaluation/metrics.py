@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,10 @@ ALL_KINDS = "all"  # the kind under which questions of every kind are counted to
 
 @dataclass(frozen=True)
 class Metric:
-    """A mean over rows, or with `per` a ratio of sums over rows. `needs` is a field that rows without it lack."""
+    """A mean over rows, or with `per` a ratio of sums over rows. `needs` is a field that rows without it lack.
+
+    own_scale: whether `per` depends on what a model says, so that two models share no denominator.
+    """
 
     name: str
     title: str
@@ -24,12 +27,27 @@ class Metric:
     value: Callable[[Row], float]
     per: Callable[[Row], float] | None = None
     percent: bool = False
+    own_scale: bool = False
 
     def arrays(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Numerators and denominators, float64 [n], of the rows that have the field."""
+        """Numerators and denominators of the rows that have the field, float64 [n]; of questions, [pictures].
+
+        Questions about one picture are no independent draws: their sums are one unit, and its denominator is at least
+        their number. Denominators are None where all are one.
+        """
         counted = [row for row in rows if self.needs in row]
         top = np.array([self.value(row) for row in counted], dtype=np.float64)
-        return top, None if self.per is None else np.array([self.per(row) for row in counted], dtype=np.float64)
+        bottom = np.array([1.0 if self.per is None else self.per(row) for row in counted], dtype=np.float64)
+        units = list(dict.fromkeys(row.get("image", row["id"]) for row in counted))
+        if len(units) < len(counted):
+            place = {unit: number for number, unit in enumerate(units)}
+            of_row = [place[row.get("image", row["id"])] for row in counted]
+            return tuple(np.bincount(of_row, part, minlength=len(units)) for part in (top, bottom))
+        return top, None if self.per is None else bottom
+
+    def count(self, rows: Sequence[Row]) -> int:
+        """How many rows have the field."""
+        return sum(self.needs in row for row in rows)
 
 
 def _per_token(name: str, title: str, value: Callable[[Row], float]) -> Metric:
@@ -83,6 +101,7 @@ def _f1(name: str, title: str, said: str) -> Metric:
         value=lambda row: 2.0 * (row["is_yes"] and row[said]),
         per=lambda row: float(row["is_yes"]) + float(row[said]),
         percent=True,
+        own_scale=True,
     )
 
 
@@ -105,6 +124,7 @@ QUESTION_METRICS: list[Metric] = [
     _share("choice", "likeliest choice", "chosen"),
     _share("choice_blind", "likeliest choice, no picture", "chosen_blind"),
     _f1("f1", "F1 of yes", "yes"),
+    _f1("f1_blind", "F1 of yes, no picture", "yes_blind"),
     _share("constant", "most frequent answer", "constant"),
 ]
 
@@ -115,9 +135,10 @@ def summarise(
     """Each metric's value, interval (low, high) and n over rows; metrics that no row has are left out."""
     summary = {}
     for metric in metrics:
-        top, bottom = metric.arrays(rows)
-        if len(top):
-            summary[metric.name] = asdict(interval(top, bottom, resamples=resamples, seed=seed))
+        if n := metric.count(rows):
+            top, bottom = metric.arrays(rows)
+            found = interval(top, bottom, resamples=resamples, seed=seed)
+            summary[metric.name] = asdict(replace(found, n=n))
     return summary
 
 
@@ -182,7 +203,9 @@ def mean_over(
     rows: Sequence[Row], names: Sequence[str], metric: Metric, *, resamples: int, seed: int
 ) -> Estimate | None:
     """The mean of a metric over benchmarks; None where one of them lacks it."""
-    parts = [metric.arrays([row for row in rows if row["track"] == name]) for name in names]
-    if not all(len(top) for top, _ in parts):
+    members = [[row for row in rows if row["track"] == name] for name in names]
+    counts = [metric.count(some) for some in members]
+    if not all(counts):
         return None
-    return mean_of_parts(parts, resamples=resamples, seed=seed)
+    found = mean_of_parts([metric.arrays(some) for some in members], resamples=resamples, seed=seed)
+    return replace(found, n=sum(counts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import string
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 
 from revision.evaluation.benchmarks import Question
-from revision.evaluation.choices import named_choice
+from revision.evaluation.choices import named_choice, same_letters
 from revision.evaluation.reader import Reader
 from revision.records import IMAGE_MARK
 
 _ARTICLES = {"a", "an", "the"}
-_PUNCTUATION = str.maketrans({mark: " " for mark in string.punctuation})
+_WORD = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|[^\W_]+")
+_SEVERAL = re.compile(r"[A-Z](?:, [A-Z])+")  # a right answer of several letters
 
 
 def normalise(answer: str) -> str:
-    """Lower case, punctuation and articles dropped, blanks merged: what exact match compares.
+    """Lower case, marks and articles dropped but for a sign, point or comma of a number, blanks merged.
 
-    Single letters, as in `A` and `A, C`, are letters: none of them is an article.
+    That is what exact match compares. Single letters, as in `A` and `A, C`, are letters: none of them is an article.
     """
-    words = answer.lower().translate(_PUNCTUATION).split()
+    words = [word.replace(",", "") for word in _WORD.findall(answer.lower())]
     return " ".join(word for word in words if word not in _ARTICLES or all(len(other) == 1 for other in words))
 
 
@@ -86,8 +87,9 @@ def answer_questions(
         replies = _reply(reader, list(dict.fromkeys(asked)), embeddings, tokens, title)
         for row, question, key in zip(rows, questions, asked, strict=True):
             says, chooses = replies[key]
-            exact = matches(says, question.answer)
-            row |= {f"says{suffix}": says, f"correct{suffix}": exact, f"right{suffix}": exact}
+            exact = any(matches(says, answer) for answer in (question.answer, *question.also))
+            several = _SEVERAL.fullmatch(question.answer) is not None and same_letters(says, question.answer)
+            row |= {f"says{suffix}": says, f"correct{suffix}": exact, f"right{suffix}": exact or several}
             if chooses is not None:
                 names = named_choice(says, question.choices, question.texts)
                 row |= {f"names{suffix}": names, f"right{suffix}": names == question.answer}

@@ -25,7 +25,7 @@ class Estimate:
     n: int
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 def resample_weights(n: int, resamples: int, seed: int) -> np.ndarray:
     """Weights of `resamples` draws of `n` units with replacement.
 
@@ -59,13 +59,14 @@ def mean_of_parts(
 ) -> Estimate:
     """The mean over several benchmarks, each of which counts alike, with its interval; n counts all of their units.
 
-    parts: numerator and denominator of each, as `interval` takes them. Units of two benchmarks are drawn apart. Raises
-    ValueError when there are no parts, or one has no units.
+    parts: numerator and denominator of each, as `interval` takes them, with the same runs in all. Units of two
+    benchmarks are drawn apart, the runs together: one run has made the numbers of all of them. Raises ValueError when
+    there are no parts, or one has no units.
     """
     if not parts:
         raise ValueError("a mean over 0 benchmarks was asked for; give at least one")
     drawn = [
-        resampled(top, bottom, resamples=resamples, seed=seed + 2 * place) for place, (top, bottom) in enumerate(parts)
+        resampled(top, bottom, resamples=resamples, seed=seed, part=place) for place, (top, bottom) in enumerate(parts)
     ]
     values, draws = zip(*drawn, strict=True)
     return _estimate(float(np.mean(values)), np.mean(draws, axis=0), sum(np.shape(top)[-1] for top, _ in parts))
@@ -78,12 +79,12 @@ def _estimate(value: float, draws: np.ndarray, n: int) -> Estimate:
 
 
 def resampled(
-    numerator: np.ndarray, denominator: np.ndarray | None = None, *, resamples: int = 2000, seed: int = 0
+    numerator: np.ndarray, denominator: np.ndarray | None = None, *, resamples: int = 2000, seed: int = 0, part: int = 0
 ) -> tuple[float, np.ndarray]:
     """What `interval` is made of: the value, and the same of each resample, float64 [resamples].
 
-    Takes and raises what `interval` does. Equal numbers of seeds and units are resampled alike, so that anything
-    computed from several of these arrays, resample by resample, is paired.
+    Takes and raises what `interval` does. `part` tells the units of several benchmarks apart. Equal numbers of seeds and
+    units are resampled alike, so that anything computed from several of these arrays, resample by resample, is paired.
     """
     top = np.atleast_2d(np.asarray(numerator, dtype=np.float64))
     runs, n = top.shape
@@ -92,7 +93,7 @@ def resampled(
     bottom = (
         np.ones_like(top) if denominator is None else np.broadcast_to(np.asarray(denominator, np.float64), top.shape)
     )
-    over_units = resample_weights(n, resamples, seed)
+    over_units = resample_weights(n, resamples, seed + 2 * part)
     over_runs = resample_weights(runs, resamples, seed + 1)
     tops = np.einsum("rn,rn->r", over_runs @ top, over_units)
     bottoms = np.einsum("rn,rn->r", over_runs @ bottom, over_units)

@@ -104,7 +104,9 @@ def swept_fields(jobs: Sequence[Job]) -> list[str]:
     names = sorted({name for job in jobs for name in job.settings} - _SPOKEN_FOR)
     names = [name for name in names if not name.startswith((*_IRRELEVANT, *later))]
     columns = {name: [_canonical(job.settings.get(name)) for job in jobs] for name in names}
-    varied = [name for name in names if len(set(columns[name])) > 1 and not name.endswith(_TRAINER_SEEDS)]
+    # A run from before a field was there tells nothing about it.
+    told = {name: {_canonical(job.settings[name]) for job in jobs if name in job.settings} for name in names}
+    varied = [name for name in names if len(told[name]) > 1 and not name.endswith(_TRAINER_SEEDS)]
     varied.sort(key=lambda name: not all(is_number(job.settings.get(name)) for job in jobs))
     kept: list[str] = []
     for name in varied:
@@ -165,7 +167,8 @@ def seed_values(group: Group, metric: Metric, *, row: str, track: str) -> list[f
     if found is None:
         return []
     (values,), per = found
-    return (values.sum(axis=1) / (values.shape[1] if per is None else per.sum(axis=1))).tolist()
+    whole = np.full(len(values), values.shape[1]) if per is None else per.sum(axis=1)
+    return np.divide(values.sum(axis=1), whole, out=np.zeros(len(values)), where=whole != 0).tolist()
 
 
 def difference(

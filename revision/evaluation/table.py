@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,25 +71,25 @@ def collect(folder: Path) -> None:
                 draw_scaling(folder / f"scaling-{model}-{track}.png", found, title=f"{model}, {track} concepts")
 
 
-def collect_experiments(folders: Sequence[Path], out: Path) -> None:
-    """One table over several experiments, such as the rows of a table of the paper.
+def collect_experiments(runs: Sequence[Path], root: Path, out: Path) -> None:
+    """One table over runs of several experiments, such as the rows of a table of the paper.
 
     Writes table.csv, table.md and, of benchmarks, benchmarks-MODEL.png into `out`.
-    folders: of a run or of a sweep, each an experiment; the others are compared with the first. Runs that differ in
-    their seed alone are one arm. Raises ValueError when one holds no scores.
+    runs: folders below `root`, each with an evaluation of its own; what is not the first is compared with it. Runs that
+    differ in their seed alone are one arm. Raises ValueError when one has no scores, or other pictures or questions
+    than another.
     """
-    jobs = [replace(job, arm=_experiment(folder, job), settings={}) for folder in folders for job in read_jobs(folder)]
-    root = Path(os.path.commonpath([folder.parent for folder in folders]))
+    own = [job for run in runs for job in read_jobs(run) if job.run == run]
+    jobs = [replace(job, arm=_experiment(job.run, root), settings={}) for job in own]
     write_text(out / "table.csv", csv_table(jobs, root))
     write_text(out / "table.md", markdown_tables(jobs, Arms("experiment", jobs[0].arm), title=out.name))
     _draw_suites(out, jobs)
 
 
-def _experiment(folder: Path, job: Job) -> str:
-    """The name of an experiment and, in a sweep of its own, the overrides of the job but its seed."""
-    within = job.run.relative_to(folder).as_posix() if job.run != folder else ""
-    overrides = [word for word in within.split(",") if word and not word.startswith("seed=")]
-    return " ".join([folder.name, *overrides])
+def _experiment(run: Path, root: Path) -> str:
+    """A run's name without its seed."""
+    words = [word for part in run.relative_to(root).parts for word in part.split(",")]
+    return " ".join(word for word in words if not word.startswith("seed="))
 
 
 def _draw_suites(folder: Path, jobs: Sequence[Job]) -> None:
@@ -186,7 +185,7 @@ def _question_tables(groups: Sequence[Group], track: str, arms: Arms) -> list[st
         for place, group in enumerate(groups)
     ]
     table = markdown([*_head_names(groups, arms), *(metric.title for metric in metrics)], lines)
-    compared = [metric for metric in metrics if metric.name != "constant"]
+    compared = [metric for metric in metrics if metric.name != "constant" and not metric.own_scale]
     return [f"Questions of {ALL_KINDS} kinds:", table, *_difference_table(groups, compared, "question", track, arms)]
 
 

@@ -10,7 +10,7 @@ from revision.encoders.kinds import check_kind
 from revision.rules.ranges import ABOVE, AT_LEAST, AT_MOST
 from revision.rules.sentences import IMAGE, broken, one_of, require_source, value_of
 from revision.rules.training import check_engine, check_parts, check_stages
-from revision.schema import MODEL_STEPS, STEPS, AlignmentMethod, Config, ContrastPart, Modality
+from revision.schema import MODEL_STEPS, SPREAD, STEPS, AlignmentMethod, Config, ContrastPart, Modality
 
 SPLITS = ("validation", "test")
 NAME = "{text}"
@@ -49,8 +49,9 @@ def _check_names(config: Config) -> None:
     if len(set(config.run.steps)) < len(config.run.steps):
         raise broken("run.steps", config.run.steps, "each step once")
     for name, device in (("embed", config.embed), ("contrast", config.contrast), ("evaluate", config.evaluate)):
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device.device):
-            raise broken(f"{name}.device", device.device, "auto, cpu, mps, cuda or cuda:<number>")
+        spread = "spread, " if name == "evaluate" else ""
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device.device) and not (spread and device.device == SPREAD):
+            raise broken(f"{name}.device", device.device, f"{spread}auto, cpu, mps, cuda or cuda:<number>")
 
 
 def _check_numbers(config: Config) -> None:

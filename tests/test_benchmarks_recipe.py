@@ -127,7 +127,7 @@ def test_all_eleven_become_questions_that_evaluate_reads(source: Path, tmp_path:
     shown = {image.id: image.picture for image in read_images(out / "pictures.jsonl")}
     assert {question.image for asked in found.values() for question in asked} == {*shown}
     for path in shown.values():
-        Image.open(path).verify()
+        Image.open(Path(str(path))).verify()
     assert [path.suffix for path in (out / "images" / "realworldqa").iterdir()] == [".png"]
     assert len([name for name in shown if name.startswith("mmstar")]) == 1
     star = found["mmstar"][0]

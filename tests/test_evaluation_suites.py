@@ -155,8 +155,8 @@ def test_experiments_share_a_table_and_the_first_is_compared_with(tmp_path: Path
     ]  # fmt: skip
     (line,) = [line for line in page.splitlines() if line.startswith("| full - ablation |")]
     assert line.startswith("| full - ablation | 2 | +25.0")
-    runs = {row["run"] for row in csv.DictReader((out / "table.csv").read_text().splitlines())}
-    assert "ablation/seed=1" in runs
+    told = {row["run"] for row in csv.DictReader((out / "table.csv").read_text().splitlines())}
+    assert "ablation/seed=1" in told
 
 
 def test_a_sweep_over_experiments_ends_in_that_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +203,7 @@ def test_answers_about_benchmarks_are_read_and_averaged(config: Config, finish_s
     finish_stage(config)
     asked = {"question": "Is it red?\nA. yes\nB. no", "answer": "B", "kind": "colour", "split": "test"}
     closed = {"choices": ["A", "B"], "texts": ["yes", "no"]}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": "a0", "image": "p1", "track": "mmstar", **asked, **closed},
         {"id": "a1", "image": "p1", "track": "mmstar", **asked, **closed},  # the same question about the same picture
         {"id": "b0", "image": "p2", "track": "mme", **asked, "answer": "Yes", "choices": ["Yes", "No"],

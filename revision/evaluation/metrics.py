@@ -42,7 +42,9 @@ class Metric:
         if len(units) < len(counted):
             place = {unit: number for number, unit in enumerate(units)}
             of_row = [place[row.get("image", row["id"])] for row in counted]
-            return tuple(np.bincount(of_row, part, minlength=len(units)) for part in (top, bottom))
+            sums = np.zeros((len(units), 2))
+            np.add.at(sums, np.array(of_row), np.stack([top, bottom], axis=1))
+            return sums[:, 0], sums[:, 1]
         return top, None if self.per is None else bottom
 
     def count(self, rows: Sequence[Row]) -> int:

@@ -83,8 +83,9 @@ def resampled(
 ) -> tuple[float, np.ndarray]:
     """What `interval` is made of: the value, and the same of each resample, float64 [resamples].
 
-    Takes and raises what `interval` does. `part` tells the units of several benchmarks apart. Equal numbers of seeds and
-    units are resampled alike, so that anything computed from several of these arrays, resample by resample, is paired.
+    Takes and raises what `interval` does. `part` tells the units of several benchmarks apart. Equal numbers of seeds
+    and units are resampled alike, so that anything computed from several of these arrays, resample by resample, is
+    paired.
     """
     top = np.atleast_2d(np.asarray(numerator, dtype=np.float64))
     runs, n = top.shape

@@ -162,9 +162,11 @@ def draw_benchmarks(path: Path, groups: Sequence[Group], suite: Sequence[str]) -
                 continue
             value, low, high = (100 * part for part in (one.value, one.low, one.high))
             at = -place - 0.7 * ((number + 0.5) / len(groups) - 0.5)
-            label = " ".join([group.arm, *(str(value) for _, value in group.settings)])
             axis.hlines(at, low, high, color=colour(group.arm, arms), linewidth=1.4)
-            axis.plot(value, at, "o", color=colour(group.arm, arms), markersize=4, label=label if place == 0 else None)
+            axis.plot(value, at, "o", color=colour(group.arm, arms), markersize=4)
+    for group in groups:
+        label = " ".join([group.arm, *(str(value) for _, value in group.settings)])
+        axis.plot([], [], "o", color=colour(group.arm, arms), markersize=4, label=label)
     axis.set_yticks([-place for place in range(len(suite) + 1)], ["mean", *suite])
     axis.set_xlabel("accuracy (%)", fontsize=9)
     axis.set_xlim(left=0)

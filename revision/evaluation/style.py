@@ -9,7 +9,18 @@ from matplotlib.axes import Axes
 
 # Okabe and Ito's palette: told apart by the colour-blind, too.
 COLOURS = {"none": "#666666", "mean_shift": "#E69F00", "c3": "#009E73", "realign": "#0072B2", "pairs": "#CC79A7"}
-_MORE_COLOURS = ["#D55E00", "#56B4E9", "#8C564B", "#B8A000"]
+_MORE_COLOURS = [
+    "#D55E00",
+    "#56B4E9",
+    "#8C564B",
+    "#B8A000",
+    "#4B0082",
+    "#2E8B57",
+    "#A52A2A",
+    "#708090",
+    "#FF69B4",
+    "#1E1E1E",
+]
 INK, FAINT = "#222222", "#8a8a8a"
 
 

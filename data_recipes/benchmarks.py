@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     made_from: dict[str, Any] = {"only": [*chosen], "code": _code()}
     if options.source is not None:  # what is fetched is known by its md5
         files = {name: _files(benchmark, options.source, out) for name, benchmark in chosen.items()}
-        made_from["given"] = {path.name: tables.md5_of(path) for paths in files.values() for path in paths}
+        made_from["given"] = _sums(files)
     mark = json.loads((out / line.MARK).read_text()) if (out / line.MARK).is_file() else {}
     if mark.get("settings") == made_from:
         log.info("%s is finished and unchanged", out)
@@ -142,7 +142,7 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
             pictures.look(path)
             asked += _questions(name, path, pictures, made["rejected"])
         if not asked:
-            raise ValueError(f"no row of {paths[0]} became a question; the first: {made['rejected'][-1]['reason']}")
+            raise ValueError(f"no row of {path} became a question; the first: {made['rejected'][-1]['reason']}")
         shown = {question["image"] for question in asked}
         made["questions"] += asked
         made["pictures"] += [record for identity, record in records.items() if identity in shown]
@@ -152,22 +152,26 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     for name, rows in made.items():
         write_whole(out / f"{name}.jsonl", iter(rows))
     counts |= {name: len(made[name]) for name in ("pictures", "rejected")}
-    sums = {path.name: tables.md5_of(path) for paths in files.values() for path in paths}
-    line.write_mark(out, {"sources": sums, "counts": counts, "settings": made_from})
+    line.write_mark(out, {"sources": _sums(files), "counts": counts, "settings": made_from})
     return counts
 
 
-def _files(benchmark: Benchmark, source: Path | None, out: Path) -> list[Path]:
-    """The tables of a benchmark; other contents than VLMEvalKit's are said."""
-    found = []
+def _files(benchmark: Benchmark, source: Path | None, out: Path) -> dict[Path, str]:
+    """The tables of a benchmark, each with its md5; other contents than VLMEvalKit's are said."""
+    found = {}
     for table in benchmark.tables:
         path = tables.fetch(table, out / "source") if source is None else source / table.name
         if not path.is_file():
             raise ValueError(f"--source {source} holds no {table.name}; download {table.url}, or leave --source out")
         if (md5 := tables.md5_of(path)) not in table.md5:
             log.warning("%s has md5 %s, not the one that VLMEvalKit gives, %s", path, md5, table.md5[0])
-        found.append(path)
+        found[path] = md5
     return found
+
+
+def _sums(files: dict[str, dict[Path, str]]) -> dict[str, str]:
+    """The md5 of every table by its name."""
+    return {path.name: md5 for paths in files.values() for path, md5 in paths.items()}
 
 
 def _questions(name: str, path: Path, pictures: Pictures, rejected: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,17 @@ from revision import multirun, rundir
 from revision.commands import evaluate
 from revision.evaluation.metrics import QUESTION_METRICS, scores
 from revision.evaluation.statistics import mean_of_parts
-from revision.evaluation.sweeps import difference_mean, estimate_mean, group_jobs, read_jobs, suite_of, swept_fields
+from revision.evaluation.sweeps import (
+    difference,
+    difference_mean,
+    estimate,
+    estimate_mean,
+    group_jobs,
+    read_jobs,
+    seed_values,
+    suite_of,
+    swept_fields,
+)
 from revision.evaluation.table import collect, collect_experiments
 from revision.schema import Config
 
@@ -97,6 +107,26 @@ def test_questions_about_one_picture_are_one_draw() -> None:
     yes = [row | {"is_yes": True, "yes": row["right"]} for row in thrice]
     f1 = scores(yes, resamples=200, seed=0)["questions"]["pope"]["all"]["f1"]
     assert f1["value"] == pytest.approx(2 * 0.5 / 1.5)
+
+
+def test_a_sweep_counts_questions_of_one_picture_as_an_evaluation_does(tmp_path: Path) -> None:
+    """Three questions about each of four pictures, five of them answered rightly."""
+    for arm in ("none", "realign"):
+        write_job(tmp_path / arm, arm=arm)
+        rows = [benchmark("pope", n, "random", n < 5, image=str(n // 3)) for n in range(12)]
+        write_lines(tmp_path / arm / "evaluate" / "instruct" / "predictions.jsonl", rows)
+    none, realign = group_jobs(read_jobs(tmp_path), [])
+    whole = scores(rows, resamples=2000, seed=0)["questions"]["pope"]["all"]["accuracy"]
+    assert whole["value"] == pytest.approx(5 / 12)
+    for found in (
+        estimate(realign, ACCURACY, row="question", track="pope"),
+        estimate_mean(realign, ACCURACY, tracks=["pope"]),
+    ):
+        assert found is not None
+        assert (found.value, found.low, found.high) == pytest.approx((whole["value"], whole["low"], whole["high"]))
+    assert seed_values(realign, ACCURACY, row="question", track="pope") == pytest.approx([5 / 12])
+    same = difference(realign, none, ACCURACY, row="question", track="pope")
+    assert same is not None and (same.value, same.low, same.high) == (0, 0, 0)
 
 
 def test_a_score_with_a_scale_of_its_own_is_not_subtracted(tmp_path: Path) -> None:

@@ -27,17 +27,16 @@ SHOWN_BEFORE = "the picture"  # where a text shows its one picture once more
 
 
 def options(row: Row) -> Question:
-    """Choices in columns A, B, ...; without any, a question of MMMU whose answer is free: a text, or a list of several
-    that are right."""
+    """Choices in columns A, B, ...; without any, a question of MMMU whose answer is free: a text, or a list of them."""
     texts = {letter: row[letter] for letter in ascii_uppercase if letter in row}
     hint = [f"Hint: {row['hint']}"] if "hint" in row else []
     lines = [*hint, row["question"], *(f"{letter}. {text}" for letter, text in texts.items())]
     answer = row["answer"].strip()
     if not texts:
-        return _question(row, [*lines, PHRASE], answer)
+        return _question([*lines, PHRASE], answer)
     if answer not in texts or len(texts) < 2:
         raise ValueError(f"its answer {answer} is none of two or more choices: it has {', '.join(texts)}")
-    return _question(row, [*lines, LETTER], answer, choices=[*texts], texts=[*texts.values()])
+    return _question([*lines, LETTER], answer, choices=[*texts], texts=[*texts.values()])
 
 
 def letters(row: Row, *, choices: str | None = None) -> Question:
@@ -50,13 +49,13 @@ def letters(row: Row, *, choices: str | None = None) -> Question:
     told = [] if _ASKS_FOR_LETTERS.search(row["question"]) else [LETTER]
     if several := re.fullmatch(r"[A-Z](?:\s*,\s*[A-Z])+", answer):
         right = ", ".join(sorted(re.findall(r"[A-Z]", several[0])))
-        return _question(row, [row["question"], *told], right)
+        return _question([row["question"], *told], right)
     begun = re.match(r"\(?([A-Z])\b", answer)
     if begun is None:
         raise ValueError(f"its answer {row['answer']!r} begins with no letter of a choice")
     listed = choices or _listed(row["question"]) or UNLISTED
     last = max(listed[-1], begun[1], "B")  # two at least, and what is right is one of them
-    return _question(row, [row["question"], *told], begun[1], choices=[*_up_to(last)])
+    return _question([row["question"], *told], begun[1], choices=[*_up_to(last)])
 
 
 def yes_or_no(row: Row) -> Question:
@@ -65,7 +64,7 @@ def yes_or_no(row: Row) -> Question:
     if answer not in ("Yes", "No"):
         raise ValueError(f"its answer is {row['answer']!r}, neither yes nor no")
     told = [] if "yes or no" in row["question"].lower() else [YES_OR_NO]
-    return _question(row, [row["question"], *told], answer, choices=["Yes", "No"])
+    return _question([row["question"], *told], answer, choices=["Yes", "No"])
 
 
 def hallusionbench(row: Row) -> Question:
@@ -93,7 +92,7 @@ def _up_to(last: str) -> str:
 
 
 def _question(
-    row: Row, lines: list[str], answer: str, *, choices: list[str] | None = None, texts: list[str] | None = None
+    lines: list[str], answer: str, *, choices: list[str] | None = None, texts: list[str] | None = None
 ) -> Question:
     first, *also = _alternatives(answer) if not choices else [answer]
     asked: Question = {"question": _marked_once("\n".join(line.strip() for line in lines)), "answer": first}

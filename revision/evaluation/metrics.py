@@ -32,8 +32,8 @@ class Metric:
     def arrays(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray | None]:
         """Numerators and denominators of the rows that have the field, float64 [n]; of questions, [pictures].
 
-        Questions about one picture are no independent draws: their sums are one unit, and its denominator is at least
-        their number. Denominators are None where all are one.
+        Questions about one picture are no independent draws: their sums are one unit, whose denominator is the sum of
+        theirs. Denominators are None where all are one.
         """
         counted = [row for row in rows if self.needs in row]
         top = np.array([self.value(row) for row in counted], dtype=np.float64)

@@ -252,8 +252,8 @@ def _matrices(
                 )
     arrays = [[metric.arrays(units) for units in members] for members in picked]
     tops = [np.stack([top for top, _ in members]) for members in arrays]
-    bottoms = [bottom for _, bottom in arrays[0]]
-    per = None if metric.per is None else np.stack([bottom for bottom in bottoms if bottom is not None])
+    bottoms = [bottom for _, bottom in arrays[0] if bottom is not None]
+    per = np.stack(bottoms) if bottoms else None
     return tops, per
 
 

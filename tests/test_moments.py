@@ -115,6 +115,15 @@ def test_a_narrow_cloud_far_away_keeps_its_digits() -> None:
     assert found.trace == pytest.approx(float(((exact - exact.mean(axis=0)) ** 2).sum(axis=1).mean()), rel=1e-9)
 
 
+@pytest.mark.parametrize("mean", [0.0, 0.5, 1.0, 2.0, 2.6, 2.7, 10.0])
+def test_trace_is_exact_on_either_side_of_the_quicker_sum(mean: float) -> None:
+    """The trace is an eighth of the mean square where the mean is 2.65 deviations from the origin."""
+    rows = torch.from_numpy(np.random.default_rng(1).normal(size=(4000, 8)) + mean)
+    exact = rows.numpy().astype(np.longdouble)
+    found = measure(part.clone() for part in rows.split(100))
+    assert found.trace == pytest.approx(float(((exact - exact.mean(axis=0)) ** 2).sum(axis=1).mean()), rel=1e-14)
+
+
 def test_covariance_is_the_covariance() -> None:
     rows = torch.from_numpy(raw_rows())
     exact = np.cov(rows.numpy().T, bias=True)
@@ -134,6 +143,8 @@ def test_variances_are_the_variances(detail: Detail) -> None:
 
 
 def test_detail_must_be_asked_for() -> None:
+    with pytest.raises(ValueError, match="these moments hold no trace: take them with detail=Detail.TRACE"):
+        _ = merge_all([Moments.of(torch.eye(3, dtype=torch.float64), Detail.MEAN)] * 2).trace
     found = Moments.of(torch.eye(3, dtype=torch.float64), Detail.VARIANCES)
     with pytest.raises(ValueError, match="these moments hold no covariance: take them with detail=Detail.COVARIANCE"):
         _ = found.covariance
@@ -256,7 +267,7 @@ def work(rank: int, folder: str) -> None:
     text, image = sides()
     for detail in Detail:
         found = all_reduce(measure(unit_blocks(share(rank, text), "text"), detail=detail))
-        if detail is not Detail.TRACE:
+        if detail >= Detail.VARIANCES:
             second = found.variances if detail is Detail.VARIANCES else found.covariance
             np.save(Path(folder) / f"{detail.name}{rank}.npy", second.numpy())
     for method in METHODS:

@@ -78,8 +78,8 @@ class Fitting:
         """Read this process's share of a side once more: float64 unit rows [<=b, d], free to be overwritten."""
         return (block for _, block in self._numbered(side))
 
-    def measure(self, side: Side, transform: Transform | None = None, detail: Detail = Detail.TRACE) -> Moments:
-        """Moments of a side, or of what `transform` makes of its unit rows [n, d]; one pass."""
+    def measure(self, side: Side, transform: Transform | None = None, detail: Detail = Detail.MEAN) -> Moments:
+        """Moments of a side, or of `transform` of its unit rows [n, d], in one pass; the mean alone unless told."""
         if transform is None:
             return self._merged(side, self.blocks(side), detail)[0]
         return self._merged(side, self._mapped(side, lambda block, _: transform(block)), detail)[0]
@@ -88,7 +88,7 @@ class Fitting:
         """As `measure`; `transform` gets the numbers of the rows too, uint64 [n], over all shares in rank order."""
         first = np.uint64(self._first_row[side])
         mapped = self._mapped(side, lambda block, numbers: transform(block, numbers + first))
-        return self._merged(side, mapped, Detail.TRACE)[0]
+        return self._merged(side, mapped, Detail.MEAN)[0]
 
     def total(self, own: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over all shares."""

@@ -2,13 +2,15 @@
 
 Two sets of rows with counts n_a, n_b, means m_a, m_b and scatters S_a, S_b (sums of squared distances to the own mean)
 have together the mean m_a + (n_b / n) (m_b - m_a) and the scatter S_a + S_b + (n_a n_b / n) ||m_b - m_a||^2
-(Chan, Golub and LeVeque, 1983), and alike for each column and for the matrix of products. Each block is centred before
-it is squared, so nothing cancels: a cloud that is narrow and far from the origin keeps all its digits, which
-E||e||^2 - ||m||^2 would lose.
+(Chan, Golub and LeVeque, 1983), and alike for each column and for the matrix of products. A block is centred before it
+is squared, so nothing cancels: a cloud that is narrow and far from the origin keeps all its digits, which
+E||e||^2 - ||m||^2 would lose. Only where the trace alone is asked for, and a block is so wide that next to nothing can
+cancel, is that difference taken, since it saves a pass.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -19,11 +21,16 @@ import torch.distributed as dist
 
 
 class Detail(IntEnum):
-    """How much of the second moments is taken: one number, one for each column, or the full matrix."""
+    """How much of the second moments is taken: nothing, one number, one for each column, or the full matrix."""
 
-    TRACE = 0
-    VARIANCES = 1
-    COVARIANCE = 2
+    MEAN = 0
+    TRACE = 1
+    VARIANCES = 2
+    COVARIANCE = 3
+
+
+# The share of E||e||^2 that the trace has to be for E||e||^2 - ||m||^2 to lose less than a digit.
+WIDE = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Moments:
     Attributes:
         count: number of rows.
         mean: float64 [d] on the CPU.
-        scatter: sum over rows of the squared distance to the mean.
+        scatter: sum over rows of the squared distance to the mean; NaN when taken with Detail.MEAN.
         column_scatter: float64 [d] on the CPU, the same sum for each column; None unless taken with Detail.VARIANCES.
         scatter_matrix: float64 [d, d] on the CPU, sum over rows of the outer product of the deviation with itself; None
             unless taken with Detail.COVARIANCE.
@@ -47,16 +54,19 @@ class Moments:
 
     @classmethod
     def of(cls, rows: torch.Tensor, detail: Detail = Detail.TRACE) -> Moments:
-        """Moments of one block, float64 [n >= 1, d] on any device, which is overwritten with the centred rows.
+        """Moments of one block, float64 [n >= 1, d] on any device, which may be overwritten.
 
         A second block of this size, allocated and released each time, would cost several times the arithmetic.
         """
         mean = rows.mean(dim=0)
+        if detail is Detail.MEAN:
+            return cls(len(rows), mean.cpu(), math.nan)
+        if detail is Detail.TRACE:
+            return cls(len(rows), mean.cpu(), _scatter(rows, mean))
         centred = rows.sub_(mean)
-        flat = centred.view(-1)
         columns = torch.linalg.vector_norm(centred, dim=0).square().cpu() if detail is Detail.VARIANCES else None
         matrix = (centred.T @ centred).cpu() if detail is Detail.COVARIANCE else None
-        return cls(len(rows), mean.cpu(), float(flat @ flat), columns, matrix)
+        return cls(len(rows), mean.cpu(), _squares(centred), columns, matrix)
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of rows together, in the detail that both have."""
@@ -79,7 +89,13 @@ class Moments:
 
     @property
     def trace(self) -> float:
-        """Trace of the covariance, E||e - mu||^2 (divided by n, as in ReVision v3, Sec. 4)."""
+        """Trace of the covariance, E||e - mu||^2 (divided by n, as in ReVision v3, Sec. 4).
+
+        Raises:
+            ValueError: the moments were taken in less detail.
+        """
+        if math.isnan(self.scatter):
+            raise ValueError("these moments hold no trace: take them with detail=Detail.TRACE")
         return self.scatter / self.count
 
     @property
@@ -115,7 +131,7 @@ def measure(blocks: Iterable[torch.Tensor], what: str = "rows", detail: Detail =
     """Moments of all rows in a stream of blocks, in constant memory.
 
     Args:
-        blocks: float64 [n_i, d] tensors, on any device; they are overwritten.
+        blocks: float64 [n_i, d] tensors, on any device; they may be overwritten.
         what: name of the rows in error messages.
         detail: the covariance costs d times more arithmetic than the trace, and d^2 memory.
 
@@ -124,8 +140,9 @@ def measure(blocks: Iterable[torch.Tensor], what: str = "rows", detail: Detail =
     """
     total: Moments | None = None
     matrix: torch.Tensor | None = None
-    # The matrix is added to in place: merging would write it three times for each block of a few hundred rows.
-    lesser = Detail.TRACE if detail is Detail.COVARIANCE else detail
+    # The matrix is added to in place: merging would write it three times for each block of a few hundred rows. Taking
+    # variances is next to nothing beside it, and leaves the block centred.
+    lesser = min(detail, Detail.VARIANCES)
     for block in blocks:
         if not len(block):
             continue
@@ -138,7 +155,20 @@ def measure(blocks: Iterable[torch.Tensor], what: str = "rows", detail: Detail =
         total = state if total is None else total.merge(state)
     if total is None:
         raise ValueError(f"{what} holds no rows; statistics need at least two")
-    return replace(total, scatter_matrix=matrix)
+    return total if matrix is None else replace(total, column_scatter=None, scatter_matrix=matrix)
+
+
+def _squares(rows: torch.Tensor) -> float:
+    """Sum of the squares of all entries."""
+    flat = rows.reshape(-1)
+    return float(flat @ flat)
+
+
+def _scatter(rows: torch.Tensor, mean: torch.Tensor) -> float:
+    """Sum of the squared distances to the mean; the rows may be overwritten."""
+    squares = _squares(rows)
+    scatter = squares - len(rows) * float(mean @ mean)
+    return scatter if scatter > WIDE * squares else _squares(rows.sub_(mean))
 
 
 def _add_products(matrix: torch.Tensor | None, centred: torch.Tensor) -> torch.Tensor:

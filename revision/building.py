@@ -15,10 +15,10 @@ from transformers.utils import cached_file
 from revision import folders, model_card
 from revision.alignment import METHODS, Alignment, load_alignment
 from revision.alignment.files import FACTS_FILE, TENSORS_FILE
-from revision.conversation import build_processor, end_of_turn
+from revision.data.conversation import build_processor, end_of_turn
+from revision.data.templates import read_template
 from revision.hub import require_place
 from revision.model import RevisionConfig, RevisionForConditionalGeneration, RevisionProcessor
-from revision.templates import read_template
 
 # Fields of RevisionConfig that decide the shapes and the meaning of the projector, by the config field that sets them.
 _SHAPE = {

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from revision.alignment import Alignment
-    from revision.dataset import ConversationDataset, Samples
+    from revision.data.dataset import ConversationDataset, Samples
+    from revision.data.packing import PackedDataset
+    from revision.data.rows import Rows
     from revision.embeddings import EmbeddingStore
     from revision.model import RevisionForConditionalGeneration, RevisionProcessor
-    from revision.packing import PackedDataset
-    from revision.rows import Rows
     from revision.training.adapters import Adapter
 
 _LINES = 1  # version of what is kept: higher where the same records make other samples
@@ -33,7 +33,8 @@ def arguments_of(config: Config, command: str) -> TrainingArguments:
     Raises:
         ValueError: a name or a value that transformers does not know.
     """
-    from revision import precision, rundir, training
+    from revision import precision, training
+    from revision.runs import rundir
 
     mapping = {**config.trainer, **_stage(config, command).trainer}
     arguments = training.build_arguments(
@@ -56,7 +57,7 @@ def model_folder(config: Config, model: str, wanted_by: str) -> Path:
     Raises:
         ValueError: the stage has not finished with the settings asked for now.
     """
-    from revision import rundir
+    from revision.runs import rundir
 
     return rundir.require(config, model, wanted_by) / "model" if model in MODEL_STEPS else Path(model)
 
@@ -69,8 +70,8 @@ def alignment_of(config: Config, command: str, texts: EmbeddingStore) -> Alignme
     Raises:
         ValueError: `align` has not finished with the settings asked for now, or was fitted on another text store.
     """
-    from revision import rundir
     from revision.alignment import load_alignment
+    from revision.runs import rundir
 
     folder = rundir.require(config, "align", wanted_by=command)
     alignment = load_alignment(folder)
@@ -167,8 +168,9 @@ def train_and_save(
     """
     import torch
 
-    from revision import building, rundir, training
-    from revision.contents import contents
+    from revision import building, training
+    from revision.data.contents import contents
+    from revision.runs import rundir
     from revision.training.guard import Guard
 
     stage = _stage(config, command)
@@ -225,10 +227,10 @@ def _dataset(
     samples: Samples,
 ) -> ConversationDataset | PackedDataset:
     """What the stage learns, packed or not. Samples are counted only where something depends on their lengths."""
-    from revision import rundir
-    from revision.dataset import ConversationDataset
-    from revision.lengths import settle_lengths
-    from revision.packing import PackedDataset
+    from revision.data.dataset import ConversationDataset
+    from revision.data.lengths import settle_lengths
+    from revision.data.packing import PackedDataset
+    from revision.runs import rundir
 
     stage = _stage(config, command)
     dataset = ConversationDataset(
@@ -256,7 +258,7 @@ def _dataset(
 
 def _counts(dataset: ConversationDataset | PackedDataset) -> dict[str, int]:
     """Samples in all, packed or not, and those about a text, about a picture, and about neither."""
-    from revision.packing import PackedDataset
+    from revision.data.packing import PackedDataset
 
     plain = dataset.dataset if isinstance(dataset, PackedDataset) else dataset
     kinds = plain.count_kinds()
@@ -282,8 +284,8 @@ def _read(counts: Mapping[str, int], rows: Rows) -> str:
 
 def _say(line: str) -> None:
     """Once, whatever the number of processes."""
-    from revision import rundir
     from revision.progress import say
+    from revision.runs import rundir
 
     if rundir.is_main_process():
         say(line)
@@ -311,7 +313,8 @@ def _adapter(
 
 def _history(config: Config, command: str, output: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """How the model came about, a stage each: those of the model it started from, and this one."""
-    from revision import building, model_card, rundir
+    from revision import building, model_card
+    from revision.runs import rundir
 
     stage = _stage(config, command)
     before = [] if stage.init is None else building.read_history(model_folder(config, stage.init, command))

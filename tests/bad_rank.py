@@ -11,8 +11,8 @@ import tiny_training
 import torch
 from transformers import Trainer
 
-from revision import curve
-from revision.dataset import ConversationDataset
+from revision.data.dataset import ConversationDataset
+from revision.training import curve
 
 RANK = int(os.environ.get("RANK", "0"))
 

@@ -132,7 +132,7 @@ def tiny_processor(tiny_llm: Path) -> Any:
     """The processor that fits `tiny_model`."""
     from transformers import AutoTokenizer
 
-    from revision.conversation import build_processor
+    from revision.data.conversation import build_processor
 
     return build_processor(AutoTokenizer.from_pretrained(tiny_llm), num_visual_tokens=TINY_VISUAL_TOKENS)
 

@@ -16,7 +16,8 @@ from types import ModuleType
 
 from omegaconf import OmegaConf
 
-from revision import cli, processes, rundir
+from revision import cli
+from revision.runs import processes, rundir
 from revision.schema import STEPS, Config
 
 

@@ -10,7 +10,7 @@ import sys
 
 from stand_in import main
 
-from revision import rundir
+from revision.runs import rundir
 from revision.schema import AlignmentMethod, Config
 
 

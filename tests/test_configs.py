@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tiny_corpus import make_corpus, make_groups
 
-from revision import rundir
 from revision.cli import main
-from revision.composition import check_overrides, compose, open_hydra, typed
+from revision.cli.composition import check_overrides, compose, open_hydra, typed
+from revision.runs import rundir
 from revision.schema import Config
 from revision.shipped import shipped
 

@@ -20,7 +20,7 @@ from revision import contrastive
 from revision.commands import contrast
 from revision.contrastive import ContrastSettings, PairInputs
 from revision.encoders import load_encoder
-from revision.openclip_folder import head_parameters, read_weights
+from revision.encoders.openclip_folder import head_parameters, read_weights
 from revision.schema import Config, ContrastConfig, DataConfig, EncoderConfig
 
 SETTINGS = ContrastSettings(

@@ -16,7 +16,7 @@ from tiny_pairs import pairs_config, write_lines
 
 from revision.commands import contrast
 from revision.contrastive import features
-from revision.openclip_folder import read_config, read_weights, save_open_clip_folder
+from revision.encoders.openclip_folder import read_config, read_weights, save_open_clip_folder
 from revision.schema import Config, ContrastConfig
 
 

@@ -14,12 +14,13 @@ from open_clip import ClipLoss
 from tiny_encoder import PREPROCESS_CFG, WORDS, make_encoder_folder
 from tiny_pairs import pairs_config
 
-from revision import rules, rundir
+from revision import rules
 from revision.commands import contrast
 from revision.contrastive import ContrastSettings, PairInputs, Snapshot, learning_rate_at, train, whole
 from revision.encoders import load_encoder
+from revision.encoders.openclip_folder import build_open_clip_model, read_weights
 from revision.geometry import frame
-from revision.openclip_folder import build_open_clip_model, read_weights
+from revision.runs import rundir
 from revision.schema import Config, ContrastConfig, ContrastPart
 
 ARCHITECTURE: dict[str, Any] = {

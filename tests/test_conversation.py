@@ -10,15 +10,15 @@ import pytest
 from conftest import CHATML, TINY_VISUAL_TOKENS, build_tiny_tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from revision.conversation import (
+from revision.data.conversation import (
     IGNORED,
     build_processor,
     encode,
     end_of_turn,
     prompt_ids,
 )
+from revision.data.templates import marked_template, read_template
 from revision.records import Message
-from revision.templates import marked_template, read_template
 
 LLAMA_3 = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}"

@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from revision.collators import Collator
 from revision.costs import DEVICES, Counts, device_named, peak_flops, work_of
 from revision.costs.flops import counts_of
 from revision.costs.lengths import assumed, counter, measured, sampled
@@ -24,6 +23,7 @@ from revision.costs.memory import Batch, Footprint, Memory, Sharding, size_of
 from revision.costs.setting import Setting, setting_of
 from revision.costs.sketch import read_language, saved_bytes, sketch
 from revision.costs.stage import cost, extent, footprint, remedy
+from revision.data.collators import Collator
 from revision.model import RevisionConfig, RevisionForConditionalGeneration
 from revision.records import Message
 from revision.schema import EngineKind

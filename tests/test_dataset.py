@@ -12,17 +12,17 @@ import torch
 from conftest import TINY_EMBED_DIM, TINY_VISUAL_TOKENS
 
 from revision.alignment import C3, ReAlign
-from revision.collators import Collator
-from revision.conversation import IGNORED
-from revision.dataset import (
+from revision.data.collators import Collator
+from revision.data.conversation import IGNORED
+from revision.data.dataset import (
     ConversationDataset,
     Sample,
     TextSamples,
     conversation_samples,
     pair_samples,
 )
+from revision.data.rows import Rows
 from revision.records import Conversation, Message, Pair
-from revision.rows import Rows
 
 DIM = TINY_EMBED_DIM
 Store = Callable[..., Any]
@@ -146,7 +146,7 @@ def test_texts_of_a_large_store_are_read_one_by_one(
 ) -> None:
     store = tiny_store()
     at_once = answers(text_dataset(store, tiny_processor))
-    monkeypatch.setattr("revision.dataset._TEXTS_IN_MEMORY", 5)
+    monkeypatch.setattr("revision.data.dataset._TEXTS_IN_MEMORY", 5)
     assert answers(text_dataset(store, tiny_processor)) == at_once
 
 

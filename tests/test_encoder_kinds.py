@@ -14,13 +14,13 @@ from tiny_corpus import make_groups
 from tiny_towers import align_folder, clip_folder, llama_folder, llm2clip_folder, siglip_folder
 from transformers import LlamaConfig, LlamaModel
 
-from revision import rundir
 from revision.cli import main
 from revision.commands import align, chat, embed
 from revision.embeddings import EmbeddingStore
 from revision.encoders import kinds, load_encoder, sources
 from revision.encoders.sources import find_folder, weights_sha256
 from revision.evaluation.reader import Reader
+from revision.runs import rundir
 from revision.schema import ChatConfig, Config, DataConfig, EmbedConfig, EncoderConfig, Modality, SourceConfig
 
 # An encoder of sounds and texts from another package: waves as .npy files, vectors from moments and letters.

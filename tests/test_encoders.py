@@ -17,7 +17,7 @@ from tiny_encoder import DIM, MODEL_CFG, PREPROCESS_CFG, SIZE, make_encoder_fold
 
 from revision.encoders import OpenClipEncoder, load_encoder, resolve_device
 from revision.encoders.openclip import require_architecture
-from revision.openclip_folder import (
+from revision.encoders.openclip_folder import (
     apply_heads,
     build_open_clip_model,
     head_parameters,
@@ -310,7 +310,7 @@ def test_interrupted_save_leaves_no_folder_that_loads(folder: Path, monkeypatch:
     def no_space(*_: object, **__: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr("revision.openclip_folder.save_file", no_space)
+    monkeypatch.setattr("revision.encoders.openclip_folder.save_file", no_space)
     with pytest.raises(OSError, match=r"no space"):
         save_open_clip_folder(
             folder, model_cfg=MODEL_CFG, preprocess_cfg=PREPROCESS_CFG, state_dict=read_weights(folder),

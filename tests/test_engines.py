@@ -23,8 +23,9 @@ from tiny_corpus import make_corpus, make_groups
 from torch.distributed.run import get_args_parser
 from torch.nn.parallel import DistributedDataParallel
 
-from revision import building, processes, training
+from revision import building, training
 from revision.cli import main
+from revision.runs import processes
 from revision.schema import EngineKind
 from revision.shipped import shipped
 from revision.training import engines, sharding

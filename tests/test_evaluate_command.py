@@ -11,10 +11,10 @@ import pytest
 from conftest import TINY_EMBED_DIM
 from PIL import Image
 
-from revision import rundir
 from revision.commands import evaluate
 from revision.embeddings import EmbeddingStore, StoreWriter
 from revision.evaluation.table import collect
+from revision.runs import rundir
 from revision.schema import Config, DataConfig, EncoderConfig, EvaluateConfig, Modality, RunConfig, SourceConfig
 
 NAMES = ["red square", "blue star", "yellow sun", "small bird", "big tree", "white table", "green circle"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import build_tiny_llm
 
-from revision.conversation import encode
+from revision.data.conversation import encode
 from revision.evaluation.reader import Reader
 from revision.evaluation.scoring import Prompt, Trie
 from revision.records import Message

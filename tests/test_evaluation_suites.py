@@ -14,7 +14,7 @@ from PIL import Image
 from test_evaluate_command import config, finish_stage, write_lines  # noqa: F401
 from test_evaluation_table import benchmark, picture
 
-from revision import multirun, rundir
+from revision.cli import multirun
 from revision.commands import evaluate
 from revision.evaluation.metrics import QUESTION_METRICS, scores
 from revision.evaluation.statistics import mean_of_parts
@@ -30,6 +30,7 @@ from revision.evaluation.sweeps import (
     swept_fields,
 )
 from revision.evaluation.table import collect, collect_experiments
+from revision.runs import rundir
 from revision.schema import Config
 
 ACCURACY = next(metric for metric in QUESTION_METRICS if metric.name == "accuracy")

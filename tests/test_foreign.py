@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 
 from revision import ReAlign
 from revision.alignment.stores import open_sides
+from revision.data.rows import Rows
 from revision.embeddings import EmbeddingStore, foreign
 from revision.embeddings.foreign import labels
 from revision.embeddings.opening import open_store, open_stores
-from revision.rows import Rows
 
 
 def opened(path: Path, kind: str = "text") -> foreign.ForeignStore:

@@ -13,15 +13,15 @@ import pytest
 from foreign_files import COUNT, DIM, IDS, TEXTS, WRITERS, pairs_file, records, unit_rows, write_clip_retrieval
 from two_sources import two_sources
 
-from revision import rundir
 from revision.alignment import load_alignment
 from revision.assembly import open_sources, store_path
 from revision.cli import main
 from revision.commands import align, embed, gap
-from revision.dataset import TextSamples
+from revision.data.dataset import TextSamples
+from revision.data.rows import Rows
 from revision.embeddings.foreign import ForeignStore
 from revision.embeddings.opening import open_store
-from revision.rows import Rows
+from revision.runs import rundir
 from revision.schema import AlignmentConfig, AlignmentMethod, Config, GapConfig, Modality, SourceConfig
 
 

@@ -9,12 +9,12 @@ import pytest
 from safetensors.numpy import load_file
 from two_sources import two_sources
 
-from revision import rundir
 from revision.alignment import ReAlign, load_alignment
 from revision.alignment.stores import open_sides
 from revision.commands import align, gap
 from revision.embeddings import EmbeddingStore, StoreWriter
 from revision.geometry import measures
+from revision.runs import rundir
 from revision.schema import AlignmentConfig, AlignmentMethod, Config, GapConfig
 
 DIM = 16

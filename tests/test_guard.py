@@ -14,7 +14,7 @@ import tiny_training
 import torch
 from transformers import Trainer
 
-from revision.dataset import ConversationDataset, Sample
+from revision.data.dataset import ConversationDataset, Sample
 from revision.records import Message
 from revision.training.guard import Guard, LossWindow
 from revision.training.trainer import StageTrainer

@@ -12,7 +12,7 @@ from tiny_corpus import make_corpus, make_groups
 from transformers import AutoTokenizer
 
 from revision.cli import main
-from revision.inspection import images_summary, sample_of
+from revision.data.inspection import images_summary, sample_of
 from revision.records import Image
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from revision import processes
 from revision.cli import main
 from revision.commands import verify
 from revision.interrupts import WATCHED, Interrupted, SignalWatch, signal_of
+from revision.runs import processes
 
 
 @pytest.mark.parametrize("number", WATCHED)

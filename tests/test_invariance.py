@@ -15,7 +15,7 @@ import safetensors.torch
 import tiny_training
 import torch
 
-from revision.packing import PackedDataset
+from revision.data.packing import PackedDataset
 from revision.training.trainer import StageTrainer
 
 BOTH = ["projector", "llm"]

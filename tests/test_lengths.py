@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from conftest import TINY_EMBED_DIM
 
-from revision import dataset as dataset_module
-from revision import lengths as lengths_module
-from revision.conversation import IGNORED
-from revision.dataset import ConversationDataset, KeptSamples, TextSamples, conversation_samples
-from revision.lengths import settle_lengths
+from revision.data import dataset as dataset_module
+from revision.data import lengths as lengths_module
+from revision.data.conversation import IGNORED
+from revision.data.dataset import ConversationDataset, KeptSamples, TextSamples, conversation_samples
+from revision.data.lengths import settle_lengths
+from revision.data.rows import Rows
 from revision.records import Conversation, Message
-from revision.rows import Rows
 
 Store = Callable[..., Any]
 LONG = "a red square on a white table " * 20

@@ -11,10 +11,10 @@ import pytest
 from llm_families import BASES, FAMILIES, THOUGHT, build_tokenizer
 from transformers.utils import chat_template_utils
 
-from revision.collators import Collator
-from revision.conversation import IGNORED, UnfitError, build_processor, encode, end_of_turn, prompt_ids
+from revision.data.collators import Collator
+from revision.data.conversation import IGNORED, UnfitError, build_processor, encode, end_of_turn, prompt_ids
+from revision.data.templates import read_template
 from revision.records import Message
-from revision.templates import read_template
 
 K = 2
 TALK = [

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from revision import building
-from revision.conversation import IGNORED, encode
+from revision.data.conversation import IGNORED, encode
 from revision.model import RevisionForConditionalGeneration, loss_revision
 from revision.model.loss_revision import Shaping, linear_cross_entropy, output_loss
 from revision.records import Message

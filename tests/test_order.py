@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from accelerate import skip_first_batches
 
-from revision.collators import Collator
+from revision.data.collators import Collator
 from revision.training.order import STRATEGIES, Batches, GlobalBatches, make_order
 
 SAMPLES, GLOBAL = 53, 8

@@ -15,10 +15,10 @@ import torch
 from conftest import build_tiny_tokenizer
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, Phi3Config, Qwen3Config
 
-from revision.collators import Collator, PackedCollator
-from revision.conversation import IGNORED
-from revision.dataset import Example
-from revision.packing import PackedDataset, PackPlan, budget_for, pack_lengths
+from revision.data.collators import Collator, PackedCollator
+from revision.data.conversation import IGNORED
+from revision.data.dataset import Example
+from revision.data.packing import PackedDataset, PackPlan, budget_for, pack_lengths
 from revision.training import packed, segments
 from revision.training.packed import SeparationCheck, prepare_packing
 from revision.training.segments import SEGMENTS, segment_attention

@@ -11,10 +11,10 @@ import pytest
 from test_configs import CONFIGS, EXPERIMENTS, ONE_STEP, ROWS, composed
 from tiny_corpus import make_corpus, make_groups
 
-from revision import rundir
 from revision.assembly import store_path
 from revision.cli import main
-from revision.composition import check_overrides, compose, open_hydra
+from revision.cli.composition import check_overrides, compose, open_hydra
+from revision.runs import rundir
 from revision.schema import Config, EngineKind, Modality
 
 INDEX = (CONFIGS / "experiment" / "README.md").read_text(encoding="utf-8")

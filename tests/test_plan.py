@@ -10,8 +10,8 @@ import pytest
 from tiny_corpus import COUNT, make_corpus, make_groups
 
 from revision.cli import main
-from revision.conversation import encode
 from revision.costs.flops import Counts, work_of
+from revision.data.conversation import encode
 from revision.records import Message
 from revision.training import select_parts
 

@@ -19,9 +19,10 @@ import yaml
 from test_stages import config, model_folder  # noqa: F401
 from transformers import LlamaConfig
 
-from revision import building, model_card, publishing, rundir
+from revision import building, model_card, publishing
 from revision.commands import instruct, pretrain, push
 from revision.evaluation.reader import Reader
+from revision.runs import rundir
 from revision.schema import (
     AdapterConfig,
     AdapterMethod,

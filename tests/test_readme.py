@@ -13,13 +13,13 @@ import pytest
 from test_configs import composed
 from tiny_encoder import make_encoder_folder, make_picture
 
-from revision import cli
 from revision.cli import main
+from revision.cli.command_line import USAGE
 from revision.commands import COMMANDS
-from revision.dataset import conversation_samples
+from revision.data.dataset import conversation_samples
+from revision.data.rows import Rows
 from revision.embeddings import EmbeddingStore
 from revision.records import read_conversations
-from revision.rows import Rows
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -181,4 +181,4 @@ def test_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_usage_shows_how_to_start() -> None:
-    assert "accelerate launch" in cli.USAGE and "python -m revision" in cli.USAGE
+    assert "accelerate launch" in USAGE and "python -m revision" in USAGE

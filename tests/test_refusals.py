@@ -13,8 +13,8 @@ import pytest
 import tiny_training
 import torch
 
-from revision.collators import Collator, PackedCollator
-from revision.dataset import ConversationDataset
+from revision.data.collators import Collator, PackedCollator
+from revision.data.dataset import ConversationDataset
 from revision.training import states
 from revision.training.refusals import REFUSED, Refusal, RefusingCollator, RefusingDataset
 

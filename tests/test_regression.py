@@ -13,8 +13,8 @@ import torch
 from test_configs import composed
 from tiny_training import SAMPLES
 
-from revision.conversation import IGNORED
-from revision.dataset import Sample
+from revision.data.conversation import IGNORED
+from revision.data.dataset import Sample
 from revision.records import Message
 from revision.training import regression, words
 from revision.training.trainer import StageTrainer

@@ -13,9 +13,9 @@ import pytest
 from stand_in import stand_in_line
 from tiny_corpus import make_corpus, make_groups
 
-from revision import processes
 from revision.cli import main
-from revision.multirun import LONGEST_NAME, job_name
+from revision.cli.multirun import LONGEST_NAME, job_name
+from revision.runs import processes
 
 STEPS = "run.steps=[embed,align,pretrain]"  # three, so that one can fail between others
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from revision import provenance, rundir
+from revision.runs import provenance, rundir
 from revision.schema import (
     STEPS,
     AlignmentConfig,
@@ -373,8 +373,8 @@ def test_provenance_names_the_commit_of_a_checkout(tmp_path: Path, monkeypatch: 
         identity = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
         subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
 
-    module = tmp_path / "revision" / "provenance.py"
-    module.parent.mkdir()
+    module = tmp_path / "revision" / "runs" / "provenance.py"
+    module.parent.mkdir(parents=True)
     module.write_text("")
     git("init", "-q")
     git("add", ".")
@@ -460,8 +460,8 @@ def test_only_rank_zero_writes(
 
 def test_fingerprint_is_the_same_in_every_process() -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_rundir import make_config; from revision import rundir;"
-        "sys.stdout.write(rundir.fingerprint(make_config(), 'evaluate'))"
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_rundir import make_config; "
+        "from revision.runs import rundir; sys.stdout.write(rundir.fingerprint(make_config(), 'evaluate'))"
     )
     words = [sys.executable, "-c", code, str(Path(__file__).parent)]
     done = subprocess.run(words, env={**os.environ, "PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from revision import processes, proposals, search
-from revision.cli import main
-from revision.proposals import Choice, Point, Space, Span, contains
+from revision.cli import main, proposals, search
+from revision.cli.proposals import Choice, Point, Space, Span, contains
+from revision.runs import processes
 
 OPTUNA = importlib.util.find_spec("optuna") is not None
 SPACE: Space = {"a": Choice(("x", "y")), "b": Span(1e-4, 1e-1, log=True), "c": Span(1, 9, whole=True)}

@@ -15,14 +15,15 @@ import pytest
 import torch
 from transformers import Trainer
 
-from revision import building, records, rules, rundir, stages
+from revision import building, records, rules, stages
 from revision.alignment import load_alignment
 from revision.commands import align, instruct, pretrain
-from revision.conversation import encode
-from revision.dataset import ConversationDataset
+from revision.data.conversation import encode
+from revision.data.dataset import ConversationDataset
 from revision.embeddings import EmbeddingStore
 from revision.interrupts import Interrupted
 from revision.records import Message
+from revision.runs import rundir
 from revision.schema import (
     AlignmentConfig,
     AlignmentMethod,

@@ -17,14 +17,15 @@ import torch
 from conftest import TINY_EMBED_DIM as DIM
 from test_stages import TRAINER, config, model_folder, turns  # noqa: F401
 
-from revision import building, model_card, rules, rundir
+from revision import building, model_card, rules
 from revision.alignment import C3, ReAlign, Unicorn, load_alignment
 from revision.commands import align, instruct, pretrain
 from revision.commands.run import _steps
-from revision.dataset import ConversationDataset
+from revision.data.dataset import ConversationDataset
+from revision.data.rows import Rows
 from revision.embeddings import EmbeddingStore
 from revision.interrupts import Interrupted
-from revision.rows import Rows
+from revision.runs import rundir
 from revision.schema import AlignmentConfig, AlignmentMethod, Config, Modality, RunConfig, SourceConfig, StageInput
 from revision.training.trainer import StageTrainer
 

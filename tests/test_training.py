@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from revision import building, training
-from revision.dataset import ConversationDataset
+from revision.data.dataset import ConversationDataset
 
 
 def build(output: Path, **mapping: Any) -> Any:
@@ -263,7 +263,7 @@ def test_a_log_that_cannot_be_written_is_a_sentence(
     tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the step after, and after the last one, which has none."""
-    monkeypatch.setattr("revision.curve.append", refuse(FULL))
+    monkeypatch.setattr("revision.training.curve.append", refuse(FULL))
     for steps in (1, 3):
         with pytest.raises(ValueError, match=r"log\.jsonl cannot be written: the disk is full; mend the cause"):
             tiny_training.run(tiny_llm, tmp_path / str(steps), parts=["projector"], max_steps=steps)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import BertConfig, BertTokenizer
 
-from revision.openclip_folder import build_open_clip_model, save_open_clip_folder
+from revision.encoders.openclip_folder import build_open_clip_model, save_open_clip_folder
 
 WORDS = ["a", "red", "green", "blue", "cat", "dog", "house", "tree"]
 DIM = 8

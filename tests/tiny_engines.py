@@ -18,7 +18,7 @@ import torch
 from tiny_training import DIM, SAMPLES, K, Rows
 
 from revision import building, training
-from revision.dataset import ConversationDataset, Sample
+from revision.data.dataset import ConversationDataset, Sample
 from revision.records import Message
 from revision.training import sharding
 from revision.training.adapters import Adapter

@@ -13,12 +13,12 @@ import torch
 from transformers import AutoTokenizer
 
 from revision import training
-from revision.conversation import build_processor
-from revision.dataset import ConversationDataset, Sample
+from revision.data.conversation import build_processor
+from revision.data.dataset import ConversationDataset, Sample
+from revision.data.packing import PackedDataset
+from revision.data.rows import Rows as StoredRows
 from revision.model import RevisionForConditionalGeneration
-from revision.packing import PackedDataset
 from revision.records import Message
-from revision.rows import Rows as StoredRows
 from revision.training.guard import Guard
 
 DIM, K, SAMPLES = 16, 3, 32

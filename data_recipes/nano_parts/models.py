@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from revision.openclip_folder import build_open_clip_model, load_heads, save_open_clip_folder
+from revision.encoders.openclip_folder import build_open_clip_model, load_heads, save_open_clip_folder
 
 from .drawing import PICTURE
 from .packages import IMAGE_TOWER, LLM, TEXT_TOWER, find

@@ -24,11 +24,11 @@ def run(config: Config) -> None:
     """Fits `alignment.method` and saves it in the folder of the run."""
     from rich import get_console
 
-    from revision import rundir
     from revision.alignment import build_alignment
     from revision.alignment.stores import open_sides
     from revision.assembly import store_path
     from revision.progress import progress_bar
+    from revision.runs import rundir
 
     if not rundir.is_main_process():  # minutes of work at the very most: no share of it is worth a second process
         return

@@ -52,8 +52,8 @@ def run(config: Config) -> None:
 
 
 def _model_folder(config: Config) -> Path:
-    from revision import rundir
     from revision.hub import require_place
+    from revision.runs import rundir
 
     model = config.chat.model
     if model in MODEL_STEPS:

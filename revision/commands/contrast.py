@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 def run(config: Config) -> None:
     """Trains `contrast.train` of a model on `data.contrast_train`."""
-    from revision import rundir
     from revision.contrastive import heads_of, train, whole
     from revision.encoders import OpenClipEncoder, load_encoder
     from revision.geometry.frame_plot import save_frame_figure
     from revision.geometry.frame_trace import TRACE, read_trace
     from revision.progress import progress_bar, say
     from revision.records import read_pairs
+    from revision.runs import rundir
 
     train_file, validation_file = _pair_files(config)
     folder = rundir.start(config, "contrast")
@@ -92,7 +92,7 @@ def _initial_model(config: Config, folder: Path) -> Path:
     """The open_clip folder that training starts from: `contrast.init`, or a new one with random weights."""
     import torch
 
-    from revision.openclip_folder import build_open_clip_model, save_open_clip_folder
+    from revision.encoders.openclip_folder import build_open_clip_model, save_open_clip_folder
 
     wanted = config.contrast
     if wanted.init is not None:
@@ -126,7 +126,7 @@ def _initial_model(config: Config, folder: Path) -> Path:
 
 def _save(config: Config, folder: Path, init: Path, part: TrainedPart) -> Path:
     """Writes the open_clip folder, and the heads alone where they are wanted."""
-    from revision.openclip_folder import read_config, save_heads, save_open_clip_folder
+    from revision.encoders.openclip_folder import read_config, save_heads, save_open_clip_folder
 
     output = folder / "encoder" if config.contrast.output is None else Path(config.contrast.output)
     model_cfg, preprocess_cfg = read_config(init)

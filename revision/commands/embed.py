@@ -32,9 +32,9 @@ _T = TypeVar("_T")
 
 def run(config: Config) -> None:
     """Embeds `embed.sources`, or all sources of the corpus."""
-    from revision import rundir
     from revision.assembly import load_encoder
     from revision.records import count_records
+    from revision.runs import rundir
 
     sources = _sources(config)
     if not sources:  # all of them name embeddings that exist already

@@ -50,13 +50,14 @@ def run(config: Config) -> None:
 
     from rich import get_console
 
-    from revision import building, rundir
+    from revision import building
     from revision.encoders import resolve_device
     from revision.evaluation.files import write_json, write_json_lines, write_text
     from revision.evaluation.metrics import scores
     from revision.evaluation.reader import Reader
     from revision.evaluation.report import report, score_tables
     from revision.progress import hide_bars_of_transformers
+    from revision.runs import rundir
 
     hide_bars_of_transformers()
     benchmark = _benchmark(config)
@@ -91,9 +92,9 @@ def run(config: Config) -> None:
 
 def _models(config: Config) -> dict[str, Path]:
     """Folder of each model to score, by the name its results go under."""
-    from revision import rundir
     from revision.hub import require_place
     from revision.progress import say
+    from revision.runs import rundir
 
     found: dict[str, Path] = {}
     for model in config.evaluate.models:

@@ -46,12 +46,12 @@ def run(config: Config) -> None:
     """Measures `gap.sample` rows a side and writes the report into the folder of the run."""
     import numpy as np
 
-    from revision import rundir
     from revision.geometry.held_out import moved_by
     from revision.geometry.page import write_page
     from revision.geometry.plots import draw_all
     from revision.geometry.report import compare
     from revision.progress import progress_bar, say
+    from revision.runs import rundir
 
     if not rundir.is_main_process():
         return
@@ -109,11 +109,11 @@ def run(config: Config) -> None:
 
 def _open(config: Config) -> _Sides:
     """The finished alignment, and the stores, which must be those that it was fitted on."""
-    from revision import rundir
     from revision.alignment import load_alignment
     from revision.alignment.stores import open_sides
     from revision.assembly import store_path
     from revision.geometry.held_out import Domain, check_sizes
+    from revision.runs import rundir
 
     alignment = load_alignment(rundir.require(config, "align", wanted_by="gap"))
     paths = (store_path(config, source) for source in (config.data.texts, config.data.statistics))

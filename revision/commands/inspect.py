@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.text import Text as RichText
 
-    from revision.inspection import Lengths, Shown
+    from revision.data.inspection import Lengths, Shown
     from revision.model import RevisionProcessor
 
     Known = list[tuple[str, np.ndarray]]  # kind of each source of the conversations, and the sorted hashes of its ids
@@ -34,7 +34,7 @@ def run(config: Config) -> None:
     """
     from rich import get_console
 
-    from revision import rundir
+    from revision.runs import rundir
 
     data = config.data
     if not data.sources and data.conversations is None:
@@ -61,8 +61,8 @@ def _processor(config: Config) -> RevisionProcessor:
     from transformers import AutoTokenizer
 
     from revision.assembly import template_file
-    from revision.conversation import build_processor
-    from revision.templates import read_template
+    from revision.data.conversation import build_processor
+    from revision.data.templates import read_template
 
     file = template_file(config)
     try:
@@ -78,8 +78,8 @@ def _images(config: Config) -> tuple[Report, Known]:
     """Every source of pictures, and the ids that conversations may name."""
     import numpy as np
 
+    from revision.data.inspection import images_summary
     from revision.embeddings import hash_id
-    from revision.inspection import images_summary
     from revision.records import read_images, read_texts
 
     reports: Report = {}
@@ -108,7 +108,7 @@ def _records(source: SourceConfig) -> str:
 
 def _texts(config: Config, processor: RevisionProcessor) -> tuple[Report, Lengths] | None:
     """Stage 1, where its texts are records."""
-    from revision.inspection import lengths_of, sample_of, text_samples
+    from revision.data.inspection import lengths_of, sample_of, text_samples
     from revision.records import read_texts
 
     source = config.data.sources.get(config.data.texts)
@@ -126,7 +126,7 @@ def _conversations(
     config: Config, processor: RevisionProcessor, known: Known
 ) -> tuple[Report, Lengths] | None:  # fmt: skip
     """Stage 2, where the corpus has one."""
-    from revision.inspection import Pictured, lengths_of, said, sample_of
+    from revision.data.inspection import Pictured, lengths_of, said, sample_of
     from revision.records import read_conversations
 
     if config.data.conversations is None:

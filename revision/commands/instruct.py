@@ -14,14 +14,14 @@ from revision.schema import Config, Modality
 
 if TYPE_CHECKING:
     from revision.alignment import Alignment
+    from revision.data.rows import Rows
     from revision.embeddings import EmbeddingStore
-    from revision.rows import Rows
 
 
 def run(config: Config) -> None:
     """1 arguments, 2 embeddings and alignment, 3 samples, 4 model, 5 train and save."""
     from revision import stages
-    from revision.dataset import KeptSamples, conversation_samples
+    from revision.data.dataset import KeptSamples, conversation_samples
     from revision.records import fingerprint, read_conversations
 
     data = config.data
@@ -59,8 +59,8 @@ def _rows(config: Config, folder: Path | None) -> tuple[Rows, dict[str, Any] | N
     """
     from revision import building, stages
     from revision.assembly import open_sources
+    from revision.data.rows import TEXT, Rows
     from revision.fields import sources_of_kind
-    from revision.rows import TEXT, Rows
 
     sources = config.data.conversation_sources
     learned = None if folder is None else building.read_config(folder).alignment

@@ -34,10 +34,10 @@ def run(config: Config) -> None:
     Raises:
         ValueError: something that has to be known cannot be read, or a stage does not fit.
     """
-    from revision import rundir
     from revision.costs.devices import device_named
     from revision.costs.sketch import read_language
     from revision.progress import say
+    from revision.runs import rundir
 
     device = device_named(config.plan.gpu)
     stages = [step for step in config.run.steps if step in MODEL_STEPS]

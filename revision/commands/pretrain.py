@@ -13,8 +13,8 @@ from revision.schema import Config, Modality, StageInput
 
 if TYPE_CHECKING:
     from revision.alignment import Alignment
-    from revision.dataset import Samples
-    from revision.rows import Rows
+    from revision.data.dataset import Samples
+    from revision.data.rows import Rows
 
 
 def run(config: Config) -> None:
@@ -43,8 +43,8 @@ def _rows(config: Config) -> tuple[Rows, Alignment | None]:
     """Embeddings as the projector reads them, and their alignment."""
     from revision import stages
     from revision.assembly import open_sources
+    from revision.data.rows import Rows
     from revision.fields import sources_of_kind
-    from revision.rows import Rows
 
     noise: dict[str, Any] = {"noise_std": config.pretrain.noise_std, "seed": config.seed}
     if config.pretrain.input is StageInput.pairs:
@@ -57,7 +57,7 @@ def _rows(config: Config) -> tuple[Rows, Alignment | None]:
 
 def _samples(config: Config, rows: Rows) -> Samples:
     from revision import stages
-    from revision.dataset import KeptSamples, TextSamples, pair_samples
+    from revision.data.dataset import KeptSamples, TextSamples, pair_samples
     from revision.records import fingerprint, read_pairs
 
     prompts, states = config.pretrain.prompts, [store.state() for store in rows.stores]

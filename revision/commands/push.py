@@ -14,8 +14,9 @@ def run(config: Config) -> None:
     from rich import get_console
     from rich.table import Table
 
-    from revision import model_card, publishing, rundir, stages
+    from revision import model_card, publishing, stages
     from revision.progress import say
+    from revision.runs import rundir
 
     settings = config.push
     folder = stages.model_folder(config, settings.model, wanted_by="push")

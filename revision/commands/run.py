@@ -24,9 +24,9 @@ def run(config: Config) -> None:
     """
     from rich import get_console
 
-    from revision import processes, rundir
     from revision.interrupts import Interrupted, signal_of
     from revision.progress import say
+    from revision.runs import processes, rundir
 
     processes.refuse_ranks("`run`")
     _make_records(config)
@@ -55,7 +55,7 @@ def run(config: Config) -> None:
 
 def _steps(config: Config) -> list[str]:
     """`run.steps`, with `align` before the first stage that reads its alignment, unless it comes before that anyway."""
-    from revision import rundir
+    from revision.runs import rundir
 
     steps = config.run.steps
     readers = [place for place, step in enumerate(steps) if rundir.reads_alignment(config, step)]
@@ -69,7 +69,7 @@ def _make_records(config: Config) -> None:
     """Run the recipes of the corpus; a recipe knows itself when its records are there and skips then."""
     from rich import get_console
 
-    from revision import processes
+    from revision.runs import processes
 
     data = config.data
     lines = [("data.needs", shlex.split(line)) for line in data.needs]

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from revision.encoders import OpenClipEncoder
-from revision.openclip_folder import head_parameters, state_sha256
+from revision.encoders.openclip_folder import head_parameters, state_sha256
 from revision.pictures import read_pixel_batches
 
 

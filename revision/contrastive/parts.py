@@ -11,7 +11,7 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.timm_model import TimmModel
 from torch import nn
 
-from revision.openclip_folder import head_parameters
+from revision.encoders.openclip_folder import head_parameters
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from open_clip import ClipLoss
 from revision.contrastive.features import PairInputs
 from revision.contrastive.parts import TrainedPart, project
 from revision.contrastive.probe import probe, unit_rows
-from revision.openclip_folder import state_sha256
+from revision.encoders.openclip_folder import state_sha256
 
 MAX_LOGIT_SCALE = 100.0
 _BETAS = (0.9, 0.98)  # open_clip's own, as CLIP's

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from revision.conversation import IGNORED, build_processor, encode
+from revision.data.conversation import IGNORED, build_processor, encode
+from revision.data.templates import read_template
 from revision.records import IMAGE_MARK, Message
-from revision.templates import read_template
 
 _T = TypeVar("_T")
 

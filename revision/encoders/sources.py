@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from revision.embeddings.layout import file_sha256
-from revision.openclip_folder import TOKENIZER_EXTRAS, TOKENIZER_FILES
+from revision.encoders.openclip_folder import TOKENIZER_EXTRAS, TOKENIZER_FILES
 
 _CONFIG = "config.json"
 _SINGLE = "model.safetensors"

@@ -12,7 +12,7 @@ from transformers import TextStreamer
 
 from revision.alignment import Alignment
 from revision.building import read_image_alignment, read_model
-from revision.conversation import IGNORED, encode, end_of_turn, prompt_ids
+from revision.data.conversation import IGNORED, encode, end_of_turn, prompt_ids
 from revision.evaluation.scoring import Prompt, Track, Trie, continuation_log_probs, greedy_answers
 from revision.model.modeling_revision import RevisionForConditionalGeneration
 from revision.model.processing_revision import RevisionProcessor

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_flash_attn_2_available
 
-from revision.collators import PackedCollator
+from revision.data.collators import PackedCollator
 from revision.model import RevisionForConditionalGeneration
 from revision.progress import say
 from revision.training.segments import SEGMENTS

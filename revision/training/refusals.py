@@ -13,8 +13,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from revision.dataset import ConversationDataset
-from revision.packing import PackedDataset
+from revision.data.dataset import ConversationDataset
+from revision.data.packing import PackedDataset
 
 REFUSED = "refused"  # entry of a batch: the sentence
 

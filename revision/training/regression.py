@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from revision.dataset import ConversationDataset
+from revision.data.dataset import ConversationDataset
 from revision.model import RevisionForConditionalGeneration
 from revision.model.language_revision import gathered
 from revision.training.words import Words, content_of

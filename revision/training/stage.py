@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainingArguments
 
-from revision.collators import Collator, PackedCollator
 from revision.costs import peak_flops, work_of
 from revision.costs.watch import Watch
-from revision.curve import CurveCallback
-from revision.dataset import ConversationDataset
+from revision.data.collators import Collator, PackedCollator
+from revision.data.dataset import ConversationDataset
+from revision.data.packing import PackedDataset
 from revision.interrupts import Interrupted, SignalWatch
 from revision.model import RevisionForConditionalGeneration, RevisionProcessor
-from revision.packing import PackedDataset
 from revision.progress import say
 from revision.training import ranks
 from revision.training.checkpoints import Checkpoints
+from revision.training.curve import CurveCallback
 from revision.training.engines import DDP, refine_precision, require_processes
 from revision.training.groups import Rates, is_set, require_trained
 from revision.training.guard import Guard

@@ -19,11 +19,11 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from revision import folders
-from revision.curve import append
 from revision.embeddings.layout import write_whole
 from revision.interrupts import WATCHED, SignalWatch
 from revision.progress import say
 from revision.training import ranks
+from revision.training.curve import append
 from revision.training.guard import Guard, LossWindow
 
 if TYPE_CHECKING:

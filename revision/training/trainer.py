@@ -14,9 +14,9 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from revision.costs.watch import Watch
-from revision.dataset import ConversationDataset
+from revision.data.dataset import ConversationDataset
+from revision.data.packing import PackedDataset
 from revision.interrupts import SignalWatch
-from revision.packing import PackedDataset
 from revision.progress import say
 from revision.training import states
 from revision.training.checkpoints import Checkpoints

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from revision.conversation import IGNORED
-from revision.dataset import ConversationDataset
+from revision.data.conversation import IGNORED
+from revision.data.dataset import ConversationDataset
 
 MOST = 30_000  # samples, evenly spaced: with three draws of noise each enough for the few thousand weights of an output
 COMMON = 0.1  # tokens in more than this share of the texts tell nothing about a text, unless most have no other

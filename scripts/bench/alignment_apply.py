@@ -22,11 +22,11 @@ from transformers import LlamaConfig
 
 from revision import EmbeddingStore, ReAlign, RevisionForConditionalGeneration
 from revision.alignment import Alignment
+from revision.data.rows import Rows
 from revision.embeddings import StoreWriter
 from revision.model import RevisionConfig
 from revision.precision import computing_dtype
 from revision.progress import say
-from revision.rows import Rows
 
 DIM = 1280
 READ = 400  # rows

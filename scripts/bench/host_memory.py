@@ -23,11 +23,11 @@ import numpy as np
 from measuring import PeakMemory, report, seconds, unit_rows
 
 from revision import EmbeddingStore
-from revision.dataset import KeptSamples, Samples, TextSamples, conversation_samples
+from revision.data.dataset import KeptSamples, Samples, TextSamples, conversation_samples
+from revision.data.rows import Rows
 from revision.embeddings import StoreWriter
 from revision.progress import say
 from revision.records import read_conversations
-from revision.rows import Rows
 
 LIMIT = 1024  # MiB a rank may hold above its model
 SHARD = 4096  # rows, as `embed` writes them

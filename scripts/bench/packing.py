@@ -21,12 +21,12 @@ import torch
 from measuring import frozen_dtype
 
 from revision import building
-from revision.collators import Collator, PackedCollator
-from revision.dataset import ConversationDataset, Example, Sample
-from revision.packing import PackPlan, budget_for
+from revision.data.collators import Collator, PackedCollator
+from revision.data.dataset import ConversationDataset, Example, Sample
+from revision.data.packing import PackPlan, budget_for
+from revision.data.rows import Rows
 from revision.progress import say
 from revision.records import Message, read_conversations, read_texts
-from revision.rows import Rows
 from revision.training.parts import select_parts
 from revision.training.segments import SEGMENTS
 

@@ -31,13 +31,13 @@ from torch import nn
 
 from revision import training
 from revision.building import build_model
-from revision.collators import Collator
-from revision.conversation import IGNORED
-from revision.dataset import ConversationDataset, Sample
+from revision.data.collators import Collator
+from revision.data.conversation import IGNORED
+from revision.data.dataset import ConversationDataset, Sample
+from revision.data.rows import Rows
 from revision.model import RevisionForConditionalGeneration
 from revision.progress import say
 from revision.records import Message, read_texts
-from revision.rows import Rows
 
 DIM = 512  # of the embeddings
 COPIES = 576  # positions that the authors' code gives an embedding; aims are for so many

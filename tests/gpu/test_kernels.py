@@ -11,8 +11,8 @@ import pytest
 import tiny_training
 import torch
 
-from revision.collators import Collator, PackedCollator
-from revision.conversation import IGNORED
+from revision.data.collators import Collator, PackedCollator
+from revision.data.conversation import IGNORED
 from revision.model.loss_revision import linear_cross_entropy
 from revision.training.kernels import use_fused_loss
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 
-from revision.dataset import KeptSamples, Sample, Samples
+from revision.data.dataset import KeptSamples, Sample, Samples
+from revision.data.rows import Rows
 from revision.model import RevisionProcessor
-from revision.rows import Rows
 
 
 def contents(rows: Rows, samples: Samples, processor: RevisionProcessor) -> dict[str, str]:

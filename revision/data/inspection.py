@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from revision.conversation import Encoded, encode
+from revision.data.conversation import Encoded, encode
 from revision.embeddings import hash_id
 from revision.model import RevisionProcessor
 from revision.model.modeling_revision import IGNORED

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from revision.conversation import IGNORED
-from revision.dataset import Example
+from revision.data.conversation import IGNORED
+from revision.data.dataset import Example
 
 # One position without a label: it takes part in the step and teaches nothing.
 _NOTHING: Example = {"input_ids": np.zeros(1, np.int64), "labels": np.full(1, IGNORED), "image_embed": None}

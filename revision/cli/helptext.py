@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
-from revision import rundir
 from revision.fields import flat
+from revision.runs import rundir
 from revision.schema import MODEL_STEPS, STEPS, Config
 
 _FIELD = re.compile(r"    (\w+): .*?(?:  # (.*))?$")

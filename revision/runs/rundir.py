@@ -15,8 +15,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from revision.dependencies import GUARDED, contrast_output, fingerprint, folder, identity, reads_alignment, settings
-from revision.provenance import provenance
+from revision.runs.dependencies import (
+    GUARDED,
+    contrast_output,
+    fingerprint,
+    folder,
+    identity,
+    reads_alignment,
+    settings,
+)
+from revision.runs.provenance import provenance
 from revision.schema import MODEL_STEPS, Config
 
 __all__ = [

@@ -14,10 +14,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from revision import processes, rundir
-from revision.composition import ROOT, ConfigError, explain, typed
+from revision.cli.composition import ROOT, ConfigError, explain, typed
 from revision.interrupts import Interrupted, signal_of
 from revision.progress import say
+from revision.runs import processes, rundir
 
 TABLE_COMMANDS = ("run", "evaluate")  # those after which there are scores to compare
 # Overrides that have no part in a job's folder name: where it lies, and how much of it is done now.

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from revision.data.templates import JINJA_ERRORS, REMEDY, Turns, base_template, is_marked, marked_template, said
 from revision.model.modeling_revision import IGNORED
 from revision.model.processing_revision import IMAGE_TOKEN, RevisionProcessor
 from revision.records import IMAGE_MARK, Message
-from revision.templates import JINJA_ERRORS, REMEDY, Turns, base_template, is_marked, marked_template, said
 
 assert IMAGE_MARK == IMAGE_TOKEN, "the mark in records is the text of the image token"
 

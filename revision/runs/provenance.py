@@ -33,7 +33,7 @@ def provenance() -> dict[str, Any]:
 
 def _git() -> dict[str, Any] | None:
     """Commit and state of the checkout that the package is imported from; None for an installed wheel."""
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parent.parent.parent
     if not (checkout / ".git").exists() or shutil.which("git") is None:
         return None
 

@@ -20,13 +20,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from torch.utils.data import Dataset
 
-from revision.conversation import Encoded, UnfitError, encode
+from revision.data.conversation import Encoded, UnfitError, encode
+from revision.data.lines import Lines
+from revision.data.rows import Rows
 from revision.embeddings import EmbeddingStore
 from revision.embeddings.layout import write_whole
-from revision.lines import Lines
 from revision.model import RevisionProcessor
 from revision.records import IMAGE_MARK, Conversation, Message, Pair
-from revision.rows import Rows
 
 _T = TypeVar("_T")
 Example = dict[str, Any]
@@ -60,7 +60,7 @@ class ConversationDataset(Dataset[Example]):
     Args:
         samples: what to learn.
         rows: where the embeddings are.
-        processor: made by `revision.conversation.build_processor`.
+        processor: made by `revision.data.conversation.build_processor`.
         max_length: tokens a sample may have, visual ones included; a longer one is an error.
         limit: use only the first so many of a seeded shuffle.
         seed: of that shuffle.

@@ -62,7 +62,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """argparse's own leaves with a usage page; ours is one sentence."""
-        from revision.composition import ConfigError
+        from revision.cli.composition import ConfigError
 
         raise ConfigError(f"{self.prog}: {message}; see `{self.prog} --help`.")
 
@@ -84,7 +84,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 
 def _run(command: str, words: list[str]) -> int:
-    from revision.composition import ConfigError, open_hydra
+    from revision.cli.composition import ConfigError, open_hydra
 
     if command not in COMMANDS:
         from revision.fields import nearest
@@ -101,8 +101,9 @@ def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Na
     """Show the configuration, sweep, start a launcher, or run the command here."""
     from hydra.types import RunMode
 
-    from revision import multirun, processes
-    from revision.composition import ROOT, check_overrides, compose, refuse_intervals, refuse_sweeps, typed
+    from revision.cli import multirun
+    from revision.cli.composition import ROOT, check_overrides, compose, refuse_intervals, refuse_sweeps, typed
+    from revision.runs import processes
 
     overrides = check_overrides(hydra, options.overrides)
     if options.help or options.cfg or options.info or options.hydra_help:
@@ -113,7 +114,7 @@ def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Na
     if options.multirun or hydra.get_mode(ROOT, overrides) == RunMode.MULTIRUN:
         composed = compose(hydra, overrides, multirun=True)
         if composed.search.trials is not None:
-            from revision.search import search
+            from revision.cli.search import search
 
             return search(hydra, command, overrides, composed)
         refuse_intervals(overrides)
@@ -136,7 +137,7 @@ class _Task:
         self.command = command
 
     def __call__(self, composed: DictConfig) -> ValueError | None:
-        from revision.composition import typed
+        from revision.cli.composition import typed
 
         try:
             import_module(f"revision.commands.{self.command}").run(typed(composed))
@@ -146,8 +147,8 @@ class _Task:
 
 
 def _show(hydra: Hydra, command: str, overrides: list[str], options: argparse.Namespace) -> None:
-    from revision.composition import ROOT, ConfigError, compose, typed
-    from revision.helptext import fields_help
+    from revision.cli.composition import ROOT, ConfigError, compose, typed
+    from revision.cli.helptext import fields_help
 
     options.overrides = overrides
     if options.help:
@@ -173,13 +174,13 @@ def _overview() -> str:
 
 def _docstring(command: str) -> str:
     """The help text of a command, read from its file: importing all commands would take longer than showing it."""
-    file = Path(__file__).parent / "commands" / f"{command}.py"
+    file = Path(__file__).parent.parent / "commands" / f"{command}.py"
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
     assert text is not None, f"{file} has no docstring"
     return text
 
 
 def _exit_code(error: ValueError) -> int:
-    from revision.composition import ConfigError
+    from revision.cli.composition import ConfigError
 
     return 2 if isinstance(error, ConfigError) else 1

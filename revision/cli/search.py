@@ -23,12 +23,12 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from revision import processes
-from revision.composition import ROOT, ConfigError, explain, typed
-from revision.multirun import Job, Outcome, draw_table, outcomes_of, report
+from revision.cli.composition import ROOT, ConfigError, explain, typed
+from revision.cli.multirun import Job, Outcome, draw_table, outcomes_of, report
+from revision.cli.proposals import Choice, Point, Space, Span, contains, propose, require_optuna
 from revision.progress import say
-from revision.proposals import Choice, Point, Space, Span, contains, propose, require_optuna
-from revision.rundir import write_json
+from revision.runs import processes
+from revision.runs.rundir import write_json
 from revision.schema import Config
 
 JOURNAL = "search.json"

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from revision.conversation import IGNORED
-from revision.dataset import ConversationDataset, Example
+from revision.data.conversation import IGNORED
+from revision.data.dataset import ConversationDataset, Example
 
 _SHAPES, _EPOCH = 2, 3  # set these draws apart from others of the same seed
 _LARGE = 4  # a sample of more than a fourth of the budget is placed first

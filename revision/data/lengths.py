@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from revision.conversation import UnfitError
-from revision.dataset import ConversationDataset, KeptSamples, TextSamples
+from revision.data.conversation import UnfitError
+from revision.data.dataset import ConversationDataset, KeptSamples, TextSamples
 from revision.embeddings.layout import HashingFile, write_whole
 from revision.progress import progress_bar, say
 

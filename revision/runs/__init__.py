@@ -1,0 +1,1 @@
+"""Runs on disk: their folders and finish marks, what an output depends on, provenance, child processes."""

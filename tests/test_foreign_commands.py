@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from foreign_files import COUNT, DIM, IDS, TEXTS, WRITERS, pairs_file, records, unit_rows, write_clip_retrieval
+from rich.console import Console
 from two_sources import two_sources
 
 from revision.alignment import load_alignment
@@ -22,7 +23,7 @@ from revision.data.rows import Rows
 from revision.embeddings.foreign import ForeignStore
 from revision.embeddings.opening import open_store
 from revision.runs import rundir
-from revision.schema import AlignmentConfig, AlignmentMethod, Config, GapConfig, Modality, SourceConfig
+from revision.schema import AlignmentConfig, AlignmentMethod, BadRows, Config, GapConfig, Modality, SourceConfig
 
 
 def make_config(root: Path, text: Path, image: Path, **changes: Any) -> Config:
@@ -44,6 +45,28 @@ def test_align_and_gap_without_embed(name: str, tmp_path: Path) -> None:
     assert found["realign"]["centroid_gap"] < 0.2 * found["text"]["centroid_gap"]
     assert report["encoder"] == "b32"
     assert not (tmp_path / "stores").exists()
+
+
+def test_rows_without_a_direction_are_left_out_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(width=120, record=True)
+    monkeypatch.setattr("rich.get_console", lambda: console)
+    image = unit_rows(1, middle=0.5)
+    whole, holed = tmp_path / "whole.npy", tmp_path / "holed.npy"
+    np.save(whole, image)
+    np.save(holed, np.insert(image, [3, 7], np.array([[0.0], [np.nan]]), axis=0))
+    np.save(tmp_path / "text.npy", unit_rows())
+    align.run(make_config(tmp_path, tmp_path / "text.npy", whole))
+    expected = load_alignment(tmp_path / "runs/test/align")
+    config = make_config(tmp_path, tmp_path / "text.npy", holed)
+    with pytest.raises(ValueError, match="^image row 3 is zero"):
+        align.run(config)
+    config.align.bad_rows = BadRows.skip
+    align.run(config)
+    found = load_alignment(tmp_path / "runs/test/align")
+    np.testing.assert_allclose(found.apply(unit_rows()), expected.apply(unit_rows()), rtol=0, atol=1e-14)
+    assert (found.statistics.text_skipped, found.statistics.image_skipped) == (0, 2)
+    (shown,) = [line for line in console.export_text().splitlines() if "left out" in line]
+    assert shown.split() == ["│", "left", "out", "│", "0", "│", "2", "│"]
 
 
 def gap_of(root: Path, text: dict[str, list[str]], image: dict[str, list[str]], pairs: dict[str, str]) -> Any:

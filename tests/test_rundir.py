@@ -21,6 +21,7 @@ from revision.schema import (
     STEPS,
     AlignmentConfig,
     AlignmentMethod,
+    BadRows,
     Config,
     DataConfig,
     EncoderConfig,
@@ -132,6 +133,7 @@ EFFECTS = [
     (put("alignment.method", AlignmentMethod.c3), AFTER["align"]),
     (put("alignment.until", 1e-7), AFTER["align"]),
     (put("alignment.noise_std", 0.5), ()),  # realign has no noise
+    (put("align.bad_rows", BadRows.skip), AFTER["align"]),
     (put("gap.sample", 3), ("gap",)),
     (put("data.pairs", "other.jsonl"), ("gap",)),
     (put("seed", 3), ("contrast", "gap", "pretrain", "instruct", "evaluate")),
@@ -291,7 +293,7 @@ def test_every_field_has_been_decided_on() -> None:
     assert free == {
         "name", "runs", "tracker", "data.name", "encoder.batch_size", "embed.sources", "embed.shard_size",
         "embed.reject_budget", "embed.workers", "embed.device", "evaluate.batch_size", "evaluate.device",
-        "run.steps", "pretrain.trainer", "instruct.trainer", "align.export", "align.shard_size",
+        "run.steps", "pretrain.trainer", "instruct.trainer", "align.export", "align.shard_size", "align.bad_rows",
         "pretrain.reject_budget", "instruct.reject_budget",
         "contrast.architecture", "contrast.device", "checkpoint.minutes", "verify.path", "encoder.options",
         "engine.peak_tflops",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from revision.schema import Config
+from revision.schema import BadRows, Config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,8 @@ def run(config: Config) -> None:
     method = config.alignment.method.value
     alignment = build_alignment(**{**vars(config.alignment), "method": method, "seed": config.seed})
     with progress_bar("rows") as progress:
-        alignment.fit(_Watched(text, "text", progress), _Watched(image, "image", progress))
+        sides = (_Watched(text, "text", progress), _Watched(image, "image", progress))
+        alignment.fit(*sides, skip_invalid=config.align.bad_rows is BadRows.skip)
     folder = rundir.start(config, "align")  # only now: rows or settings that a method refuses cost no finished run
     alignment.save(folder)
     if config.align.export is not None:
@@ -102,6 +103,8 @@ def _table(alignment: Alignment) -> Table:
     for name in ("text", "image"):
         table.add_column(name, justify="right")
     table.add_row("rows", f"{statistics.text.count:,}", f"{statistics.image.count:,}")
+    if statistics.text_skipped or statistics.image_skipped:
+        table.add_row("left out", f"{statistics.text_skipped:,}", f"{statistics.image_skipped:,}")
     table.add_row("trace", f"{statistics.text.trace:.4f}", f"{statistics.image.trace:.4f}", end_section=True)
     table.add_row("centroid gap before", f"{statistics.gap_before:.3e}", "")
     table.add_row("centroid gap after", f"{statistics.gap_after:.3e}", "")

@@ -17,6 +17,7 @@ from revision.fields import ALIGNMENT_FIELDS, flat, sources_of_kind, sources_rea
 from revision.schema import (
     MODEL_STEPS,
     AlignmentMethod,
+    BadRows,
     Config,
     ContrastConfig,
     EncoderConfig,
@@ -102,6 +103,8 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
         case "align":
             yield from _fields(config, "alignment.method", "data.texts", "data.statistics")
             yield from _alignment(config, config.alignment.method)
+            if config.align.bad_rows is BadRows.skip:
+                yield "align.bad_rows", config.align.bad_rows.value
             yield from _stores(config, [data.texts, data.statistics])
         case "gap":
             yield from _fields(config, "seed", "gap", "data.pairs")

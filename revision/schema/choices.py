@@ -46,6 +46,13 @@ class AlignmentMethod(Enum):
     residual_noise = "residual_noise"
 
 
+class BadRows(Enum):
+    """What becomes of rows of a store that have no direction: zero, NaN or infinite ones."""
+
+    error = "error"
+    skip = "skip"
+
+
 class VisualTokens(Enum):
     """How one embedding becomes K visual tokens: K copies of one projection (the authors' code), or K others."""
 

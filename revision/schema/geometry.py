@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from revision.schema.choices import AlignmentMethod
+from revision.schema.choices import AlignmentMethod, BadRows
 
 
 @dataclass
@@ -31,8 +31,11 @@ class AlignmentConfig:
 
 @dataclass
 class AlignConfig:
-    """`align`: what it writes besides the alignment; the map itself is set under `alignment`."""
+    """`align`: what it reads and writes besides the alignment; the map itself is set under `alignment`."""
 
+    bad_rows: BadRows = (
+        BadRows.error
+    )  # zero, NaN and infinite ones: refused by name, or left out of the fit and counted
     export: str | None = None  # folder for the aligned text rows as .npy and parquet, in clip-retrieval's layout
     shard_size: int = 1_000_000  # rows a file of the export
 

@@ -354,7 +354,7 @@ def test_several_arrays_and_their_ids_must_agree() -> None:
         list(alignment.apply([rows, MIXED]))
     with pytest.raises(ValueError, match="rows is a int; rows must be a numpy array or a torch tensor"):
         alignment.apply(5)  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="epoch=-1 must not be negative: epochs count from 0"):
+    with pytest.raises(ValueError, match="epoch=-1 must be a whole number from 0 on: epochs count from 0"):
         alignment.apply(rows, epoch=-1)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from revision.alignment import METHODS, ImageSide, MeanShift, ReAlign, Unicorn, build_alignment, load_alignment
+from revision.alignment import C3, METHODS, ImageSide, MeanShift, ReAlign, Unicorn, build_alignment, load_alignment
 
 DIM = 8
 
@@ -79,6 +79,45 @@ def test_a_list_is_looked_at_at_once() -> None:
         ReAlign().fit(text.tolist(), image)
     with pytest.raises(ValueError, match="^rows is a str; rows must be"):
         alignment.apply("texts.npy")  # type: ignore[arg-type]
+
+
+def test_rows_without_columns_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^text has shape \(5, 0\); a row has at least one column"):
+        ReAlign().fit(np.empty((5, 0)), np.empty((5, 0)))
+
+
+@pytest.mark.parametrize("side", ["text", "image"])
+def test_a_side_without_spread_is_refused_by_unicorn(side: str) -> None:
+    """What is left of a row that lies at the mean is rounding, and would be put on the sphere."""
+    rng = np.random.default_rng(0)
+    same, other = rng.uniform(1, 9, size=(90, 1)) * rng.normal(size=6), rng.normal(size=(80, 6))
+    with pytest.raises(ValueError, match=f"the {side} rows are all equal, so Unicorn finds no scale"):
+        Unicorn().fit(*((same, other) if side == "text" else (other, same)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_does_not_matter(method: str) -> None:
+    rng = np.random.default_rng(0)
+    alignment = build_alignment(method=method).fit(rng.normal(size=(300, 12)) + 1, rng.normal(size=(200, 12)) - 1)
+    rows = torch.from_numpy(rng.normal(size=(50, 12)) + 1).half()
+    expected = alignment.apply(rows, row_ids=range(50))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(alignment.apply(rows, row_ids=range(50)), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"row_ids": 5}, "row_ids is a int; give one id a row"),
+        ({"row_ids": "abc"}, "row_ids is a str; give one id a row"),
+        ({"epoch": 1.5}, "epoch=1.5 must be a whole number from 0 on"),
+        ({"epoch": 2**64}, f"epoch={2**64} must be a whole number from 0 on"),
+    ],
+)
+def test_ids_and_epochs_of_another_kind_are_refused(arguments: dict[str, Any], sentence: str) -> None:
+    rows = np.random.default_rng(0).normal(size=(3, 4))
+    with pytest.raises(ValueError, match=sentence):
+        C3().fit(rows, rows + 1).apply(rows, **arguments)
 
 
 def test_masks_are_refused() -> None:

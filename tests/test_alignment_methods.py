@@ -519,13 +519,6 @@ def test_a_setting_that_no_method_knows_is_refused() -> None:
         build_alignment(method="none", rnak=3)
 
 
-def test_an_image_on_the_image_mean_is_refused() -> None:
-    text = np.array([[1.0, 0.0], [0.0, 1.0]])
-    alignment = Unicorn().fit(text, np.array([[1.0, 0.0], [1.0, 0.0]]), measure_gap=False)
-    with pytest.raises(ValueError, match="^image row 0 is mapped onto the zero vector, which has no direction"):
-        alignment.apply_to_images(text)
-
-
 def test_every_method_says_what_it_needs_and_what_is_open() -> None:
     for cls in METHODS.values():
         assert cls.__doc__ is not None and "Needs:" in cls.__doc__

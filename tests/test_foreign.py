@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,37 @@ def test_fingerprint_follows_the_content_not_the_place(tmp_path: Path) -> None:
     before = opened(tmp_path / "large.npy").fingerprint()
     np.save(tmp_path / "large.npy", np.full((300_000, DIM), 2, np.float32))
     assert opened(tmp_path / "large.npy").fingerprint() != before
+
+
+def test_fingerprint_knows_what_was_read(tmp_path: Path) -> None:
+    """Files alone do not tell which of two columns an alignment was fitted on."""
+    rows, others = unit_rows(), unit_rows(1)
+    save_file({"e": torch.from_numpy(rows), "f": torch.from_numpy(others)}, tmp_path / "x.safetensors")
+    table = pa.table({"id": IDS, "e": list(rows), "f": list(others)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.Dataset(table).save_to_disk(tmp_path / "x")
+    records = [{"id": one, "e": e, "f": f} for one, e, f in zip(IDS, rows, others, strict=True)]
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(records, protocol=4))
+    lists = [{**record, "e": record["e"].tolist(), "f": record["f"].tolist()} for record in records]
+    (tmp_path / "y.pkl").write_bytes(pickle.dumps(lists, protocol=4))
+    for name in ("x.safetensors", "x.parquet", "x", "x.pkl", "y.pkl"):
+        one, other, again = (open_store(f"{tmp_path / name}/{field}", "text") for field in "efe")
+        assert one.fingerprint() == again.fingerprint() != other.fingerprint(), name
+        assert one.state() == again.state() != other.state(), name
+
+
+def test_the_folders_of_laion_5b(tmp_path: Path) -> None:
+    folder = write_clip_retrieval(tmp_path / "laion", unit_rows())
+    (folder / "metadata").rename(folder / "laion2B-en-metadata")
+    for place in (folder, folder / "text_emb"):
+        found = open_store(place, "text")
+        assert (found.ids(slice(0, 3)), found.payload(slice(0, 3))) == (IDS[:3], TEXTS[:3])
+    (folder / "laion2B-multi-metadata").mkdir()
+    with pytest.raises(ValueError, match="has laion2B-en-metadata and laion2B-multi-metadata; keep the one"):
+        open_store(folder, "text")
 
 
 def test_a_file_that_is_written_again_is_another_state(tmp_path: Path) -> None:

@@ -188,6 +188,11 @@ def test_mistakes_in_the_configuration(override: str, sentence: str, capsys: pyt
     assert sentence in capsys.readouterr().err
 
 
+def test_an_export_owes_a_row_to_every_id(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["align", "align.bad_rows=skip", "align.export=out"]) == 2
+    assert "align.bad_rows = skip: must be error where align.export is set, which owes a row" in capsys.readouterr().err
+
+
 def test_naming_a_foreign_source_to_embed(capsys: pytest.CaptureFixture[str]) -> None:
     foreign = ["data.sources.texts.records=null", "data.sources.texts.embeddings=x"]
     assert main(["embed", *foreign, "embed.sources=[texts]"]) == 2

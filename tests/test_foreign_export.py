@@ -151,6 +151,15 @@ def test_an_export_of_something_else_is_refused(
         export_rows(source, tmp_path / "out", **{"shard_size": 5, **changes})
 
 
+@pytest.mark.parametrize("settings", [{"dtype": "int8"}, {"shard_size": 0}])
+def test_settings_that_no_export_has_are_refused(
+    settings: dict[str, Any], source: EmbeddingStore, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="must be one of float16, float32, and shard_size="):
+        export_rows(source, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_something_else_is_refused(source: EmbeddingStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="source is not empty and holds no export; export to another folder"):
         export_rows(source, tmp_path / "source")

@@ -14,6 +14,7 @@ from revision.alignment import MeanShift
 from revision.cli import main
 from revision.commands import align, gap
 from revision.geometry.frame_trace import FrameTrace
+from revision.runs import rundir
 from revision.schema import AlignmentMethod, Config, Modality, SourceConfig
 
 __all__ = ["corpus"]  # a fixture
@@ -32,6 +33,21 @@ def test_further_alignments_stand_beside_the_runs_own(corpus: Path) -> None:
     assert report["centroid_gap_all_rows"]["c3"] == report["centroid_gap_all_rows"]["mean_shift"]
     assert report["against_image"]["c3"] != report["against_image"]["mean_shift"]
     assert "mean_shift" in (corpus / "runs/test/gap/report.html").read_text()
+
+
+def test_a_refused_comparison_costs_no_finished_report(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(corpus)
+    align.run(config)
+    gap.run(config)
+    assert rundir.is_finished(config, "gap")
+
+    def refuse(*sides: object, **options: object) -> None:
+        raise ValueError("no spread")
+
+    monkeypatch.setattr(MeanShift, "fit", refuse)
+    with pytest.raises(ValueError, match="^no spread"):
+        gap.run(make_config(corpus, compare=["mean_shift"]))
+    assert rundir.is_finished(config, "gap")
 
 
 def test_without_an_alignment_there_is_the_raw_text(corpus: Path) -> None:

@@ -1,5 +1,7 @@
 """Moments: exact to float64 whatever the form, the chunks and the number of processes."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -221,6 +223,24 @@ def test_without_a_process_group_nothing_is_reduced() -> None:
     assert all_reduce(state) is state
 
 
+def test_without_a_process_group_shares_are_refused() -> None:
+    with pytest.raises(ValueError, match="^distributed=True merges the shares of a process group, and there is none"):
+        MeanShift().fit(raw_rows(), raw_rows(seed=1), distributed=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_torchs_default_dtype_does_not_matter(dtype: torch.dtype, stored: torch.dtype) -> None:
+    rows = torch.from_numpy(raw_rows()).to(stored)
+    expected = measure(unit_blocks(rows, "text"))
+    torch.set_default_dtype(dtype)
+    try:
+        found = measure(unit_blocks(rows, "text"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.mean, expected.mean) and found.trace == expected.trace
+
+
 def share(rank: int, rows: np.ndarray) -> np.ndarray:
     return rows[: len(rows) // 3] if rank == 0 else rows[len(rows) // 3 :]
 
@@ -231,6 +251,11 @@ SPOILT = 5  # a row of the second share of the text that holds NaN
 
 def sides() -> tuple[np.ndarray, np.ndarray]:
     return raw_rows(), raw_rows(seed=1) + 1
+
+
+class Unreadable:
+    def __iter__(self) -> Iterator[np.ndarray]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 # What each of two processes holds of text and image, and the sentence that both must then end with.
@@ -245,6 +270,17 @@ REFUSED: dict[str, tuple[list[Any], list[Any], str]] = {
         [5, MIXED],
         [SAME, SAME],
         "process 0's text is a int; give an array, a store or an iterable of arrays",
+    ),
+    "a path": (
+        ["/no/such/rows.npy", MIXED],
+        [SAME, SAME],
+        "process 0: /no/such/rows.npy does not exist: there is no embedding store; run `revision embed` first, or give "
+        "embeddings in one of the formats of docs/formats.md",
+    ),
+    "a failing disk": (
+        [MIXED, Unreadable()],
+        [SAME, SAME],
+        "process 1's text cannot be read: [Errno 5] Input/output error",
     ),
     "no rows": ([MIXED[:0], []], [SAME, SAME], "text holds no rows in any process; statistics need at least two"),
     "widths": (

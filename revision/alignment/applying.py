@@ -65,7 +65,8 @@ def _to_array(rows: Array, keys: np.ndarray | None, what: str, mapping: Mapping,
     for start, block in blocks(rows, working):
         stop = start + len(block)
         unit = to_sphere(block, what, first + start)
-        with naming(what, range(first + start, first + stop)):
+        # A training loop's autocast would multiply in bfloat16 what is to be exact.
+        with naming(what, range(first + start, first + stop)), torch.autocast(block.device.type, enabled=False):
             target[start:stop] = mapping(unit, None if keys is None else keys[start:stop])
     if isinstance(rows, np.ndarray) and isinstance(result, np.ndarray):
         return result.astype(rows.dtype, copy=False)  # in the byte order that the caller has

@@ -21,7 +21,7 @@ import torch
 
 from revision.alignment import files
 from revision.alignment.applying import Stream, applied
-from revision.alignment.fitting import Fitting
+from revision.alignment.fitting import Fitting, refused_together
 from revision.alignment.moments import Detail, Moments
 from revision.alignment.noise import RowIds, row_keys
 from revision.alignment.rows import Array, Source, Store
@@ -151,11 +151,13 @@ class Alignment(ABC):
 
         Raises:
             ValueError: fewer than two rows on a side, different widths, a zero, NaN or infinite row (named by its
-                number), statistics that the method cannot use, or a path that holds no such embeddings.
+                number), statistics that the method cannot use, a path that holds no such embeddings, or `distributed`
+                without an initialised process group.
         """
         self._statistics = None
         self._converted = {}
-        text, image = opened_sides(text, image)
+        with refused_together(distributed):
+            text, image = opened_sides(text, image)
         fitting = Fitting(text, image, self.needs, distributed=distributed, skip_invalid=skip_invalid)
         self._solve(fitting)
         gap_after = None
@@ -202,8 +204,8 @@ class Alignment(ABC):
             ValueError: not fitted, wrong width, a zero, NaN or infinite row, a negative epoch, or not exactly one id a
                 row. For several arrays, when the one it concerns is reached.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch={epoch} must not be negative: epochs count from 0")
+        if not isinstance(epoch, int | np.integer) or not 0 <= epoch < 2**64:
+            raise ValueError(f"epoch={epoch} must be a whole number from 0 on: epochs count from 0")
         keys = None if row_ids is None else row_keys(row_ids)
 
         def mapping(unit: torch.Tensor, of: np.ndarray | None) -> torch.Tensor:

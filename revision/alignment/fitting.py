@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, TypeAlias
@@ -31,6 +32,38 @@ class _Share:
     problem: str | None
 
 
+def require_group() -> None:
+    """Raises ValueError where no process group is there for shares to be merged in."""
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ValueError(
+            "distributed=True merges the shares of a process group, and there is none: call "
+            "torch.distributed.init_process_group first, or leave distributed out"
+        )
+
+
+@contextmanager
+def refused_together(distributed: bool) -> Iterator[None]:
+    """What one process refuses inside, all refuse, so that none waits for it later.
+
+    Raises:
+        ValueError: this process's own, or the sentence of the first that has one.
+    """
+    if not distributed:
+        yield
+        return
+    require_group()
+    failure: ValueError | None = None
+    try:
+        yield
+    except ValueError as error:
+        failure = error
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, None if failure is None else f"process {dist.get_rank()}: {failure}")
+    for problem in problems:
+        if problem is not None:
+            raise ValueError(problem) from failure
+
+
 class Fitting:
     """Both sources, and the moments of a first pass over each.
 
@@ -45,8 +78,9 @@ class Fitting:
         skipped: number of rows left out, by side.
 
     Raises:
-        ValueError: fewer than two rows on a side, different widths, or an invalid row that may not be skipped; where
-            shares are merged, in every process and with the sentence of the one whose share it concerns.
+        ValueError: fewer than two rows on a side, different widths, an invalid row that may not be skipped, or no
+            process group to share with; where shares are merged, in every process and with the sentence of the one
+            whose share it concerns.
     """
 
     def __init__(
@@ -59,7 +93,9 @@ class Fitting:
         skip_invalid: bool = False,
     ) -> None:
         self._sources: dict[Side, Source] = {"text": text, "image": image}
-        self._distributed = distributed and dist.is_initialized()
+        if distributed:
+            require_group()
+        self._distributed = distributed
         self._rank = dist.get_rank() if self._distributed else 0
         self._skip_invalid = skip_invalid
         self._first_row: dict[Side, int] = {}
@@ -147,6 +183,8 @@ class Fitting:
                 moments = measure(filled, side, detail)
         except ValueError as error:
             failure = error
+        except OSError as error:
+            failure = ValueError(f"{self._name(side)} cannot be read: {error}")
         share = _Share(
             count=moments.count if moments is not None else 0,
             dim=moments.dim if moments is not None else 0,

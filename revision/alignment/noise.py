@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -19,6 +19,8 @@ def row_keys(row_ids: RowIds) -> np.ndarray:
     Raises:
         ValueError: ids that are neither integers nor strings.
     """
+    if not isinstance(row_ids, np.ndarray | torch.Tensor | Iterable) or isinstance(row_ids, str):
+        raise ValueError(f"row_ids is a {type(row_ids).__name__}; give one id a row, as a list or an array")
     ids = row_ids.tolist() if isinstance(row_ids, np.ndarray | torch.Tensor) else list(row_ids)
     keys = np.empty(len(ids), dtype=np.uint64)
     for row, name in enumerate(ids):

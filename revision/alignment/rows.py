@@ -58,6 +58,8 @@ def check_array(rows: Array, what: str) -> None:
         )
     if rows.ndim != 2:
         raise ValueError(f"{what} has shape {tuple(rows.shape)}; rows must be [n, d]: add or drop a dimension")
+    if not rows.shape[1]:
+        raise ValueError(f"{what} has shape {tuple(rows.shape)}; a row has at least one column")
     known = rows.dtype.newbyteorder("=") in NUMPY_FLOATS if isinstance(rows, np.ndarray) else rows.dtype in TORCH_FLOATS
     if not known:
         raise ValueError(f"{what} has dtype {rows.dtype}; cast the rows to float16, bfloat16, float32 or float64")
@@ -74,7 +76,7 @@ def blocks(rows: Array, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]
     count, dim = rows.shape
     size = max(1, min(count, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // max(1, dim)))
     buffer = torch.empty(size, dim, dtype=dtype, device=device)
-    single = torch.empty(size, dim, device=device) if _goes_by_float32(rows, dtype) else None
+    single = torch.empty(size, dim, dtype=torch.float32, device=device) if _goes_by_float32(rows, dtype) else None
     staging = None
     if isinstance(rows, np.ndarray):
         # torch takes no read-only or unaligned memory, no strides that are negative or no multiple of the entry (as in

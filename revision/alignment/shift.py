@@ -66,6 +66,7 @@ class Unicorn(Alignment):
     moves_images = True
 
     def _solve(self, fitting: Fitting) -> None:
+        fitting.check_spread("Unicorn")  # a row at the mean has no direction once it is centred, but that of rounding
         self._vectors = {"text_mean": fitting.text.mean, "image_mean": fitting.image.mean}
 
     def _map(self, rows: torch.Tensor, keys: np.ndarray | None, epoch: int) -> torch.Tensor:

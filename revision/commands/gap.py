@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revision.schema import AlignmentMethod, Config
+from revision.schema import AlignmentMethod, BadRows, Config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,6 @@ def run(config: Config) -> None:
     count = min(config.gap.sample, len(sides.text), len(sides.image))
     neighbours = _neighbours(config, count)
     pairs, trace = _find_pairs(config, sides), _trace(config)
-    folder = rundir.start(config, "gap")
     rng = np.random.default_rng(config.seed)
     chosen = np.sort(rng.choice(len(sides.text), count, replace=False))
     text = _unit(sides.text, chosen)
@@ -99,6 +98,7 @@ def run(config: Config) -> None:
             **trace,
         }
         on_step("figures")
+        folder = rundir.start(config, "gap")  # only now: what is refused until here costs no finished report
         figures = draw_all(folder, comparison.clouds, report)
     rundir.write_json(folder / "report.json", report)
     rundir.write_text(folder / "report.html", write_page(f"Modality gap: {config.name}", report, figures))
@@ -190,7 +190,8 @@ def _alignments(config: Config, sides: _Sides, on_step: Callable[[str], None]) -
             found[method] = sides.alignment
         else:
             on_step(f"{method}: fit")
-            found[method] = _make(config, method).fit(sides.text, sides.image)
+            skip = config.align.bad_rows is BadRows.skip
+            found[method] = _make(config, method).fit(sides.text, sides.image, skip_invalid=skip)
     return found
 
 

@@ -25,6 +25,7 @@ from revision.embeddings.store import EmbeddingStore
 VERSION = 1
 EXPORT = "export.json"
 _PAYLOAD_COLUMNS = {"text": "caption", "image": "image_path"}  # as clip-retrieval calls them
+DTYPES = ("float16", "float32")
 _BLOCK = 8192  # rows in memory at a time
 
 Transform = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -32,7 +33,7 @@ Transform = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def export_rows(
     store: EmbeddingStore,
-    folder: Path,
+    folder: Path | str,
     *,
     transform: Transform | None = None,
     described: dict[str, Any] | None = None,
@@ -56,8 +57,12 @@ def export_rows(
         The content of `export.json`.
 
     Raises:
-        ValueError: the folder holds something else than an export of the same rows, or cannot be written.
+        ValueError: another dtype, no row a file, or a folder that holds something else than an export of the same rows
+            or cannot be written.
     """
+    folder = Path(folder)
+    if dtype not in DTYPES or shard_size < 1:
+        raise ValueError(f"dtype={dtype} must be one of {', '.join(DTYPES)}, and shard_size={shard_size} at least 1")
     plan: dict[str, Any] = {
         "version": VERSION, "kind": store.manifest.kind, "count": len(store), "dim": store.dim, "dtype": dtype,
         "shard_size": shard_size, "source": store.fingerprint(), "encoder": store.manifest.encoder,

@@ -13,7 +13,7 @@ from revision.embeddings.store import EmbeddingStore
 UNSTATED = "unstated"  # name of an encoder that neither files nor caller tell
 
 
-def open_store(path: Path, kind: str, *, encoder: str = UNSTATED) -> EmbeddingStore:
+def open_store(path: Path | str, kind: str, *, encoder: str = UNSTATED) -> EmbeddingStore:
     """Opens what lies at a path.
 
     Args:
@@ -31,7 +31,7 @@ def open_store(path: Path, kind: str, *, encoder: str = UNSTATED) -> EmbeddingSt
     return open_stores([(path, kind)], encoder=encoder)[0]
 
 
-def open_stores(places: Sequence[tuple[Path, str]], *, encoder: str = UNSTATED) -> list[EmbeddingStore]:
+def open_stores(places: Sequence[tuple[Path | str, str]], *, encoder: str = UNSTATED) -> list[EmbeddingStore]:
     """Opens several, which one encoder is supposed to have made.
 
     Foreign embeddings among stores are taken to be of the stores' encoder: their files do not tell, and whoever names
@@ -44,11 +44,12 @@ def open_stores(places: Sequence[tuple[Path, str]], *, encoder: str = UNSTATED) 
     Raises:
         ValueError: as `open_store`.
     """
-    for path, _ in places:
+    found = [(Path(path), kind) for path, kind in places]
+    for path, _ in found:
         _require_something(path)
-    ours = {path: EmbeddingStore.open(path) for path, _ in places if not _foreign(path)}
+    ours = {path: EmbeddingStore.open(path) for path, _ in found if not _foreign(path)}
     described = next((store.manifest.encoder for store in ours.values()), {"name": encoder})
-    return [ours[path] if path in ours else ForeignStore.at(path, kind, described) for path, kind in places]
+    return [ours[path] if path in ours else ForeignStore.at(path, kind, described) for path, kind in found]
 
 
 def _require_something(path: Path) -> None:

@@ -46,12 +46,13 @@ class EmbeddingStore:
         self._columns: OrderedDict[tuple[int, str], pa.ChunkedArray] = OrderedDict()
 
     @classmethod
-    def open(cls, path: Path) -> EmbeddingStore:
+    def open(cls, path: Path | str) -> EmbeddingStore:
         """Opens a finished store.
 
         Raises:
             ValueError: there is none, it is unfinished, or its manifest cannot be read.
         """
+        path = Path(path)
         if (path / MANIFEST).is_file():
             return cls(path, Manifest.read(path / MANIFEST))
         if (path / PLAN).is_file():

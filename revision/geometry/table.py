@@ -104,9 +104,12 @@ def _cloud_lines(report: dict[str, Any]) -> Iterator[Line]:
         yield Line("… of the texts", "the same, over the neighbours of texts alone", mixed("knn_mixing_of_text", k))
         yield Line("… of the images", "and over those of images alone", mixed("knn_mixing_of_image", k))
         yield Line(f"neighbours kept, k = {k}", "share of a text's nearest texts that stay its nearest", kept)
-    yield Line(
-        "linear probe", "held-out accuracy at telling the sides apart; 0.5 is chance", compared("probe_accuracy")
+    told = (
+        "accuracy at telling the sides apart on rows that the probe has not seen; 0.5 is chance, and less is what an "
+        "alignment fitted on the same rows leaves: means that agree over all rows differ one way in the half that is "
+        "learned from and the other way in the half that is not"
     )
+    yield Line("linear probe", told, compared("probe_accuracy"))
 
 
 _ENERGY = {"beta": "‖β‖²", "gamma": "‖γ‖²", "delta": "E‖δ‖²", "zeta": "E‖ζ‖²"}

@@ -10,7 +10,7 @@ from revision.encoders.kinds import check_kind
 from revision.rules.ranges import ABOVE, AT_LEAST, AT_MOST
 from revision.rules.sentences import IMAGE, broken, one_of, require_source, value_of
 from revision.rules.training import check_engine, check_parts, check_stages
-from revision.schema import MODEL_STEPS, SPREAD, STEPS, AlignmentMethod, Config, ContrastPart, Modality
+from revision.schema import MODEL_STEPS, SPREAD, STEPS, AlignmentMethod, BadRows, Config, ContrastPart, Modality
 
 SPLITS = ("validation", "test")
 NAME = "{text}"
@@ -133,6 +133,9 @@ def _check_sources(config: Config) -> None:
 
 def _check_alignment(config: Config) -> None:
     alignment = config.alignment
+    if config.align.bad_rows is BadRows.skip and config.align.export is not None:
+        rule = "error where align.export is set, which owes a row to every id; drop such rows from the files first"
+        raise broken("align.bad_rows", "skip", rule)
     in_pairs = alignment.method is AlignmentMethod.quantile or AlignmentMethod.quantile.name in config.gap.compare
     if in_pairs and alignment.rank is not None and alignment.rank % 2:
         raise broken("alignment.rank", alignment.rank, "even for quantile, which matches pairs of coordinates")

@@ -35,6 +35,11 @@ class MappedPart(Part):
     order: str
     sidecar: Sidecar | None
 
+    @property
+    def choice(self) -> str:
+        """Where the array starts."""
+        return str(self.offset)
+
     def open(self) -> Rows:
         """A memory map, copy on write: torch wants writable memory, and the file must stay as it is."""
         shape = (self.rows, self.dim)

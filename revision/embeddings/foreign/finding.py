@@ -85,7 +85,7 @@ def _parts(place: Path, kind: str, asked: str | None) -> Iterator[Part]:
         yield from _clip_retrieval(place, VECTORS[kind], kind)
     elif others := [name for name in VECTORS.values() if (place / name).is_dir()]:
         raise ValueError(f"{place} has {others[0]} but no {VECTORS[kind]}, and {kind} embeddings are needed")
-    elif place.name in VECTORS.values() and (place.parent / METADATA).is_dir():
+    elif place.name in VECTORS.values() and _labels_of(place.parent):
         yield from _clip_retrieval(place.parent, place.name, kind)
     else:
         yield from _folder_parts(place, kind, asked)
@@ -128,10 +128,13 @@ def _folder_parts(folder: Path, kind: str, asked: str | None) -> Iterator[Part]:
 def _clip_retrieval(folder: Path, vectors: str, kind: str) -> Iterator[Part]:
     """`<vectors>/<vectors>_<n>.npy`, each with `metadata/metadata_<n>.parquet` where there is such a folder.
 
+    LAION-5B calls that folder after the part of it: `laion2B-en-metadata`.
+
     Line i of one metadata file is row i of both sides, so a folder that lacks a file of one of them was not copied in
     full.
     """
-    metadata = {_number(file): file for file in (folder / METADATA).glob("*.parquet")}
+    labels = _labels_of(folder)
+    metadata = {} if labels is None else {_number(file): file for file in labels.glob("*.parquet")}
     files = sorted((folder / vectors).glob("*.npy"), key=_natural)
     if not files:
         raise ValueError(f"{folder / vectors} holds no .npy file; {_ACCEPTED} are read")
@@ -146,6 +149,20 @@ def _clip_retrieval(folder: Path, vectors: str, kind: str) -> Iterator[Part]:
             )
     for file in files:
         yield numpy_part(file, kind, metadata.get(_number(file)))
+
+
+def _labels_of(folder: Path) -> Path | None:
+    """The folder of labels beside those of vectors.
+
+    Raises:
+        ValueError: several folders could be meant.
+    """
+    if (folder / METADATA).is_dir():
+        return folder / METADATA
+    others = sorted(place for place in folder.glob(f"*-{METADATA}") if place.is_dir())
+    if len(others) > 1:
+        raise ValueError(f"{folder} has {others[0].name} and {others[1].name}; keep the one that belongs to the rows")
+    return others[0] if others else None
 
 
 def _number(file: Path) -> int:

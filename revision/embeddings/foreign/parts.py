@@ -51,6 +51,11 @@ class Part(ABC):
     dtype: str
     files: tuple[Path, ...]
 
+    @property
+    @abstractmethod
+    def choice(self) -> str:
+        """Which of the vectors in its files these are: a fingerprint of the files alone would not tell."""
+
     @abstractmethod
     def open(self) -> Rows:
         """The rows as stored, ready to be indexed; no row is in memory yet."""

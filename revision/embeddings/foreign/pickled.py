@@ -6,6 +6,7 @@ each record where its vector and its text lie. Vectors and texts stay in the fil
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,13 @@ class PickledPart(Part):
     path: Path
     vectors: _Places | np.ndarray
     labels: dict[str, _Places | list[str]]
+
+    @property
+    def choice(self) -> str:
+        """Where the first vector lies, or the sum of all that lie in memory."""
+        if isinstance(self.vectors, np.ndarray):
+            return hashlib.sha256(self.vectors.tobytes()).hexdigest()
+        return str(self.vectors.starts[:1].tolist())
 
     def open(self) -> Rows:
         """The vectors in the mapped file."""
@@ -266,7 +274,8 @@ def _labels(values: Any, path: Path, data: mmap.mmap) -> _Places | list[str]:
     if all(isinstance(value, Span) for value in values):
         places = _Places.of(values)
         return [value.text(data) for value in values] if places is None else places
-    wrong = next((value for value in values if type(value) not in (Span, int, str)), None)
-    if wrong is not None:
-        raise ValueError(f"{path} holds a label of type {type(wrong).__name__}; ids and texts are texts or numbers")
+    for row, value in enumerate(values):
+        if type(value) not in (Span, int, str):
+            what = "no label" if value is None else f"a label of type {type(value).__name__}"
+            raise ValueError(f"{path} record {row} has {what}; ids and texts are texts or numbers")
     return [value.text(data) if isinstance(value, Span) else str(value) for value in values]

@@ -147,7 +147,7 @@ class ForeignStore(EmbeddingStore):
         self.index_of([])  # makes the index, which refuses two rows of one id
 
     def fingerprint(self) -> str:
-        """sha256 of sizes and samples of all files in order, whatever their folder is called."""
+        """sha256 of sizes and samples of all files in order, whatever their folder is called, and of what is read."""
         return self._fingerprint
 
     def state(self) -> str:
@@ -160,7 +160,8 @@ class ForeignStore(EmbeddingStore):
 
     @cached_property
     def _fingerprint(self) -> str:
-        content = [self.manifest.kind, self.dim, len(self), [file_sample(file) for file in self._files]]
+        choices = [part.choice for part in self._parts]
+        content = [self.manifest.kind, self.dim, len(self), [file_sample(file) for file in self._files], choices]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @cached_property

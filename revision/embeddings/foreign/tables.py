@@ -36,6 +36,11 @@ class ParquetPart(Part):
     vectors: str
     names: LabelNames
 
+    @property
+    def choice(self) -> str:
+        """The column."""
+        return self.vectors
+
     def open(self) -> Rows:
         """All rows in an unnamed temporary file: in a compressed column no row can be read alone."""
         with tempfile.TemporaryFile() as file:
@@ -120,6 +125,11 @@ class ArrowPart(Part):
     number: int
     vectors: str
     names: LabelNames
+
+    @property
+    def choice(self) -> str:
+        """The column."""
+        return self.vectors
 
     def open(self) -> Rows:
         """The values where they lie in the mapped file."""

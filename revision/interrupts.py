@@ -37,6 +37,12 @@ def signal_of(exit_code: int) -> signal.Signals | None:
     return next((one for one in WATCHED if exit_code == 128 + one), None)
 
 
+def leave_signals_to_the_parent(worker: int = 0) -> None:
+    """For data-loading processes: a signal may reach a whole group, and a parent that saves needs its workers."""
+    for one in WATCHED:
+        signal.signal(one, signal.SIG_IGN)
+
+
 class SignalWatch:
     """Notes the watched signals while it is entered, in place of dying from them.
 
@@ -62,5 +68,5 @@ class SignalWatch:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
-            os._exit(128 + number)  # a forked child, such as a data-loading process, has nothing to save
+            os._exit(128 + number)  # a forked child has nothing to save
         self.received.append(signal.Signals(number))

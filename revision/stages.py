@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from revision.training.adapters import Adapter
 
 _LINES = 1  # version of what is kept: higher where the same records make other samples
+UNFIT = "unfit.jsonl"  # samples that were left out or cut
 ADAPTER = "adapter"  # in `train`, and the folder of an adapter that is kept
 
 
@@ -196,26 +197,33 @@ def train_and_save(
             history=_history(config, command, output, {**counts, **summary, "precision": precision}),
         )  # fmt: skip
 
-    summary = training.train(
-        model=model,
-        processor=processor,
-        dataset=dataset,
-        parts=stage.train,
-        rates=asdict(stage.parts),
-        arguments=arguments,
-        output=output,
-        engine=config.engine.kind.value,
-        processes=config.engine.processes,
-        peak_tflops=config.engine.peak_tflops,
-        identity={**rundir.identity(config, command), **contents(rows, samples, processor), "precision": precision},
-        regress=stage.start_steps if stage.start is ProjectorStart.regression else None,
-        minutes=config.checkpoint.minutes,
-        guard=Guard(config.guard.policy.value, config.guard.spike, config.guard.window, config.guard.limit),
-        begin=lambda: rundir.start(config, command),  # what is refused before costs no finished run
-        save=save,
-    )
-    rundir.finish(config, command, **counts, **summary, precision=precision)
-    training.conclude(arguments)
+    def begin() -> None:
+        """Takes the finish mark away, which what is refused before does not cost."""
+        rundir.start(config, command)
+        if stage.unfit is Unfit.error and rundir.is_main_process():
+            (output / UNFIT).unlink(missing_ok=True)  # of an earlier run, which left samples out
+
+    with training.alone(output):
+        summary = training.train(
+            model=model,
+            processor=processor,
+            dataset=dataset,
+            parts=stage.train,
+            rates=asdict(stage.parts),
+            arguments=arguments,
+            output=output,
+            engine=config.engine.kind.value,
+            processes=config.engine.processes,
+            peak_tflops=config.engine.peak_tflops,
+            identity={**rundir.identity(config, command), **contents(rows, samples, processor), "precision": precision},
+            regress=stage.start_steps if stage.start is ProjectorStart.regression else None,
+            minutes=config.checkpoint.minutes,
+            guard=Guard(config.guard.policy.value, config.guard.spike, config.guard.window, config.guard.limit),
+            begin=begin,
+            save=save,
+        )
+        rundir.finish(config, command, **counts, **summary, precision=precision)
+        training.conclude(arguments)
 
 
 def _dataset(
@@ -245,7 +253,7 @@ def _dataset(
                 Path(config.runs) / ".lengths",
                 drop=stage.unfit is not Unfit.error,
                 reject_budget=stage.reject_budget,
-                listing=rundir.folder(config, command) / "unfit.jsonl",
+                listing=rundir.folder(config, command) / UNFIT,
                 main=rundir.is_main_process(),
             )
     if not packed:

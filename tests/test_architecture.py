@@ -29,6 +29,7 @@ LAYERS = [
     ["alignment", "encoders", "folders", "records"],
     ["embeddings", "pictures"],
     ["model"],
+    ["locks"],
     ["hub", "interrupts", "model_card", "precision", "progress", "shipped"],
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}

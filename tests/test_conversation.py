@@ -203,6 +203,10 @@ def test_a_given_template_is_used(tmp_path: Path) -> None:
         ([Message("user", "x"), Message("assistant", "see <image>")], "has <image> in a turn of the assistant"),
         ([Message("system", "<image>"), Message("user", "x")], "has <image> in a turn of the system"),
         ([Message("user", "x")], "has no label"),
+        (
+            [Message("user", "x"), Message("assistant", "y"), Message("user", "<image> and this?")],
+            "shows its picture behind the last answer",
+        ),
         ([Message("user", "x"), Message("assistant", "word " * 60)], r"tokens, above max_length=50.*never cut"),
     ],
 )

@@ -64,6 +64,21 @@ def test_lengths_are_those_of_the_samples(tiny_store: Store, tiny_processor: Any
     assert not (tmp_path / "unfit.jsonl").exists()
 
 
+def test_a_damaged_file_is_counted_again(tiny_store: Store, tiny_processor: Any, tmp_path: Path) -> None:
+    first = make(tiny_store("image"), tiny_processor, TALKS)
+    settle(first, tmp_path)
+    (array,) = (tmp_path / "lengths").glob("*.npy")
+    content = array.read_bytes()
+    for damage in (content[:-8], content[:20], b"", b"nonsense"):
+        array.write_bytes(damage)
+        again = make(first.rows.stores[0], tiny_processor, TALKS)
+        settle(again, tmp_path)
+        assert again.lengths() == first.lengths() and array.read_bytes() == content
+    array.with_suffix(".jsonl").unlink()
+    settle(make(first.rows.stores[0], tiny_processor, TALKS), tmp_path)
+    assert listed(tmp_path)
+
+
 def test_they_are_counted_once(
     tiny_store: Store, tiny_processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

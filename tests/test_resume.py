@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import safetensors.torch
 import tiny_training
 import torch
+from transformers import Trainer
 
 from revision.interrupts import Interrupted
 from revision.training.checkpoints import Checkpoints
@@ -157,6 +159,50 @@ def test_a_signal_saves_and_leaves(
     again, summary = run(tiny_llm, tmp_path / "left")
     assert summary["steps"] == 10
     assert all(torch.equal(one, again.get_parameter(name)) for name, one in whole.named_parameters())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_whole_group_saves_too(
+    tiny_llm: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchrun, `kill -- -PGID` and schedulers send it: to the data-loading processes as well."""
+    workers = {"dataloader_num_workers": 2}
+    met = []
+
+    def to_all() -> None:
+        met.extend(multiprocessing.active_children())
+        for child in met:
+            assert child.pid is not None
+            os.kill(child.pid, number)
+        os.kill(os.getpid(), number)
+
+    whole, _ = run(tiny_llm, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
+        at_step(patch, 4, to_all)
+        run(tiny_llm, tmp_path / "left", **workers)
+    assert len(met) == 2 and caught.value.exit_code == 128 + number
+    again, summary = run(tiny_llm, tmp_path / "left", **workers)
+    assert summary["steps"] == 10
+    assert all(torch.equal(one, again.get_parameter(name)) for name, one in whole.named_parameters())
+
+
+def test_a_resumed_epoch_is_named_to_the_batches(
+    tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the Trainer does, which in some versions names it to a loader that a resumed epoch is not read through."""
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        at_step(patch, STEPS_AN_EPOCH + 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        run(tiny_llm, tmp_path)
+    named = []
+    original = Trainer._run_epoch
+
+    def noted(self: StageTrainer, *args: Any, **kwargs: Any) -> None:
+        named.append((kwargs["epoch"], self.batches._epoch))
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "_run_epoch", noted)
+    run(tiny_llm, tmp_path)
+    assert named == [(1, 1), (2, 2)]
 
 
 def test_a_signal_at_the_last_step_finishes(tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -280,11 +280,61 @@ def test_job_name_is_short_safe_and_distinct() -> None:
     assert job_name("nano", ["experiment=nano"]) == "nano"
     # A later sweep that goes further with the same jobs finds what they have made.
     assert job_name("table", ["seed=1", "run.steps=[embed,evaluate]", "evaluate.models=[pretrain]"]) == "table/seed=1"
-    assert job_name("a", ["++trainer.x=1e-3", "model.llm=/models/x y"]) == "a/model.llm=-models-x-y,trainer.x=1e-3"
+    assert (
+        job_name("a", ["++trainer.x=1e-3", "model.llm=/models/x y"]) == "a/model.llm=-models-x-y,trainer.x=1e-3-13b3c1"
+    )
+    assert job_name("a", ["model.llm=a/b"]) != job_name("a", ["model.llm=a-b"]) == "a/model.llm=a-b"
     long = [f"pretrain.trainer.key_number_{number}={number}" for number in range(20)]
     first, second = job_name("a", [*long, "seed=0"]), job_name("a", [*long, "seed=1"])
     assert first != second
     assert max(len(first), len(second)) < LONGEST_NAME + 20
+
+
+def test_experiments_in_one_folder_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for swept in ("nano,nano_text_only", "glob(nano_t*)"):
+        assert main(["run", "-m", f"experiment={swept}", "name=x"]) == 2
+        assert f"name=x would put every one of experiment={swept} into one folder" in capsys.readouterr().err
+    assert log() == []
+
+
+SENDS_A_SIGNAL = "import os, signal; os.kill(os.getppid(), signal.SIGTERM); "
+
+
+def test_a_signal_that_a_step_ends_well_in_spite_of_starts_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a stage does in its last step. What asks `run` to leave would kill it in the middle of the next."""
+    note = "signal.signal(signal.SIGTERM, signal.SIG_IGN); import time; "
+    program = "import os, signal; " + note + "os.kill(os.getppid(), signal.SIGTERM); time.sleep(.3)"
+    monkeypatch.setattr(processes, "command_line", lambda command, arguments: [sys.executable, "-c", program])
+    assert run() == 143
+    assert "SIGTERM: step 'embed' has finished; the same command goes on with the next" in capsys.readouterr().err
+    assert main(["align", "-m", "seed=0,1"]) == 143
+    assert "has finished; the same command goes on with the next" in capsys.readouterr().err
+    assert main(["run", "data.recipe=null", "run.steps=[embed]"]) == 0, "nothing is left to start"
+
+
+def test_a_recipe_that_a_signal_ends_is_no_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.py").write_text(SENDS_A_SIGNAL + "import time; time.sleep(60)")
+    assert main(["run", STEPS, "data.recipe=recipe.py", "data.folder=here"]) == 143
+    assert "SIGTERM: recipe 'recipe.py' has left; the same command begins it anew" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*.lock"))
+
+
+def test_records_that_a_recipe_has_changed_do_every_step_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, words = tmp_path / "recipe.py", ["run", STEPS, "data.recipe=recipe.py", "data.folder=here"]
+    write = "from pathlib import Path; Path('here').mkdir(exist_ok=True); Path('here/texts.jsonl').write_text('{}')"
+    recipe.write_text(write.format("a"))
+    assert main(words) == 0
+    assert steps_run() == ["embed", "align", "pretrain"]
+    assert main(words) == 0
+    assert steps_run() == [], "written again, and the same"
+    recipe.write_text(write.format("b"))
+    assert main(words) == 0
+    assert steps_run() == ["embed", "align", "pretrain"]
+    assert "texts.jsonl of here are others than before: every step is done again" in capsys.readouterr().out
 
 
 def test_several_processes_start_through_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,9 +147,34 @@ def test_an_interval_is_no_grid(jobs: None, capfd: pytest.CaptureFixture[str]) -
 def test_points_of_another_space_do_not_count() -> None:
     point: Point = {"a": "x", "b": 0.01, "c": 3}
     assert contains(SPACE, point)
-    for change in ({"a": "z"}, {"b": 1.0}, {"c": 12}, {"c": "three"}):
+    for change in ({"a": "z"}, {"b": 1.0}, {"c": 12}, {"c": "three"}, {"c": 3.5}):
         assert not contains(SPACE, {**point, **change})
     assert not contains(SPACE, {"a": "x", "b": 0.01})
+    odd: Space = {"c": Span(1, 9, step=2, whole=True), "d": Span(0.1, 0.7, step=0.2)}
+    assert contains(odd, {"c": 7, "d": 0.5}) and contains(odd, {"c": 1, "d": 0.1 + 0.2 + 0.2 + 0.2})
+    assert not contains(odd, {"c": 2, "d": 0.5}) and not contains(odd, {"c": 3, "d": 0.4})
+
+
+def test_points_of_a_finite_space_are_known() -> None:
+    assert proposals.all_points(SPACE) is None
+    finite: Space = {"a": Choice(("x", "y")), "c": Span(1, 8, step=3, whole=True)}
+    points = list(proposals.all_points(finite) or ())
+    assert points == [{"a": a, "c": c} for a in "xy" for c in (1, 4, 7)]
+    assert all(contains(finite, point) for point in points)
+
+
+@pytest.mark.skipif(not OPTUNA, reason="optuna is an extra")
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_optuna_comes_to_the_end_of_a_finite_space(sampler: str) -> None:
+    space: Space = {"c": Span(1, 64, log=True, whole=True)}
+    known: list[tuple[Point, float]] = []
+    for _ in range(64):
+        taken = [point for point, _ in known]
+        (point,) = proposals.propose(space, known, count=1, taken=taken, maximize=True, sampler=sampler, seed=0)
+        known.append((point, 1.0))
+    assert sorted(int(point["c"]) for point, _ in known) == list(range(1, 65))
+    taken = [point for point, _ in known]
+    assert proposals.propose(space, known, count=1, taken=taken, maximize=True, sampler=sampler, seed=0) == []
 
 
 @pytest.mark.skipif(not OPTUNA, reason="optuna is an extra")

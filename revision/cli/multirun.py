@@ -47,6 +47,7 @@ def sweep(hydra: Hydra, command: str, overrides: Sequence[str]) -> int:
         ConfigError: a job that does not compose; no job has been started then.
     """
     processes.refuse_ranks("a sweep")
+    _refuse_one_name_for_all(overrides)
     try:
         batches = hydra.multirun(ROOT, Job(command), [*overrides, "hydra.mode=MULTIRUN"])
     except (HydraException, OmegaConfBaseException) as error:
@@ -60,6 +61,17 @@ def sweep(hydra: Hydra, command: str, overrides: Sequence[str]) -> int:
             draw_table(folder)
         draw_table_of_experiments(outcomes)
     return code
+
+
+def _refuse_one_name_for_all(overrides: Sequence[str]) -> None:
+    """Experiments lie in folders of their own names; with one name for all, each would overwrite the one before."""
+    fields = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
+    swept = fields.get("experiment", "")
+    if "name" in fields and ("," in swept or swept.startswith(("glob(", "choice("))):
+        raise ConfigError(
+            f"name={fields['name']} would put every one of experiment={swept} into one folder; leave out the name, or "
+            "give the experiments one by one."
+        )
 
 
 def outcomes_of(batches: Sequence[Sequence[JobReturn]]) -> list[Outcome]:
@@ -82,7 +94,10 @@ def job_name(base: str, overrides: Sequence[str]) -> str:
     kept = sorted(
         text for text, name in named.items() if name not in NAMELESS and not name.startswith(_NAMELESS_GROUPS)
     )
-    part = re.sub(r"[^\w.=,+-]+", "-", ",".join(kept))
+    written = ",".join(kept)
+    part = re.sub(r"[^\w.=,+-]+", "-", written)
+    if part != written:  # what else would become the same
+        part = f"{part}-{hashlib.sha256(written.encode()).hexdigest()[:6]}"
     return f"{base}/{_short(part)}" if part else base
 
 
@@ -106,9 +121,11 @@ class Job:
             say(f"finished and unchanged: {rundir.folder(config, self.command)}")
             return Outcome(sweep_folder, name, None, runs)
         words = processes.command_line(self.command, processes.arguments_of(config))
-        code = processes.start(words)
-        if (asked := signal_of(code)) is not None:
-            raise Interrupted(asked, f"{asked.name}: job {name} has left; the same command goes on from there")
+        code, asked = processes.attend(words)
+        if asked is not None and code == 0:
+            raise Interrupted(asked, f"{asked.name}: job {name} has finished; the same command goes on with the next")
+        if (left := signal_of(code)) is not None:
+            raise Interrupted(left, f"{left.name}: job {name} has left; the same command goes on from there")
         failure = None if code == 0 else f"`{self.command}` {processes.ending(code)}"
         return Outcome(sweep_folder, name, failure, runs)
 

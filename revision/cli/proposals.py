@@ -7,8 +7,9 @@ search that was interrupted goes on as it would have, and nothing of Optuna's ow
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def propose(
     sampler: str,
     seed: int,
 ) -> list[Point]:
-    """Points to try next, at most `count`; fewer where nothing new was found.
+    """Points to try next, at most `count`; fewer where nothing new was found, which in a finite space means the end.
 
     Args:
         space: what may vary, by name.
@@ -85,7 +86,21 @@ def propose(
             found.append(point)
         if len(found) == count:
             break
+    if not found:
+        left = (point for point in all_points(space) or () if point not in taken)
+        return list(islice(left, count))
     return found
+
+
+def all_points(space: Space) -> Iterator[Point] | None:
+    """Every point of a space of choices and whole numbers; None for one with others."""
+    if not all(isinstance(one, Choice) or one.whole for one in space.values()):
+        return None
+    values = [
+        one.values if isinstance(one, Choice) else range(int(one.low), int(one.high) + 1, int(one.step or 1))
+        for one in space.values()
+    ]
+    return (dict(zip(space, point, strict=True)) for point in product(*values))
 
 
 def _study(space: Space, known: Sequence[tuple[Point, float]], *, maximize: bool, sampler: str, seed: int) -> Study:
@@ -111,7 +126,10 @@ def contains(space: Space, point: Point) -> bool:
 def _may_be(one: Choice | Span, value: Value) -> bool:
     if isinstance(one, Choice):
         return value in one.values
-    return not isinstance(value, str) and one.low <= value <= one.high
+    if isinstance(value, str) or not one.low <= value <= one.high or (one.whole and value != int(value)):
+        return False
+    steps = 0.0 if one.step is None else (value - one.low) / one.step
+    return abs(steps - round(steps)) < 1e-8
 
 
 def _distribution(one: Choice | Span) -> Any:

@@ -23,9 +23,10 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from revision import locks
 from revision.cli.composition import ROOT, ConfigError, explain, typed
 from revision.cli.multirun import Job, Outcome, draw_table, outcomes_of, report
-from revision.cli.proposals import Choice, Point, Space, Span, contains, propose, require_optuna
+from revision.cli.proposals import Choice, Point, Space, Span, all_points, contains, propose, require_optuna
 from revision.progress import say
 from revision.runs import processes
 from revision.runs.rundir import write_json
@@ -69,6 +70,12 @@ def search(hydra: Hydra, command: str, overrides: Sequence[str], composed: DictC
             f"search.trials = {config.search.trials}: nothing is swept; write a=1,2 or a=interval(0.1,0.9)."
         )
     folder = Path(config.runs) / config.name
+    with locks.held(folder / ".search.lock", f"the search in {folder}", wait=False):
+        return _search(config, launch, space, fixed, folder)
+
+
+def _search(config: Config, launch: _Launch, space: Space, fixed: list[str], folder: Path) -> int:
+    assert config.search.trials is not None
     trials = read_journal(folder)
     ours = [trial for trial in trials if trial.fixed == fixed and contains(space, trial.point)]
     _settle(config, ours)
@@ -77,7 +84,8 @@ def search(hydra: Hydra, command: str, overrides: Sequence[str], composed: DictC
         if not queue:
             queue = [Trial(point, fixed) for point in _proposals(config, space, ours)]
             if not queue:
-                say("nothing new to try: every value of the space has been")
+                finite = all_points(space) is not None
+                say("nothing new to try: " + ("every value of the space has been" if finite else "none was proposed"))
                 break
             trials += queue
             ours += queue

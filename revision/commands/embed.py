@@ -11,7 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -46,10 +46,35 @@ def run(config: Config) -> None:
         name: count_records(_records(source), source.kind.value, source.fields) for name, source in sources.items()
     }
     encoder = load_encoder(config, config.embed.device)
+    with _stores_to_ourselves(config, sources):
+        _embed(config, sources, counts, encoder)
+
+
+def _embed(config: Config, sources: dict[str, SourceConfig], counts: dict[str, int], encoder: DualEncoder) -> None:
+    from revision.runs import rundir
+
     writers = {name: _writer(config, name, source, counts[name], encoder) for name, source in sources.items()}
     rundir.start(config, "embed")  # only now: records, encoders and stores that are refused cost no finished run
     facts = {name: _embed_source(config, name, source, writers[name], encoder) for name, source in sources.items()}
     rundir.finish(config, "embed", stores=facts)
+
+
+@contextmanager
+def _stores_to_ourselves(config: Config, sources: Iterable[str]) -> Iterator[None]:
+    """Waits for another launch that writes one of the stores: it clears away what this one would be writing."""
+    from revision import locks
+    from revision.runs import rundir
+
+    with ExitStack() as stack:
+        for name in sorted(sources) if rundir.is_main_process() else ():
+            store = _store_path(config, name)
+            lock = store.with_name(f".{name}.lock")
+            stack.enter_context(locks.held(lock, f"embedding store {store}", wait=True))
+        yield
+
+
+def _store_path(config: Config, source: str) -> Path:
+    return Path(config.data.stores) / config.encoder.name / source
 
 
 def _sources(config: Config) -> dict[str, SourceConfig]:
@@ -74,7 +99,7 @@ def _writer(config: Config, name: str, source: SourceConfig, records: int, encod
 
     file, fields = _records(source), source.fields
     return StoreWriter(
-        Path(config.data.stores) / config.encoder.name / name,
+        _store_path(config, name),
         kind=source.kind.value,
         dim=encoder.dim,
         encoder=encoder.describe(),

@@ -29,25 +29,29 @@ def run(config: Config) -> None:
     from revision.runs import processes, rundir
 
     processes.refuse_ranks("`run`")
-    _make_records(config)
+    renewed = _make_records(config)
     arguments = processes.arguments_of(config)
     steps = _steps(config)
     for place, step in enumerate(steps, start=1):
         get_console().rule(f"{step} ({place} of {len(steps)})", align="left")
-        if rundir.is_finished(config, step):
+        if not renewed and rundir.is_finished(config, step):
             say(f"finished and unchanged: {rundir.folder(config, step)}")
             continue
         started = time.monotonic()
-        code = processes.start(processes.command_line(step, arguments))
-        if (asked := signal_of(code)) is not None:
-            raise Interrupted(asked, f"{asked.name}: step '{step}' has left; the same command goes on from there")
+        code, asked = processes.attend(processes.command_line(step, arguments))
+        if (left := signal_of(code)) is not None:
+            raise Interrupted(left, f"{left.name}: step '{step}' has left; the same command goes on from there")
         if code != 0:
-            left = steps[place:]
-            after = f"; {', '.join(left)} not started" if left else ""
+            rest = steps[place:]
+            after = f"; {', '.join(rest)} not started" if rest else ""
             raise ValueError(
                 f"step '{step}' {processes.ending(code)}{after}: mend the cause above and give the same command again."
             )
         say(f"{step} took {_duration(time.monotonic() - started)}")
+        if asked is not None and place < len(steps):
+            raise Interrupted(
+                asked, f"{asked.name}: step '{step}' has finished; the same command goes on with the next"
+            )
     get_console().rule("done", align="left")
     for step in steps:
         say(f"{step:>10}: {rundir.folder(config, step)}")
@@ -65,10 +69,17 @@ def _steps(config: Config) -> list[str]:
     return [*steps[: readers[0]], "align", *rest]
 
 
-def _make_records(config: Config) -> None:
-    """Run the recipes of the corpus; a recipe knows itself when its records are there and skips then."""
+def _make_records(config: Config) -> bool:
+    """Run the recipes of the corpus; a recipe knows itself when its records are there and skips then.
+
+    Returns:
+        Whether records that were there before are others now, so that what was made of them is out of date.
+    """
     from rich import get_console
 
+    from revision import locks
+    from revision.interrupts import Interrupted, signal_of
+    from revision.progress import say
     from revision.runs import processes
 
     data = config.data
@@ -78,11 +89,30 @@ def _make_records(config: Config) -> None:
     if data.recipe is not None:
         lines.append(("data.recipe", [data.recipe, "--out", data.folder, *data.recipe_options]))
     found = [(recipe, [str(_recipe_file(field, recipe)), *words]) for field, (recipe, *words) in lines]
-    for place, (recipe, words) in enumerate(found, start=1):
-        get_console().rule(f"records of {data.name} ({place} of {len(found)})", align="left")
-        code = processes.start([sys.executable, *words])
-        if code != 0:
-            raise ValueError(f"recipe '{recipe}' {processes.ending(code)}: mend the cause above; no step started.")
+    if not found:
+        return False
+    folder = Path(data.folder)
+    with locks.held(folder.with_name(f".{folder.name}.lock"), f"the corpus {folder}", wait=True):
+        before = _digests(folder)
+        for place, (recipe, words) in enumerate(found, start=1):
+            get_console().rule(f"records of {data.name} ({place} of {len(found)})", align="left")
+            code = processes.start([sys.executable, *words])
+            if (left := signal_of(code)) is not None:
+                raise Interrupted(left, f"{left.name}: recipe '{recipe}' has left; the same command begins it anew")
+            if code != 0:
+                raise ValueError(f"recipe '{recipe}' {processes.ending(code)}: mend the cause above; no step started.")
+        after = _digests(folder)
+    changed = sorted(name for name in before if before[name] != after.get(name))
+    if changed:
+        say(f"{', '.join(changed)} of {folder} are others than before: every step is done again")
+    return bool(changed)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """sha256 of each file of records in a corpus."""
+    from revision.embeddings.layout import file_sha256
+
+    return {file.name: file_sha256(file) for file in sorted(folder.glob("*.jsonl"))}
 
 
 def _recipe_file(field: str, recipe: str) -> Path:

@@ -125,7 +125,8 @@ def encode(
         max_length: tokens a sample may have; nothing is ever cut.
 
     Raises:
-        UnfitError: no label, too many tokens, or turns that the template refuses, as Gemma's those of the system.
+        UnfitError: no label, a picture behind the last answer, too many tokens, or turns that the template refuses, as
+            Gemma's those of the system.
         ValueError: an `<image>` outside the user's turns.
     """
     encoded = _tokenized(processor, messages, name, return_assistant_tokens_mask=True)
@@ -134,6 +135,11 @@ def encode(
     if not learned.any():
         raise UnfitError(f"sample {name} has no label: it holds no answer that the chat template marks; {REMEDY}")
     end = int(np.flatnonzero(learned)[-1]) + 1
+    if (input_ids[end:] == processor.image_token_id).any():
+        raise UnfitError(
+            f"sample {name} shows its picture behind the last answer, so that no answer is about it; move the mark "
+            "before an answer, or take the picture out of the record"
+        )
     input_ids, learned = input_ids[:end], learned[:end]
     if len(input_ids) > max_length:
         raise UnfitError(

@@ -67,13 +67,12 @@ def settle_lengths(
     """
     key = _key(dataset, drop)
     array, changed = folder / f"{key}.npy", folder / f"{key}.jsonl"
-    if not array.is_file():
+    if not (array.is_file() and changed.is_file() and _whole(array, len(dataset))):
         tokens, changes = _count(dataset, drop, workers, visible=main)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(changed, _lines(changes))
         write_whole(array, lambda file: np.save(file, tokens, allow_pickle=False))  # last: it says that both are there
     tokens = np.load(array, mmap_mode="r", allow_pickle=False)
-    assert len(tokens) == len(dataset), f"{array} holds {len(tokens)} lengths for {len(dataset)} samples"
     if main:
         _report(changed, listing, samples=len(tokens))
     dropped = int((tokens == 0).sum())
@@ -84,6 +83,14 @@ def settle_lengths(
             f"the first: {first['reason']}; mend them (all are in {listing}), raise max_length or the budget"
         )
     dataset.keep(tokens)
+
+
+def _whole(array: Path, samples: int) -> bool:
+    """Whether a file of lengths holds one for each sample; a damaged one is counted anew."""
+    try:
+        return len(np.load(array, mmap_mode="r", allow_pickle=False)) == samples
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def _report(changed: Path, listing: Path, *, samples: int) -> None:

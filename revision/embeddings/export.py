@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -133,7 +134,7 @@ class _Shard:
         names = ["id"]
         if not isinstance(self._store, ForeignStore) or self._store.has_payload:
             names.append(_PAYLOAD_COLUMNS[kind])
-        aside = self.metadata.with_name(f".{self.metadata.name}.{os.getpid()}.partial")
+        aside = self.metadata.with_name(f".{self.metadata.name}.{secrets.token_hex(4)}.partial")
         schema = pa.schema({name: pa.string() for name in names})
         try:
             with pq.ParquetWriter(aside, schema) as writer:

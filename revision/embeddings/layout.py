@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -136,7 +137,8 @@ def write_aside(path: Path, write: Callable[[HashingFile], object]) -> tuple[Pat
     Returns:
         The file, and the sha256 of its bytes.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # By chance, not by number: processes of two machines, or containers, that share a disk may have one number.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     whole = False
     try:
         with aside.open("wb") as file:

@@ -29,10 +29,19 @@ _TO_LEAVE_WELL = {
 
 
 def start(words: Sequence[str]) -> int:
-    """Run a program to its end and return its exit code, negative for a signal.
+    """Run a program to its end and return its exit code, as `attend` does."""
+    return attend(words)[0]
 
-    SIGTERM and SIGUSR1 are passed on to it. Where it ended in consequence, the code is 128 and the signal's number,
-    whatever a launcher between made of it.
+
+def attend(words: Sequence[str]) -> tuple[int, signal.Signals | None]:
+    """Run a program to its end.
+
+    SIGTERM and SIGUSR1 are passed on to it.
+
+    Returns:
+        Its exit code, negative for a signal; where it ended in consequence of one that was passed on, 128 and the
+        signal's number, whatever a launcher between made of it. And the first signal that was passed on, which a
+        program that was nearly done may have ended well in spite of: whoever has more to start must not.
     """
     child = subprocess.Popen(words)
     passed: list[int] = []
@@ -45,7 +54,8 @@ def start(words: Sequence[str]) -> int:
     before = {one: signal.signal(one, pass_on) for one in WATCHED}
     try:
         code = child.wait()
-        return 128 + passed[0] if passed and code != 0 else code
+        asked = signal.Signals(passed[0]) if passed else None
+        return (128 + asked if asked is not None and code != 0 else code), asked
     except KeyboardInterrupt:
         child.wait()  # the terminal has interrupted it as well: let it put its files in order
         raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -131,7 +132,7 @@ def write_text(path: Path, text: str) -> None:
     """
     from revision import folders
 
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with folders.writing(path, _ONWARD):
         try:
             with aside.open("w", encoding="utf-8") as file:

@@ -8,6 +8,7 @@
 
 from revision.training.arguments import build_arguments
 from revision.training.parts import PARTS, checksums, select_parts
+from revision.training.ranks import alone
 from revision.training.stage import conclude, train
 
-__all__ = ["PARTS", "build_arguments", "checksums", "conclude", "select_parts", "train"]
+__all__ = ["PARTS", "alone", "build_arguments", "checksums", "conclude", "select_parts", "train"]

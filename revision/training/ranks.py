@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
+
+from revision import locks
 
 
 def together() -> bool:
@@ -53,6 +58,25 @@ def agree(failure: str | None) -> None:
     sentences = [sentence for sentence in gather(failure) if sentence is not None]
     if sentences:
         raise ValueError(sentences[0])
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder of a stage, whose checkpoints it would clear away.
+
+    Raises:
+        ValueError: another run makes it; on every process.
+    """
+    with ExitStack() as stack:
+        failure = None
+        if rank() == 0:
+            lock = output.with_name(f".{output.name}.lock")
+            try:
+                stack.enter_context(locks.held(lock, f"{output}", wait=False))
+            except ValueError as error:
+                failure = f"{error}; or give this run a name of its own"
+        agree(failure)
+        yield
 
 
 def part() -> None:

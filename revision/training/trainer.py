@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from revision.costs.watch import Watch
 from revision.data.dataset import ConversationDataset
 from revision.data.packing import PackedDataset
-from revision.interrupts import SignalWatch
+from revision.interrupts import SignalWatch, leave_signals_to_the_parent
 from revision.progress import say
 from revision.training import states
 from revision.training.checkpoints import Checkpoints
@@ -118,6 +118,7 @@ class StageTrainer(Trainer):
             persistent_workers=args.dataloader_persistent_workers,
             multiprocessing_context=args.dataloader_multiprocessing_context,
             prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=leave_signals_to_the_parent if args.dataloader_num_workers else None,
         )
 
     def resume_log(self) -> None:
@@ -200,6 +201,8 @@ class StageTrainer(Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step < self.state.max_steps:
+            # Of a resumed epoch the Trainer reads through a loader of its own, which older ones name no epoch to.
+            self.batches.set_epoch(kwargs["epoch"])
             super()._run_epoch(*args, **kwargs)
         else:  # resumed from the checkpoint of the last step: the Trainer would take one more
             self.control.should_training_stop = True

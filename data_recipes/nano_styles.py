@@ -25,6 +25,7 @@ import argparse
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -75,8 +76,12 @@ def fetch(style: str, cache: Path) -> Path:
     packed = subprocess.run(command, capture_output=True, text=True, check=False)
     if packed.returncode != 0:
         raise ValueError(f"npm could not fetch {PACKAGES[style]}: {packed.stderr.strip()}")
+    aside = cache / f".{style}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
     with tarfile.open(cache / packed.stdout.split()[-1]) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(aside, filter="data")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)  # whole or not at all
     return folder / "package"
 
 

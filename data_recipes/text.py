@@ -32,7 +32,7 @@ from revision.records.huggingface import is_saved
 
 CARD = Card(name="text", homepage="that of the texts", licence="that of the texts", hub="", files=())
 TEXTS = (".txt", ".md")
-READABLE = (".tar", ".parquet", ".jsonl", ".json")  # of several kinds in a folder, the first counts: as in read_rows
+READABLE = (".tar", ".parquet", ".jsonl", ".json")
 RECORDS = (*READABLE, ".ndjson", ".arrow", ".csv", ".tsv")
 # Names of files that lie beside a corpus and are not of it.
 ABOUT = {"readme", "license", "licence", "notice", "changelog", "citation", "dataset_infos"}
@@ -42,26 +42,31 @@ def contents(location: str) -> tuple[list[Path], list[str]]:
     """What to read at a location: text files, or else locations of records.
 
     Raises:
-        ValueError: a folder that holds both.
+        ValueError: a folder that holds both, or records of several kinds.
     """
     folder = Path(location)
     if not folder.is_dir() or is_saved(folder):
         return [], [location]
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     records = [path for path in found if _suffix(path) in RECORDS and not _is_about(path)]
-    texts = [path for path in found if path.suffix in TEXTS and not (records and _is_about(path))]
+    texts = [path for path in found if path.suffix.lower() in TEXTS and not (records and _is_about(path))]
     if texts and records:
         raise ValueError(
             f"--source {folder} holds text files, such as {texts[0].relative_to(folder)}, and files of records, such "
             f"as {records[0].relative_to(folder)}; name the records alone, or move one of the two out"
         )
-    kind = next((kind for kind in READABLE if any(_suffix(path) == kind for path in records)), None)
-    chosen = [str(path) for path in records if _suffix(path) == kind]
+    kinds = {_suffix(path): path.relative_to(folder) for path in records}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"--source {folder} holds records of several kinds ({', '.join(map(str, kinds.values()))}); name one of "
+            "them, or move the others out"
+        )
+    chosen = [str(path) for path in records if _suffix(path) in READABLE]
     return texts, [] if texts else chosen or [location]  # read_rows says what is wrong with the location
 
 
 def _suffix(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
 def _is_about(path: Path) -> bool:

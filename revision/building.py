@@ -62,6 +62,7 @@ def build_model(
     stops = set(known if isinstance(known, list) else [] if known is None else [known])
     generation.eos_token_id = sorted(stops | {end_of_turn(processor)})  # an answer ends where training ends it
     generation.pad_token_id = processor.tokenizer.pad_token_id
+    generation.suppress_tokens = [processor.image_token_id]  # no answer has a picture in it
     return model, processor
 
 

@@ -29,7 +29,7 @@ def held(path: Path, what: str, *, wait: bool) -> Iterator[None]:
         wait: for another process that holds it, rather than refuse.
 
     Raises:
-        ValueError: another process holds it, and is not waited for.
+        ValueError: another process holds it, and is not waited for; or the file cannot be written.
     """
     file = _taken(path, what, wait=wait)
     if file is None:
@@ -50,9 +50,14 @@ def held(path: Path, what: str, *, wait: bool) -> Iterator[None]:
 def _taken(path: Path, what: str, *, wait: bool) -> TextIO | None:
     """The lock file, locked; None where the file system has no locks."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            file = stack.enter_context(path.open("a+", encoding="utf-8"))
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(path.open("a+", encoding="utf-8"))
+            except FileNotFoundError:
+                continue  # another process has taken the empty folder away just now
+            except OSError as error:
+                raise ValueError(f"{path} cannot be written, and so {what} cannot: {error.strerror}") from error
             if not _locked(file, path, what, wait=wait):
                 return None
             if _is_there(file, path):  # else whoever held it has taken it away: that lock keeps nobody out

@@ -19,6 +19,8 @@ PIPELINE = "image-text-to-text"
 
 Entry = dict[str, Any]  # one stage of training, plain JSON
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")  # of a data set on a hub, say
+_PATH = re.compile(r"""(?<![^\s=:,'"\[(])/[^\s,'")\]]+""")  # an absolute one among other words
 _USE = """\
 ```python
 import torch
@@ -68,13 +70,14 @@ def read_history(folder: Path) -> list[Entry]:
 
 
 def public(value: Any) -> Any:
-    """A setting without the folders of this machine: of an absolute path, the last name."""
+    """A setting without the folders of this machine: of an absolute path, the last name; addresses stay whole."""
     if isinstance(value, list | tuple):
         return [public(one) for one in value]
-    if isinstance(value, str):
-        prefix, path = re.fullmatch(r"([a-z-]+:)?(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
-        return f"{prefix or ''}{Path(path).name}" if Path(path).is_absolute() else value
-    return value
+    if not isinstance(value, str) or _ADDRESS.match(value):
+        return value
+    if Path(value).is_absolute():  # one path, whatever characters it has
+        return Path(value).name
+    return _PATH.sub(lambda found: Path(found[0]).name, value)
 
 
 def write(folder: Path, history: Sequence[Entry], *, config: Mapping[str, Any], parameters: int) -> None:

@@ -32,8 +32,16 @@ def computing_dtype(saved: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def settle(asked: Any, device: torch.device) -> bool:
-    """`bf16` of a trainer's mapping, as written there, to what it means on a device."""
-    return has_bfloat16(device) if asked == AUTO else bool(asked)
+    """`bf16` of a trainer's mapping, as written there, to what it means on a device.
+
+    Raises:
+        ValueError: it is none of true, false and auto.
+    """
+    if asked == AUTO:
+        return has_bfloat16(device)
+    if not isinstance(asked, bool | None):  # a word would count as true, `no` as well
+        raise ValueError(f"trainer.bf16 = {asked}: must be true, false or auto")
+    return bool(asked)
 
 
 def remark(asked: Any, device: torch.device) -> str | None:

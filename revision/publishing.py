@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
 from revision import folders, model_card
@@ -16,6 +17,11 @@ _NEEDED = (
     "chat_template.jinja", "configuration_revision.py", "modeling_revision.py", "processing_revision.py",
     model_card.CARD, model_card.HISTORY, folders.MANIFEST,
 )  # fmt: skip
+# What the hub's client lets through where there is no connection: an error of the HTTP library below it, which changes
+# from version to version and is no OSError in the newer ones.
+_NO_CONNECTION: type[Exception] = next(
+    (kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError" and issubclass(kind, Exception)), OSError
+)
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -66,7 +72,7 @@ def upload(folder: Path, repo: str, *, private: bool, message: str) -> str:
         client = HfApi()
         address = client.create_repo(repo, repo_type="model", private=private, exist_ok=True)
         client.upload_folder(repo_id=repo, folder_path=folder, repo_type="model", commit_message=message)
-    except OSError as error:  # what the client raises for a refusal, a missing login or no connection
+    except (OSError, _NO_CONNECTION) as error:  # a refusal, a missing login; no connection
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"the hub does not take {repo} ({reason}); log in with `hf auth login`, or look at name and connection"

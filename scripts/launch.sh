@@ -3,11 +3,20 @@
 # scripts/accelerate/ENGINE.yaml, or on PROCESSES of them, e.g.
 #   PROCESSES=8 scripts/launch.sh zero3 instruct experiment=revision_8b
 set -euo pipefail
-files="$(cd "$(dirname "$0")" && pwd)/accelerate"
+scripts="$(cd "$(dirname "$0")" && pwd)"
+files="$scripts/accelerate"
+source "$scripts/forward.sh"
 if [ $# -lt 2 ] || [ ! -f "$files/$1.yaml" ]; then
     echo "usage: [PROCESSES=n] $0 ENGINE COMMAND [overrides]; ENGINE is one of: $(ls "$files" | sed 's/\.yaml//' | xargs)" >&2
     exit 2
 fi
+case "$1" in
+cpu | one_gpu) # one process: accelerate would add nothing, and keep signals to itself
+    engine="$1" command="$2"
+    shift 2
+    exec "${PYTHON:-python}" -m revision "$command" "engine=$engine" "$@"
+    ;;
+esac
 launch=(accelerate launch --config_file "$files/$1.yaml")
 command=(-m revision "$2" "engine=$1")
 shift 2
@@ -18,4 +27,4 @@ fi
 # torchrun, below accelerate, would die from SIGUSR1 in place of passing it on, and kill 30 s after SIGTERM.
 export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}"
 export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-600}"
-exec "${launch[@]}" "${command[@]}" "$@"
+forward "${launch[@]}" "${command[@]}" "$@"

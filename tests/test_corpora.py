@@ -32,7 +32,7 @@ import mixture  # noqa: E402
 import sharegpt4v  # noqa: E402
 import text  # noqa: E402
 import unicorn  # noqa: E402
-from corpus_parts import keeping  # noqa: E402
+from corpus_parts import keeping, line  # noqa: E402
 from corpus_parts.duplicates import Duplicates, normal_form, similarity  # noqa: E402
 from corpus_parts.line import start  # noqa: E402
 from corpus_parts.quality import Quality  # noqa: E402
@@ -377,6 +377,25 @@ def test_a_folder_of_texts_and_of_records_is_refused(tmp_path: Path) -> None:
     (csv / "train.csv").write_text("text\nA text.\n")
     with pytest.raises(ValueError, match=r"is a folder without \.tar, \.parquet"):
         text.main(["--out", str(tmp_path / "out"), "--source", str(csv)])
+
+
+def test_records_of_several_kinds_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "b.NDJSON").write_text('{"text": "b"}\n')
+    with pytest.raises(ValueError, match=r"holds records of several kinds \(a\.jsonl, b\.NDJSON\); name one of them"):
+        text.contents(str(tmp_path))
+
+
+def test_a_choice_of_captions_leaves_out_those_without_a_picture(tmp_path: Path) -> None:
+    def write(name: str, ids: list[str]) -> None:
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"id": one}) + "\n" for one in ids))
+
+    for name, ids in (("texts", list("abcd")), ("images", list("acd")), ("pairs", list("acd"))):
+        write(name, ids)
+    counts = line._draw(tmp_path, 3, 0)
+    kept = {name: [json.loads(row)["id"] for row in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+            for name in counts}  # fmt: skip
+    assert len(kept["texts"]) == 3 and kept["images"] == kept["pairs"] == [one for one in kept["texts"] if one != "b"]
 
 
 def test_a_killed_recipe_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,6 +244,36 @@ def test_two_processes_at_once_change_no_byte(
 
 
 @pytest.mark.slow
+def test_ranks_wait_until_their_own_launch_holds_the_store(
+    tmp_path: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tmp_path, encoder_folder)
+    store = tmp_path / "stores" / "tiny" / "texts"
+    store.parent.mkdir(parents=True, exist_ok=True)
+    announced = store.with_name(".texts.launch")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_PORT": "7"}.items():
+        monkeypatch.setenv(name, value)
+    announced.write_text(str(embed._launch()).replace("7", "8"))  # another launch is at it
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            announced.write_text(str(embed._launch()))
+
+    monkeypatch.setattr(embed.time, "sleep", wait)
+    with embed._stores_to_ourselves(config, ["texts"]):
+        assert len(waits) == 3
+    monkeypatch.setenv("RANK", "0")
+    with embed._stores_to_ourselves(config, ["texts"]):
+        assert announced.read_text() == embed._launch() and store.with_name(".texts.lock").is_file()
+    assert not announced.exists() and not store.with_name(".texts.lock").exists()
+    store.mkdir()
+    (store / "manifest.json").touch()
+    with embed._stores_to_ourselves(config, ["texts"]):  # finished: it may lie where nobody can write
+        assert not store.with_name(".texts.lock").exists()
+
+
 def test_launcher_changes_no_byte(tmp_path: Path, tiny_llm: Path) -> None:
     """`engine.processes=2` through the command line: a launcher, two processes, the same stores."""
     groups = make_groups(tmp_path / "configs", make_corpus(tmp_path / "corpus", tiny_llm))

@@ -151,6 +151,15 @@ def test_more_shards_than_maps_may_be_open(tmp_path: Path, monkeypatch: pytest.M
         np.testing.assert_array_equal(opened.rows(order), unit_rows(100)[order].astype(np.float16))
 
 
+def test_maps_hold_no_file(tmp_path: Path) -> None:
+    """A store may have more shards than a process may have files."""
+    found = write_store(tmp_path / "s", records=60, shard_size=1)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    np.testing.assert_array_equal(found.rows(slice(None)), unit_rows(100)[:60].astype(np.float16))
+    assert len(found._maps) == 60
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_writing_to_a_chunk_changes_no_file(opened: EmbeddingStore) -> None:
     before = contents(opened.path)
     for chunk in opened.chunks():
@@ -313,6 +322,25 @@ def test_reject_budget_counts_over_ranks(tmp_path: Path) -> None:
         ranks[0].finish()
     assert not (tmp_path / "s" / "manifest.json").exists()
     assert new_writer(tmp_path / "s").missing() == [0, 1]
+
+
+def test_a_budget_that_is_exceeded_takes_back_the_shards_of_all_ranks(tmp_path: Path) -> None:
+    """All rejects are listed, and the records of all are tried anew."""
+    one, other = (new_writer(tmp_path / "s", rank=rank, world=2, reject_budget=0.1) for rank in (0, 1))
+    write_shard(one, 0, frozenset({1}))
+    with pytest.raises(ValueError, match="4 of 23 records .* could not be embedded"):
+        write_shard(other, 1, frozenset({5, 6, 7}))
+    listed = [json.loads(line)["id"] for line in (tmp_path / "s" / "rejected.jsonl").read_text().splitlines()]
+    assert listed == ["id-1", "id-5", "id-6", "id-7"]
+    assert new_writer(tmp_path / "s", rank=0, world=2).missing() == [0, 2, 4]
+
+
+def test_a_store_that_another_launch_began_anew_is_not_finished(tmp_path: Path) -> None:
+    first = new_writer(tmp_path / "s", records=5)
+    new_writer(tmp_path / "s", records=5, encoder={"name": "tiny", "weights": "456"})  # before any shard was there
+    write_shard(first, 0)
+    with pytest.raises(ValueError, match="was made with other settings .changed: encoder weights"):
+        first.finish()
 
 
 def test_a_store_of_nothing_is_refused(tmp_path: Path) -> None:

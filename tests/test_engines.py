@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -328,6 +330,36 @@ def test_slurm_script_is_a_script_of_slurm() -> None:
     first = next(place for place, line in enumerate(lines) if not line.startswith("#"))
     directives = [place for place, line in enumerate(lines) if line.startswith("#SBATCH")]
     assert len(directives) >= 4 and max(directives) < first, "Slurm reads no directive behind the first command"
+
+
+def test_launch_script_starts_one_process_without_accelerate(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(tmp_path / "python")}
+    words = [str(SCRIPTS / "launch.sh"), "cpu", "pretrain", "name=two words"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.splitlines() == ["-m", "revision", "pretrain", "engine=cpu", "name=two words"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize("ends_with", [0, 1])
+def test_scripts_pass_signals_on_and_say_so(number: signal.Signals, code: int, ends_with: int, tmp_path: Path) -> None:
+    """Whatever code the launcher between makes of it."""
+    launcher, ready = tmp_path / "accelerate", tmp_path / "ready"
+    launcher.write_text(
+        f"#!/bin/bash\ntrap 'echo got it; exit {ends_with}' {number.name.removeprefix('SIG')}\n"
+        f"touch {ready}; while :; do sleep .05; done\n"
+    )
+    launcher.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    words = [str(SCRIPTS / "launch.sh"), "ddp", "pretrain"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        while not ready.exists():
+            time.sleep(0.02)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=30)
+    assert said == "got it\n"
+    assert process.returncode == (code if ends_with else 0)
 
 
 def test_launch_script_takes_a_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

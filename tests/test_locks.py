@@ -86,6 +86,13 @@ def test_a_stage_is_made_by_one_run(tmp_path: Path) -> None:
         assert (tmp_path / "run" / ".pretrain.lock").is_file()
 
 
+def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path, sentence = tmp_path / "file" / ".x.lock", "and so the thing cannot: (Not a directory|File exists)$"
+    with pytest.raises(ValueError, match=sentence), locks.held(path, "the thing", wait=True):
+        raise AssertionError("held")
+
+
 def test_children_do_not_keep_a_lock(tmp_path: Path) -> None:
     """A data-loading process lives on for a moment when its parent is killed, and must not keep the next run out."""
     path = tmp_path / ".x.lock"

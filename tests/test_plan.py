@@ -131,7 +131,13 @@ def test_stated_numbers_take_the_place_of_records(arguments: list[str]) -> None:
     stated = [
         f"plan.{stage}.{value}" for stage in ("pretrain", "instruct") for value in ("records=640", "text_tokens=20")
     ]
-    code, found = plan(arguments, *stated, "plan.pretrain.label_tokens=12", "pretrain.limit=64", "plan.gpus=8")
+    stated += ["plan.pretrain.label_tokens=12", "pretrain.limit=64", "plan.gpus=8"]
+    code, found = plan(arguments, *stated)
+    assert code == 0
+    counted = [found["stages"][stage]["lengths"] for stage in ("pretrain", "instruct")]
+    assert all("stated" not in lengths["source"] and lengths["records"] != 640 for lengths in counted), "they are there"
+    gone = ["data.sources.texts.records=none.jsonl", "data.conversations=none.jsonl"]
+    code, found = plan(arguments, *stated, *gone)
     assert code == 0
     first = found["stages"]["pretrain"]
     assert (first["lengths"]["records"], first["lengths"]["labels"], first["extent"]["steps"]) == (64, 12, 8)

@@ -11,7 +11,7 @@ import torch
 
 from revision import precision, training
 from revision.evaluation.reader import Reader
-from revision.precision import computing_dtype, has_bfloat16
+from revision.precision import computing_dtype, has_bfloat16, settle
 
 CPU = torch.device("cpu")
 
@@ -90,3 +90,9 @@ def test_a_model_saved_in_bfloat16_is_read_in_what_the_device_has(
     assert scores[False] == pytest.approx(exact, abs=1e-6)
     assert scores[True] != pytest.approx(exact, rel=1e-6)
     assert scores[True] == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize("asked", ["no", "atuo", "true", 1])
+def test_a_word_is_not_taken_for_true(asked: Any) -> None:
+    with pytest.raises(ValueError, match=f"trainer.bf16 = {asked}: must be true, false or auto"):
+        settle(asked, torch.device("cpu"))

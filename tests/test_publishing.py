@@ -143,6 +143,13 @@ def test_the_card_tells_where_a_model_comes_from(config: Config) -> None:  # noq
         ("data/texts.jsonl", "data/texts.jsonl"),
         ("meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Meta-Llama-3-8B-Instruct"),
         (["/a/b", "c"], ["b", "c"]),
+        ("/my photos/a b.jsonl", "a b.jsonl"),
+        ("hf://owner/name?split=train", "hf://owner/name?split=train"),
+        ("https://x.org/a/b.json", "https://x.org/a/b.json"),
+        (
+            "data_recipes/bunny.py --out /scratch/me/bunny --keep=/x/y 3/4",
+            "data_recipes/bunny.py --out bunny --keep=y 3/4",
+        ),
         (3, 3),
         (None, None),
     ],

@@ -334,7 +334,7 @@ def test_records_that_a_recipe_has_changed_do_every_step_again(
     recipe.write_text(write.format("b"))
     assert main(words) == 0
     assert steps_run() == ["embed", "align", "pretrain"]
-    assert "texts.jsonl of here are others than before: every step is done again" in capsys.readouterr().out
+    assert "here/texts.jsonl are others than before: every step is done again" in capsys.readouterr().out
 
 
 def test_several_processes_start_through_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

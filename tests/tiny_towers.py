@@ -157,7 +157,8 @@ def llm2clip_folder(folder: Path, seed: int = 0, width: int = 16) -> Path:
     save_file(rest, folder / "model-2.safetensors", metadata={"format": "pt"})
     where = dict.fromkeys(vision, "model-1.safetensors") | dict.fromkeys(rest, "model-2.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    # As published: the size that counts is the one at the top.
     whole = {"model_type": "clip", "architectures": ["LLM2CLIPModel"], "auto_map": {"AutoModel": "modeling.Remote"},
-             "projection_dim": DIM, "vision_config": config.to_dict()}  # fmt: skip
+             "projection_dim": DIM, "vision_config": {**config.to_dict(), "projection_dim": 512}}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(whole))
     return folder

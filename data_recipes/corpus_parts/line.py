@@ -212,11 +212,11 @@ def _draw(out: Path, wanted: int, seed: int) -> dict[str, int]:
     if texts.is_file():
         drawn = _choice(_length(texts), wanted, seed)
         chosen = [kept or _hash(row["id"]) in named for row, kept in zip(_lines(texts), drawn, strict=True)]
+        stay = {_hash(row["id"]) for row, kept in zip(_lines(texts), chosen, strict=True) if kept}
         for name in ("texts",) if talks.is_file() else ("texts", "images", "pairs"):
             file = out / f"{name}.jsonl"
-            if file.is_file():  # a caption has its picture and its pair at the same place
-                assert _length(file) == len(chosen), f"{file} is not as long as {texts}"
-                counts[name] = _reduce(file, chosen)
+            if file.is_file():  # a caption's picture and pair have its id; one without a picture has neither
+                counts[name] = _reduce(file, [_hash(row["id"]) in stay for row in _lines(file)])
     return counts
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,10 @@ def _load_text_tower(transformer: torch.nn.Module, folder: Path) -> None:
 
 
 def save_llm(folder: Path) -> None:
-    """Unpack the LLM from its GGUF file into a Hugging Face folder, bfloat16 as published models are."""
+    """Unpack the LLM from its GGUF file into a Hugging Face folder, bfloat16 as published models are.
+
+    The folder is there whole or not at all: whether it is there is how a recipe knows that it is done.
+    """
     gguf = find(*LLM)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -94,5 +99,9 @@ def save_llm(folder: Path) -> None:
     model = AutoModelForCausalLM.from_config(config)
     model.load_state_dict(packed.state_dict())
     model.tie_weights()
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)

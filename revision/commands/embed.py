@@ -61,16 +61,36 @@ def _embed(config: Config, sources: dict[str, SourceConfig], counts: dict[str, i
 
 @contextmanager
 def _stores_to_ourselves(config: Config, sources: Iterable[str]) -> Iterator[None]:
-    """Waits for another launch that writes one of the stores: it clears away what this one would be writing."""
+    """Waits for another launch that writes one of the stores: two would mix their rows. Finished ones need no lock.
+
+    The main process holds the locks of its launch; the others wait until it does, which it says in a file beside them.
+    """
     from revision import locks
+    from revision.embeddings.layout import MANIFEST
     from revision.runs import rundir
 
+    launch = _launch()
     with ExitStack() as stack:
-        for name in sorted(sources) if rundir.is_main_process() else ():
-            store = _store_path(config, name)
-            lock = store.with_name(f".{name}.lock")
-            stack.enter_context(locks.held(lock, f"embedding store {store}", wait=True))
+        for store in sorted(_store_path(config, name) for name in sources):
+            lock, ours = (store.with_name(f".{store.name}.{what}") for what in ("lock", "launch"))
+            if rundir.is_main_process():
+                if not (store / MANIFEST).is_file():
+                    stack.enter_context(locks.held(lock, f"embedding store {store}", wait=True))
+                    if launch is not None:
+                        stack.callback(ours.unlink, missing_ok=True)
+                        rundir.write_text(ours, launch)
+            elif launch is not None:
+                while not (store / MANIFEST).is_file() and not (ours.is_file() and ours.read_text() == launch):
+                    time.sleep(0.2)
         yield
+
+
+def _launch() -> str | None:
+    """What tells one launch of several processes from another on the same store; None for a single process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
+    return "/".join(os.environ.get(name, "") for name in names)
 
 
 def _store_path(config: Config, source: str) -> Path:

@@ -127,7 +127,8 @@ def _asked(config: Config, models: dict[str, Path]) -> list[str]:
     wanted = config.evaluate.asked
     if wanted is None or config.data.questions is None:
         return [*models]
-    found = [label for label, path in models.items() if label in wanted or str(path) in wanted]
+    places = {Path(name) for name in wanted}
+    found = [label for label, path in models.items() if label in wanted or path in places]
     for label in models:
         if label not in found:
             say(f"{label} is asked no questions: evaluate.asked is {wanted}")

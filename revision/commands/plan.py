@@ -7,6 +7,7 @@ fit. Everything printed is in `plan.json` of the run too. What is assumed: docs/
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -83,7 +84,7 @@ def _plan(config: Config, stage: str, language: Language, device: Device) -> Sta
     setting = replace(setting, adapter=config.adapter.method.value if ADAPTER in settings.train else None)
     model = sketch(language, **model_shape(config, _embed_dim(config)))
     four_bit = _adapted(config, settings, model)
-    select_parts(model, settings.train, bf16=half)
+    select_parts(model, settings.train, bf16=bool(trainer.get("bf16")))  # fp16 leaves what is frozen in float32
     optimizer = str(trainer.get("optim", "adamw_torch_fused"))
     memory = Memory(model, half=half, optimizer=optimizer, four_bit=four_bit)
     members: dict[str, list[Parameter]] = {part: [] for part in PARTS}
@@ -139,13 +140,13 @@ def _has_store(config: Config, source: str) -> bool:
 
 
 def _lengths(config: Config, stage: str, setting: Setting, language: Language, *, grouped: bool) -> Lengths:
-    """Of the records of a stage: stated, or measured on a sample of them."""
+    """Of the records of a stage: measured on a sample of those that are there, else stated."""
     from revision.assembly import template_file
     from revision.costs import lengths
 
     settings, visual = _stage(config, stage), config.model.num_visual_tokens
     stated = {"pretrain": config.plan.pretrain, "instruct": config.plan.instruct}[stage]
-    if stated.records is not None and stated.text_tokens is not None:
+    if stated.records is not None and stated.text_tokens is not None and not _are_there(config, stage):
         return lengths.assumed(
             records=min(stated.records, settings.limit or stated.records),
             text=stated.text_tokens,
@@ -155,7 +156,7 @@ def _lengths(config: Config, stage: str, setting: Setting, language: Language, *
             source=f"stated in plan.{stage}",
         )
     talks, count = _sample(config, stage)
-    count = min(count, settings.limit or count) if stated.records is None else stated.records
+    count = min(count, settings.limit or count)
     count_one = lengths.counter(
         language.tokenizer, template_file(config), visual=visual, max_length=settings.max_length
     )
@@ -168,8 +169,7 @@ def _lengths(config: Config, stage: str, setting: Setting, language: Language, *
                 raise
     if not sizes:
         raise ValueError(f"{stage}.max_length = {settings.max_length}: none of {len(talks):,} records fits into it")
-    if stated.records is None:
-        count = round(count * len(sizes) / len(talks))
+    count = round(count * len(sizes) / len(talks))
     how = "tokenized" if language.tokenizer is not None else f"at {lengths.CHARACTERS} characters a token"
     return lengths.measured(
         sizes,
@@ -179,6 +179,20 @@ def _lengths(config: Config, stage: str, setting: Setting, language: Language, *
         seed=config.seed,
         source=f"{len(sizes):,} of {count:,} records {how}",
     )
+
+
+def _are_there(config: Config, stage: str) -> bool:
+    """Whether the records of a stage lie here, in a store or in a file; those of a hub are not fetched for a plan."""
+    data = config.data
+    if stage == "instruct":
+        name = data.conversations
+    elif config.pretrain.input is StageInput.pairs:
+        name = data.pairs
+    elif _has_store(config, data.texts):
+        return True
+    else:
+        name = data.sources[data.texts].records if data.texts in data.sources else None
+    return name is not None and (Path(name).exists() or bool(glob.glob(name)))
 
 
 def _sample(config: Config, stage: str) -> tuple[list[Sequence[Message]], int]:
@@ -220,8 +234,6 @@ def _sample(config: Config, stage: str) -> tuple[list[Sequence[Message]], int]:
 
 
 def _records(config: Config, stage: str, name: str | None, field: str) -> str:
-    import glob
-
     from revision.records.huggingface import is_hub
 
     if name is None or not (is_hub(name) or Path(name).exists() or glob.glob(name)):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from revision.schema import Config
@@ -91,9 +93,11 @@ def _make_records(config: Config) -> bool:
     found = [(recipe, [str(_recipe_file(field, recipe)), *words]) for field, (recipe, *words) in lines]
     if not found:
         return False
-    folder = Path(data.folder)
-    with locks.held(folder.with_name(f".{folder.name}.lock"), f"the corpus {folder}", wait=True):
-        before = _digests(folder)
+    folders = sorted({Path(words[words.index("--out") + 1]) for _, words in found if "--out" in words[:-1]})
+    with ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(locks.held(folder.with_name(f".{folder.name}.lock"), f"the corpus {folder}", wait=True))
+        before = _digests(folders)
         for place, (recipe, words) in enumerate(found, start=1):
             get_console().rule(f"records of {data.name} ({place} of {len(found)})", align="left")
             code = processes.start([sys.executable, *words])
@@ -101,18 +105,18 @@ def _make_records(config: Config) -> bool:
                 raise Interrupted(left, f"{left.name}: recipe '{recipe}' has left; the same command begins it anew")
             if code != 0:
                 raise ValueError(f"recipe '{recipe}' {processes.ending(code)}: mend the cause above; no step started.")
-        after = _digests(folder)
+        after = _digests(folders)
     changed = sorted(name for name in before if before[name] != after.get(name))
     if changed:
-        say(f"{', '.join(changed)} of {folder} are others than before: every step is done again")
+        say(f"{', '.join(changed)} are others than before: every step is done again")
     return bool(changed)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """sha256 of each file of records in a corpus."""
+def _digests(folders: Sequence[Path]) -> dict[str, str]:
+    """sha256 of each file of records in some corpora."""
     from revision.embeddings.layout import file_sha256
 
-    return {file.name: file_sha256(file) for file in sorted(folder.glob("*.jsonl"))}
+    return {str(file): file_sha256(file) for folder in folders for file in sorted(folder.glob("*.jsonl"))}
 
 
 def _recipe_file(field: str, recipe: str) -> Path:

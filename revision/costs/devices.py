@@ -35,8 +35,8 @@ DEVICES = {
     "a100-40": Device("A100 40 GB", 312.0, 39, r"A100.*40GB"),
     "a100-80": Device("A100 80 GB", 312.0, 79, r"A100.*80GB"),
     "l40s": Device("L40S", 362.0, 44, r"L40S"),
-    "rtx4090": Device("GeForce RTX 4090", 165.2, 23, r"RTX 4090(?! D)"),
-    "b200": Device("B200", 2250.0, 178, r"B200"),
+    "rtx4090": Device("GeForce RTX 4090", 165.2, 23, r"RTX 4090(?! D| Laptop)"),
+    "b200": Device("B200", 2250.0, 178, r"(?<!G)B200"),
     "mi300x": Device("Instinct MI300X", 1307.4, 191, r"MI300X"),
 }
 
@@ -67,4 +67,6 @@ def peak_flops(device: torch.device, *, half: bool, tflops: float | None = None)
     if device.type != "cuda" or not half:
         return None
     name = torch.cuda.get_device_name(device)
+    if " MIG " in name:  # a slice of a GPU, whose peak is not in the name
+        return None
     return next((known.tflops * 1e12 for known in DEVICES.values() if re.search(known.pattern, name)), None)

@@ -23,8 +23,9 @@ from revision.embeddings.layout import (
     file_sha256,
     hash_id,
 )
+from revision.embeddings.mapping import map_array
 
-_OPEN_MAPS = 256  # each memory map holds a file descriptor; systems commonly allow 1024
+_OPEN_MAPS = 16384  # systems commonly allow 65,530 maps a process
 _OPEN_COLUMNS = 8
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -225,12 +226,12 @@ class EmbeddingStore:
     def _open_map(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         file = self.path / name
         try:
-            array = np.load(file, mmap_mode="c", allow_pickle=False)
+            array = map_array(file)
         except (OSError, ValueError) as error:
             raise ValueError(f"{file} cannot be read ({error}); delete the folder and run `embed` again") from error
         if array.shape != shape:
             raise ValueError(f"{file} has shape {array.shape}, its manifest says {shape}; embed again")
-        return array.view(np.ndarray)
+        return array
 
 
 def _recent(cache: OrderedDict[_K, _V], key: _K, limit: int, make: Callable[[_K], _V]) -> _V:

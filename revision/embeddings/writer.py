@@ -143,7 +143,8 @@ class StoreWriter:
         self._require_unit_rows(rows, ids)
         self._rejected += len(rejected)
         if self._over_budget(self._rejected):
-            self._withdraw_and_stop(self._mine(present=True), rejected)
+            # Those of other processes too, whose records are as much a reason and are tried anew as well.
+            self._withdraw_and_stop([s for s in range(self._shards) if self._is_present(s)], rejected)
         name = shard_name(shard)
         rows = np.ascontiguousarray(rows, dtype=np.float16).reshape(-1, self._plan.dim)
         with _one_sentence(self.path):
@@ -166,6 +167,8 @@ class StoreWriter:
             return Manifest.read(self.path / MANIFEST)
         while not all(self._is_present(shard) for shard in range(self._shards)):
             time.sleep(poll_seconds)
+        with _one_sentence(self.path):
+            self._require_same(Manifest.read(self.path / PLAN))  # another launch may have begun something else here
         rejected = [reject for shard in range(self._shards) for reject in self._rejects(shard)]
         if self._over_budget(len(rejected)):
             self._withdraw_and_stop(range(self._shards), ())
@@ -258,7 +261,7 @@ class StoreWriter:
         with _one_sentence(self.path):
             write_whole(self.path / REJECTED, _text_writer(_json_lines(everything)))
             for shard in rejects:
-                (self.path / f"{shard_name(shard)}.npy").unlink()
+                (self.path / f"{shard_name(shard)}.npy").unlink(missing_ok=True)  # another process may stop as well
         raise ValueError(
             f"{len(everything)} of {self._plan.records} records for {self.path} could not be embedded, more than "
             f"embed.reject_budget={self._reject_budget} allows; the first is {everything[0].id!r}: "

@@ -115,7 +115,12 @@ class LLM2ClipEncoder(TorchEncoder):
     @cached_property
     def image_tower(self) -> nn.Module:
         """Pixels -> features."""
-        return self._ready(read_pretrained(_ImageTower, "encoder.model", self._folder, self.dtype, self.device))
+        # Published configurations name the size at their top, and in the part of the pictures another or none.
+        size = read_json("encoder.model", self._folder / "config.json").get("projection_dim")
+        known = {} if size is None else {"projection_dim": int(size)}
+        return self._ready(
+            read_pretrained(_ImageTower, "encoder.model", self._folder, self.dtype, self.device, **known)
+        )
 
     @cached_property
     def adapter(self) -> TextAdapter:

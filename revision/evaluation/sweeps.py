@@ -252,8 +252,12 @@ def _matrices(
                 )
     arrays = [[metric.arrays(units) for units in members] for members in picked]
     tops = [np.stack([top for top, _ in members]) for members in arrays]
-    bottoms = [bottom for _, bottom in arrays[0] if bottom is not None]
-    per = np.stack(bottoms) if bottoms else None
+    bottoms = [[bottom for _, bottom in members if bottom is not None] for members in arrays]
+    if not bottoms[0]:
+        return tops, None
+    per = np.stack(bottoms[0])
+    if any(not np.array_equal(per, np.stack(other)) for other in bottoms[1:]):
+        return None  # LLMs that cut a caption into other tokens: their numbers a token are of different units
     return tops, per
 
 

@@ -140,15 +140,25 @@ class RevisionProcessor(ProcessorMixin):
         for message in messages:
             content = message["content"]
             if not isinstance(content, str):
-                parts = [
-                    (self.image_token if part["type"] == "image" else part["text"], part)
-                    for part in content
-                    if part["type"] in ("image", "text")
-                ]
-                pictures += [part[key] for _, part in parts for key in ("image", "url", "path") if key in part]
-                content = "\n".join(text for text, _ in parts)
+                texts = []
+                for part in content:
+                    text, found = self._part(part)
+                    texts.append(text)
+                    pictures += found
+                # As records are read for training: a mark stands on a line of its own, texts follow as they are.
+                marked = [f"{text}\n" if text == self.image_token else text for text in texts]
+                content = "".join([*marked[:-1], *texts[-1:]])
             flat.append({**message, "content": content})
         return flat, pictures
+
+    def _part(self, part: dict[str, Any]) -> tuple[str, list[Any]]:
+        """The text that a part of a content becomes, and the pictures that it brings along, none or one."""
+        if part["type"] in ("text", "input_text", "output_text"):
+            return part["text"], []
+        if part["type"] not in ("image", "image_url", "input_image"):
+            raise ValueError(f"a part of a message is of type {part['type']!r}; known are text, image and image_url")
+        found = [part[key] for key in ("image_url", "image", "url", "path") if part.get(key) is not None][:1]
+        return self.image_token, [one["url"] if isinstance(one, dict) else one for one in found]
 
     def _embed(self, images: Any) -> Any:
         if self._encode_images is None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import report, seconds, unit_rows
+from measuring import conclude, report, seconds, unit_rows
 from transformers import LlamaConfig
 
 from revision import EmbeddingStore, ReAlign, RevisionForConditionalGeneration
@@ -141,3 +141,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    conclude()

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from measuring import PeakMemory, anonymous, report, seconds, unit_rows, write_rows
+from measuring import PeakMemory, anonymous, conclude, report, seconds, unit_rows, write_rows
 
 from revision import ReAlign
 from revision.progress import say
@@ -167,3 +167,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    conclude()

@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from measuring import report, seconds
+from measuring import conclude, report, seconds
 
 from revision.assembly import load_encoder
 from revision.commands import embed
@@ -113,3 +113,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    conclude()

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from measuring import PeakMemory, report, seconds, unit_rows
+from measuring import PeakMemory, conclude, report, seconds, unit_rows
 
 from revision import EmbeddingStore
 from revision.data.dataset import KeptSamples, Samples, TextSamples, conversation_samples
@@ -119,3 +119,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    conclude()

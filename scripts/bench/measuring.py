@@ -83,10 +83,20 @@ class PeakMemory:
             self.bytes = max(self.bytes, anonymous() - self._before)
 
 
+MISSED: list[str] = []
+
+
+def conclude() -> None:
+    """Ends a script: with exit code 1 where a limit was not reached."""
+    if MISSED:
+        raise SystemExit(f"not reached: {'; '.join(MISSED)}")
+
+
 def report(what: str, value: float, unit: str, *, most: float | None = None, least: float | None = None) -> None:
     """One line: what was measured, its value, its limit, and whether it keeps to it."""
     limit = (
         "" if most is None and least is None else f"   limit {'<=' if most is not None else '>='} {most or least:,g}"
     )
     kept = (most is None or value <= most) and (least is None or value >= least)
+    MISSED.extend([] if kept else [what])
     say(f"{what:64} {value:12,.3g} {unit:8}{limit}{'' if kept else '   NOT REACHED'}")

@@ -19,14 +19,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from measuring import anonymous, report, seconds, unit_rows
+from measuring import anonymous, conclude, report, seconds, unit_rows
 
 from revision import EmbeddingStore
 from revision.embeddings import StoreWriter
 from revision.progress import say
+from revision.schema import EmbedConfig
 
 BATCH, BATCHES = 1024, 200
-SHARD = 65536
+SHARD = EmbedConfig().shard_size
 MIB = 2**20
 
 
@@ -95,3 +96,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    conclude()

@@ -194,7 +194,7 @@ def test_llm2clip_pictures(folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(folders["llm2clip"], own)
     (own / "model.safetensors.index.json").unlink()
     (own / "model-1.safetensors").rename(own / "model.safetensors")
-    tower = CLIPVisionModelWithProjection.from_pretrained(own, dtype=torch.float64, projection_dim=DIM).eval()
+    tower = CLIPVisionModelWithProjection.from_pretrained(own, dtype=torch.float64, projection_dim=encoder.dim).eval()
     pixels = torch.stack([encoder.preprocess(picture) for picture in pictures()]).double()
     with torch.no_grad():
         expected = torch.nn.functional.normalize(tower(pixels).image_embeds, dim=-1)

@@ -251,7 +251,7 @@ def test_ranks_wait_until_their_own_launch_holds_the_store(
     store = tmp_path / "stores" / "tiny" / "texts"
     store.parent.mkdir(parents=True, exist_ok=True)
     announced = store.with_name(".texts.launch")
-    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_PORT": "7"}.items():
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "TORCHELASTIC_RUN_ID": "x", "MASTER_PORT": "7"}.items():
         monkeypatch.setenv(name, value)
     announced.write_text(str(embed._launch()).replace("7", "8"))  # another launch is at it
     waits: list[float] = []

@@ -86,11 +86,13 @@ def _stores_to_ourselves(config: Config, sources: Iterable[str]) -> Iterator[Non
 
 
 def _launch() -> str | None:
-    """What tells one launch of several processes from another on the same store; None for a single process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """What tells one launch of torchrun, or accelerate, from another; None for other processes.
+
+    A process whose RANK somebody has set by hand may have to do its share before the main process is even started.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
-    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
-    return "/".join(os.environ.get(name, "") for name in names)
+    return "/".join(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"))
 
 
 def _store_path(config: Config, source: str) -> Path:

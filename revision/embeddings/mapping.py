@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-import torch
 
 
 def map_array(file: Path) -> np.ndarray:
@@ -19,6 +18,8 @@ def map_array(file: Path) -> np.ndarray:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is no whole array of numbers in rows.
     """
+    import torch  # here: whoever opens a store needs it, the layout of stores does not
+
     with file.open("rb") as opened:
         version = np.lib.format.read_magic(opened)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -9,7 +9,7 @@ SETUP    := .venv/.setup
 NANO     := .venv/.nano
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check format bench nano-table nano-map nano-scaling nano-tokens keep nano-heads clean distclean
+.PHONY: help setup run test test-slow check format bench nano-table nano-ours nano-map nano-scaling nano-tokens keep nano-heads clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ nano-table: $(NANO) ## four alignments and real pairs: stage 1 with three seeds,
 	$(REVISION) run -m experiment=nano_table seed=0 $(BOTH) $(PAIRS)
 PAIRS := alignment=realign pretrain.input=pairs
 BOTH  := run.steps=[embed,align,pretrain,instruct,evaluate] evaluate.models=[pretrain,instruct]
+
+nano-ours: $(NANO) ## an alignment of our own in the table of nano-table, three seeds
+	$(REVISION) run -m experiment=nano_table alignment=shrunk_ot
 
 nano-map: $(NANO) ## where alignment matters: steps, depth, amount of text, and the gap (which needs npm)
 	$(REVISION) run -m experiment=nano_map

@@ -231,11 +231,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The command lines of child processes, none of which is started."""
     lines: list[list[str]] = []
 
-    def start(words: list[str]) -> int:
+    def attend(words: list[str]) -> tuple[int, None]:
         lines.append(words)
-        return 0
+        return 0, None
 
-    monkeypatch.setattr(processes, "start", start)
+    monkeypatch.setattr(processes, "attend", attend)
     return lines
 
 

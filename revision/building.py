@@ -237,7 +237,8 @@ def save_model(
     model.config.alignment = None if alignment is None else dict(alignment)
     try:
         with folders.writing(folder):
-            model.save_pretrained(aside, state_dict=weights)
+            # A copy: transformers takes the second names of tied weights out of what it is given.
+            model.save_pretrained(aside, state_dict=None if weights is None else dict(weights))
             processor.save_pretrained(aside)
             if aligned_by is not None and aligned_by.moves_images:
                 aligned_by.save(aside / IMAGE_ALIGNMENT)

@@ -590,4 +590,5 @@ def test_launchers_train_for_real(tiny_llm: Path, tmp_path: Path, monkeypatch: p
         ends_well(*words, f"name={name}")
         building.read_model(tmp_path / "runs" / name / "pretrain" / "model")
     seen = [losses(tmp_path / "runs" / name / "pretrain") for name in ("plain", "accelerate", "slurm")]
-    assert seen[0] == pytest.approx(seen[1], abs=1e-5) == pytest.approx(seen[2], abs=1e-5)
+    for other in seen[1:]:
+        assert other == pytest.approx(seen[0], abs=1e-5)

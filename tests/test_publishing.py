@@ -229,6 +229,19 @@ def folder(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> Path:
     return tmp_path / "model"
 
 
+def test_weights_that_an_engine_hands_over_are_saved_as_those_of_the_model(
+    folder: Path, tiny_model: Any, tiny_processor: Any, tmp_path: Path
+) -> None:
+    """Tied ones under both of their names, of which transformers takes one out of what it is given."""
+    history = json.loads((folder / "training.json").read_text())["stages"]
+    weights = dict(tiny_model.state_dict(keep_vars=True))
+    building.save_model(
+        tiny_model, tiny_processor, tmp_path / "pieces", alignment=None, weights=weights, history=history
+    )
+    of_both = [(place / "model.safetensors").read_bytes() for place in (folder, tmp_path / "pieces")]
+    assert of_both[0] == of_both[1]
+
+
 def test_a_folder_is_uploaded_only_when_asked(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

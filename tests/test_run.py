@@ -322,7 +322,7 @@ def test_a_recipe_that_a_signal_ends_is_no_mistake(tmp_path: Path, capsys: pytes
 
 
 def test_records_that_a_recipe_has_changed_do_every_step_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe, words = tmp_path / "recipe.py", ["run", STEPS, "data.recipe=recipe.py", "data.folder=here"]
     write = "from pathlib import Path; Path('here').mkdir(exist_ok=True); Path('here/texts.jsonl').write_text('{}')"
@@ -332,9 +332,13 @@ def test_records_that_a_recipe_has_changed_do_every_step_again(
     assert main(words) == 0
     assert steps_run() == [], "written again, and the same"
     recipe.write_text(write.format("b"))
-    assert main(words) == 0
-    assert steps_run() == ["embed", "align", "pretrain"]
+    monkeypatch.setenv("STAND_IN_FAIL", ".*/embed")
+    assert main(words) == 1
+    assert steps_run() == ["embed"]
     assert "here/texts.jsonl are others than before: every step is done again" in capsys.readouterr().out
+    monkeypatch.delenv("STAND_IN_FAIL")
+    assert main(words) == 0
+    assert steps_run() == ["embed", "align", "pretrain"], "also where the run that noticed came to no end"
 
 
 def test_several_processes_start_through_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

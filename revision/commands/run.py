@@ -31,12 +31,14 @@ def run(config: Config) -> None:
     from revision.runs import processes, rundir
 
     processes.refuse_ranks("`run`")
-    renewed = _make_records(config)
+    if _make_records(config):
+        for step in config.run.steps:  # at once, so that a run that is killed before they are done again knows it too
+            rundir.reopen(config, step)
     arguments = processes.arguments_of(config)
     steps = _steps(config)
     for place, step in enumerate(steps, start=1):
         get_console().rule(f"{step} ({place} of {len(steps)})", align="left")
-        if not renewed and rundir.is_finished(config, step):
+        if rundir.is_finished(config, step):
             say(f"finished and unchanged: {rundir.folder(config, step)}")
             continue
         started = time.monotonic()

@@ -73,6 +73,11 @@ def start(config: Config, command: str) -> Path:
     return path
 
 
+def reopen(config: Config, command: str) -> None:
+    """Take the finish mark of `command` away, where there is one: what it has read is no longer what it was."""
+    (folder(config, command) / FINISHED).unlink(missing_ok=True)
+
+
 def finish(config: Config, command: str, **facts: Any) -> None:
     """Write the finish mark of `command`; `facts` are numbers and names worth reading at a glance.
 

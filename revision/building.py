@@ -13,8 +13,9 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from revision import folders, model_card
-from revision.alignment import METHODS, Alignment, load_alignment
+from revision.alignment import Alignment, load_alignment
 from revision.alignment.files import FACTS_FILE, TENSORS_FILE
+from revision.alignment.methods import method_class
 from revision.data.conversation import build_processor, end_of_turn
 from revision.data.templates import read_template
 from revision.hub import require_place
@@ -117,11 +118,15 @@ def read_image_alignment(folder: Path) -> Alignment | None:
         folder: as in `read_model`.
 
     Raises:
-        ValueError: the model learned from texts of such an alignment, and the folder lacks it.
+        ValueError: the model learned from texts of such an alignment, and the folder lacks it; or of one that no
+            package here has.
     """
     config = read_config(folder)
-    method = METHODS.get((config.alignment or {}).get("method", ""))
-    if method is None or not method.moves_images:
+    learned = (config.alignment or {}).get("method")
+    if learned is None:
+        return None
+    method = method_class(learned)
+    if not method.moves_images:
         return None
     try:
         facts, _ = (cached_file(str(folder), f"{IMAGE_ALIGNMENT}/{name}") for name in (FACTS_FILE, TENSORS_FILE))

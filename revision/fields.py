@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum, EnumType
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from revision.schema import AlignmentMethod, Config, Modality, StageInput
+from revision.schema import AlignmentConfig, Config, Modality, StageInput
 
-# Mappings whose keys the schema does not list: transformers.TrainingArguments, an engine or an encoder's package does.
-OPEN_MAPPINGS = ("encoder.options", "trainer", "pretrain.trainer", "instruct.trainer", "engine.options")
-
-_CENTROID = ("centroid_steps", "until")
-# The fields that each alignment knows; `seed` is the run's. A field that it does not know changes nothing.
-ALIGNMENT_FIELDS: dict[AlignmentMethod, tuple[str, ...]] = {
-    AlignmentMethod.none: (),
-    AlignmentMethod.mean_shift: (),
-    AlignmentMethod.c3: ("noise_std", "seed"),
-    AlignmentMethod.realign: (*_CENTROID, "anchor", "trace"),
-    AlignmentMethod.unicorn: (),
-    AlignmentMethod.blockwise: ("rank", "energy", "ridge", *_CENTROID),
-    AlignmentMethod.diagonal: ("jitter", "seed"),
-    AlignmentMethod.quantile: ("rank", "energy", "ridge", *_CENTROID),
-    AlignmentMethod.gaussian_ot: ("ridge", *_CENTROID),
-    AlignmentMethod.shrunk_ot: ("shrinkage", "rank", "energy", "ridge", *_CENTROID),
-    AlignmentMethod.residual_noise: ("noise_scale", "seed", *_CENTROID),
-}
+# Mappings whose keys the schema does not list: an alignment's class, an encoder's package, transformers (its
+# TrainingArguments) or an engine does.
+OPEN_MAPPINGS = (
+    "alignment.options", "encoder.options", "trainer", "pretrain.trainer", "instruct.trainer", "engine.options",
+)  # fmt: skip
 
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", NoneType: "null"}
 
@@ -92,6 +79,24 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def fields_of(class_name: str) -> list[str]:
     """The dotted names of all fields whose type is the class of that name."""
     return [name for name, hint in _all_fields(Config) if isinstance(hint, type) and hint.__name__ == class_name]
+
+
+def alignment_fields(config: Config, method: str) -> dict[str, str]:
+    """The settings of an alignment that the configuration holds, and the dotted names of their fields.
+
+    A field that a method has no use for is not among them. The method's class is loaded.
+    """
+    from revision.alignment.methods import method_class
+
+    homes = {field.name: f"alignment.{field.name}" for field in fields(AlignmentConfig)}
+    homes |= {name: f"alignment.options.{name}" for name in config.alignment.options} | {"seed": "seed"}
+    return {name: homes[name] for name in method_class(method).settings if name in homes}
+
+
+def alignment_settings(config: Config, method: str) -> dict[str, Any]:
+    """The settings of an alignment by name, as `build_alignment` takes them; those that are not set are left out."""
+    held = {"seed": config.seed, **vars(config.alignment), **config.alignment.options}
+    return {name: held[name] for name in alignment_fields(config, method) if held[name] is not None}
 
 
 def sources_of_kind(config: Config, kind: Modality) -> list[str]:

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from revision.alignment import Alignment, MeanShift, ReAlign
+from revision.alignment import Alignment, MeanShift, ReAlign, build_alignment
+from revision.alignment.methods import built_in, method_class
 
 DIM = 12
+METHODS = {name: method_class(name) for name in built_in()}
 
 
 def cloud(count: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
@@ -16,6 +18,11 @@ def cloud(count: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(count, DIM)) * np.arange(1, DIM + 1) ** -0.5 + shift
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def built(method: str, **settings: Any) -> Alignment:
+    """An alignment with those of the settings that its method has."""
+    return build_alignment(method=method, **{k: v for k, v in settings.items() if k in METHODS[method].settings})
 
 
 class NeedsRows(MeanShift):

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from clouds import METHODS, built
 
 import revision
 from revision.alignment import (
     C3,
-    METHODS,
     Alignment,
     MeanShift,
     NoAlignment,
@@ -124,18 +124,18 @@ def test_trace_is_one_less_the_squared_mean() -> None:
 def test_rotating_both_sides_rotates_the_result(method: str) -> None:
     text, image = two_sides()
     rotation = np.linalg.qr(np.random.default_rng(2).normal(size=(DIM, DIM)))[0]
-    straight = build_alignment(method=method, centroid_steps=3).fit(text, image).apply(text)
-    rotated = build_alignment(method=method, centroid_steps=3).fit(text @ rotation, image @ rotation)
+    straight = built(method, centroid_steps=3).fit(text, image).apply(text)
+    rotated = built(method, centroid_steps=3).fit(text @ rotation, image @ rotation)
     np.testing.assert_allclose(rotated.apply(text @ rotation), straight @ rotation, rtol=0, atol=TOLERANCE[method])
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_chunks_do_not_matter(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text, image = (side.astype(np.float32) for side in two_sides())
-    whole = build_alignment(method=method, centroid_steps=2).fit(text, image)
+    whole = built(method, centroid_steps=2).fit(text, image)
     reference = whole.apply(text.astype(np.float64), row_ids=range(400), epoch=1)
     monkeypatch.setattr("revision.alignment.rows.CPU_BLOCK", 11 * DIM)
-    parts = build_alignment(method=method, centroid_steps=2).fit([text[:7], text[7:]], np.array_split(image, 9))
+    parts = built(method, centroid_steps=2).fit([text[:7], text[7:]], np.array_split(image, 9))
     found = parts.apply(text.astype(np.float64), row_ids=range(400), epoch=1)
     np.testing.assert_allclose(found, reference, rtol=0, atol=TOLERANCE[method])
 
@@ -144,8 +144,8 @@ def test_chunks_do_not_matter(method: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_order_does_not_matter(method: str) -> None:
     text, image = two_sides()
     shuffled = [np.random.default_rng(0).permutation(side) for side in (text, image)]
-    reference = build_alignment(method=method, centroid_steps=2).fit(text, image).apply(text)
-    found = build_alignment(method=method, centroid_steps=2).fit(*shuffled).apply(text)
+    reference = built(method, centroid_steps=2).fit(text, image).apply(text)
+    found = built(method, centroid_steps=2).fit(*shuffled).apply(text)
     np.testing.assert_allclose(found, reference, rtol=0, atol=TOLERANCE[method])
 
 
@@ -265,7 +265,7 @@ def test_gradients_stop() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_saved_alignment_is_the_same_bit_for_bit(method: str, tmp_path: Path) -> None:
     text, image = two_sides()
-    alignment = build_alignment(method=method, centroid_steps=2, until=None, noise_std=0.1, seed=3).fit(text, image)
+    alignment = built(method, centroid_steps=2, until=None, noise_std=0.1, seed=3).fit(text, image)
     alignment.save(tmp_path / "a")
     loaded = load_alignment(tmp_path / "a")
     assert type(loaded) is type(alignment)
@@ -406,7 +406,7 @@ def test_files_of_two_saves_are_refused(tmp_path: Path) -> None:
         (
             '"method": "realign"',
             '"method": "other"',
-            "of alignment method 'other'; this version knows none, mean_shift",
+            "of alignment method 'other'; there are blockwise, c3",
         ),
     ],
 )
@@ -525,7 +525,7 @@ def test_wrong_rows_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "nonsense"}, "'nonsense' is unknown; choose one of none, mean_shift, c3, realign"),
+        ({"method": "nonsense"}, "alignment method = nonsense: must be one of blockwise, c3"),
         ({"method": "realign", "centroid_steps": -1}, "centroid_steps=-1 must not be negative"),
         ({"method": "realign", "until": 0.0}, "until=0.0 must be a positive distance"),
         ({"method": "c3", "noise_std": -0.1}, "noise_std=-0.1 must be a number not below zero"),

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clouds import METHODS
 
-from revision.alignment import C3, METHODS, ImageSide, MeanShift, ReAlign, Unicorn, build_alignment, load_alignment
+from revision.alignment import C3, ImageSide, MeanShift, ReAlign, Unicorn, build_alignment, load_alignment
 
 DIM = 8
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from revision.alignment.methods import built_in
 from revision.cli import main
-from revision.schema import AlignmentMethod
 
-METHODS = ", ".join(method.value for method in AlignmentMethod)
+METHODS = ", ".join(built_in())
 FILES = {
     "alignment/misspelt.yaml": "methd: realign\n",
     "alignment/enum.yaml": "method: realgn\n",
+    "model/enum.yaml": "visual_tokens: slot\n",
     "alignment/syntax.yaml": "method: realign\ncentroid_steps: [1\n",
     "alignment/twice.yaml": "method: c3\nmethod: none\n",
     "model/types.yaml": "llm: x\nnum_visual_tokens: many\n",
@@ -153,7 +154,8 @@ ON_THE_COMMAND_LINE = [
 
 IN_A_FILE = [
     ("alignment=misspelt", "alignment/misspelt.yaml: alignment has no field 'methd' (did you mean 'method'?)"),
-    ("alignment=enum", "alignment/enum.yaml: alignment.method = realgn: must be one of none, mean_shift, c3, realign"),
+    ("alignment=enum", f"alignment.method = realgn: must be one of {METHODS} (did you mean 'realign'?)"),
+    ("model=enum", "model/enum.yaml: model.visual_tokens = slot: must be one of repeat, slots (did you mean 'slots'?)"),
     ("alignment=syntax", "alignment/syntax.yaml, line 3: not valid YAML"),
     ("alignment=twice", "alignment/twice.yaml, line 2: not valid YAML"),
     ("model=types", "model/types.yaml: model.num_visual_tokens = many: must be an integer"),

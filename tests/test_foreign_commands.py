@@ -23,7 +23,7 @@ from revision.data.rows import Rows
 from revision.embeddings.foreign import ForeignStore
 from revision.embeddings.opening import open_store
 from revision.runs import rundir
-from revision.schema import AlignmentConfig, AlignmentMethod, BadRows, Config, GapConfig, Modality, SourceConfig
+from revision.schema import AlignmentConfig, BadRows, Config, GapConfig, Modality, SourceConfig
 
 
 def make_config(root: Path, text: Path, image: Path, **changes: Any) -> Config:
@@ -140,8 +140,8 @@ def test_stage_one_reads_the_authors_chunks(tmp_path: Path) -> None:
     assert str(sample.name) == IDS[5]
 
 
-@pytest.mark.parametrize("method", [AlignmentMethod.realign, AlignmentMethod.c3])
-def test_export_of_aligned_rows(method: AlignmentMethod, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["realign", "c3"])
+def test_export_of_aligned_rows(method: str, tmp_path: Path) -> None:
     text = WRITERS["npy"](tmp_path / "text", unit_rows())
     image = write_clip_retrieval(tmp_path / "image", unit_rows(1))
     config = make_config(tmp_path, text, image, alignment=AlignmentConfig(method))

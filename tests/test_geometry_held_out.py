@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clouds import DIM, cloud, make
+from clouds import DIM, METHODS, cloud, make
 
-from revision.alignment import METHODS, ReAlign, Unicorn, build_alignment
+from revision.alignment import ReAlign, Unicorn, build_alignment
 from revision.embeddings import EmbeddingStore, StoreWriter
 from revision.geometry.held_out import Domain, domain_transfer, moved_by, size_curve
 

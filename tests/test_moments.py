@@ -12,8 +12,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from clouds import METHODS, built
 
-from revision.alignment import METHODS, MeanShift, ResidualNoise, build_alignment, load_alignment
+from revision.alignment import MeanShift, ResidualNoise, load_alignment
 from revision.alignment.moments import Detail, Moments, all_reduce, measure, merge_all
 from revision.alignment.rows import numbered_blocks, to_sphere, unit_blocks
 
@@ -307,13 +308,11 @@ def work(rank: int, folder: str) -> None:
             second = found.variances if detail is Detail.VARIANCES else found.covariance
             np.save(Path(folder) / f"{detail.name}{rank}.npy", second.numpy())
     for method in METHODS:
-        alignment = build_alignment(method=method, **SETTINGS)
+        alignment = built(method, **SETTINGS)
         alignment.fit(share(rank, text), share(rank, image), distributed=True)
         alignment.save(Path(folder) / method / f"rank{rank}")
         own: tuple[Any, Any] = (text[:0], image) if rank == 0 else (text, [])
-        build_alignment(method=method, **SETTINGS).fit(*own, distributed=True).save(
-            Path(folder) / "empty" / method / f"rank{rank}"
-        )
+        built(method, **SETTINGS).fit(*own, distributed=True).save(Path(folder) / "empty" / method / f"rank{rank}")
     for name, (texts, images, _) in REFUSED.items():
         with pytest.raises(ValueError) as caught:
             MeanShift().fit(texts[rank], images[rank], distributed=True)
@@ -346,7 +345,7 @@ def test_two_processes_fit_as_one(method: str, together: Path) -> None:
     files = [sorted(path.read_bytes() for path in (together / method / f"rank{rank}").iterdir()) for rank in (0, 1)]
     assert files[0] == files[1]
     text, image = sides()
-    alone = build_alignment(method=method, **SETTINGS).fit(text, image)
+    alone = built(method, **SETTINGS).fit(text, image)
     found = load_alignment(together / method / "rank0")
     assert found.statistics.text.count == COUNT
     for ids in (None, range(COUNT)):
@@ -361,7 +360,7 @@ def test_an_empty_share_counts_for_nothing(method: str, together: Path) -> None:
     files = [sorted(file.read_bytes() for file in path.iterdir()) for path in paths]
     assert files[0] == files[1]
     text, image = sides()
-    alone, found = build_alignment(method=method, **SETTINGS).fit(text, image), load_alignment(paths[0])
+    alone, found = built(method, **SETTINGS).fit(text, image), load_alignment(paths[0])
     assert found.facts() == alone.facts()
     for ids in (None, range(COUNT)):
         np.testing.assert_array_equal(found.apply(text, row_ids=ids, epoch=1), alone.apply(text, row_ids=ids, epoch=1))

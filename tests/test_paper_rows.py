@@ -80,7 +80,7 @@ def test_without_stage_1_stage_2_stays_as_it_is() -> None:
 
 def test_the_ablations_of_realign_are_its_steps() -> None:
     steps = {
-        row: (made.method.name, made.anchor is not False, made.trace is not False, made.centroid_steps)
+        row: (made.method, made.anchor is not False, made.trace is not False, made.centroid_steps)
         for row in ("table5_anchor", "table5_anchor_trace", "table1_revision")
         for made in [composed_row(row).alignment]
     }
@@ -225,7 +225,7 @@ def _take_steps(row: str, corpus: Path, *, skip: tuple[str, ...] = ()) -> None:
     assert "evaluate" in skip or "accuracy" in json.loads(scores.read_text())["mean"]
     trained = [step for step in config.run.steps if step in ("pretrain", "instruct") and step not in skip]
     learned = json.loads((rundir.folder(config, trained[-1]) / "model" / "config.json").read_text())["alignment"]
-    method = config.alignment.method.name if "align" in config.run.steps else None
+    method = config.alignment.method if "align" in config.run.steps else None
     assert (learned or {}).get("method") == method
 
 

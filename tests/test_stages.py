@@ -26,7 +26,6 @@ from revision.records import Message
 from revision.runs import rundir
 from revision.schema import (
     AlignmentConfig,
-    AlignmentMethod,
     Config,
     DataConfig,
     EncoderConfig,
@@ -212,7 +211,7 @@ def test_samples_that_do_not_fit_are_dropped_without_packing_too(config: Config)
 
 def test_the_alignment_reaches_the_projector(config: Config) -> None:
     pretrain.run(config)
-    raw = replace(config, name="raw", alignment=AlignmentConfig(method=AlignmentMethod.none))
+    raw = replace(config, name="raw", alignment=AlignmentConfig(method="none"))
     align.run(raw)
     pretrain.run(raw)
     first, second = (first_layer(one, "pretrain") for one in (config, raw))
@@ -220,7 +219,7 @@ def test_the_alignment_reaches_the_projector(config: Config) -> None:
 
 
 def test_unicorn_moves_the_pictures_of_stage_2_too(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(config, name="unicorn", alignment=AlignmentConfig(method=AlignmentMethod.unicorn))
+    config = replace(config, name="unicorn", alignment=AlignmentConfig(method="unicorn"))
     align.run(config)
     pretrain.run(config)
     seen: list[Any] = []

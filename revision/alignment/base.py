@@ -2,12 +2,14 @@
 
 An alignment maps text embeddings towards the image distribution of the same dual encoder; image embeddings stay as
 they are, so nothing changes when the model meets real pictures (ReVision v3, Sec. 4). A method is one subclass, which
-says what vectors it derives from the statistics (`_solve`) and how it maps unit rows with them (`_map`).
+says what vectors it derives from the statistics (`_solve`) and how it maps unit rows with them (`_map`). Its file in
+`methods/` and a config of the same name are all that a new one takes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 from abc import ABC, abstractmethod
@@ -59,7 +61,8 @@ class Alignment(ABC):
 
     Class attributes:
         method: name in configurations and saved files.
-        settings: names of the constructor's arguments, each also an attribute; their values are JSON values.
+        settings: names of the constructor's arguments, taken from there; each is also an attribute, and its values are
+            JSON values.
         needs: detail of the moments of text and image that `_solve` reads.
         matches_trace: whether the map brings the trace of the text to that of the images.
         moves_images: whether images are mapped too, by `apply_to_images`, wherever the trained model meets them.
@@ -70,6 +73,10 @@ class Alignment(ABC):
     needs: ClassVar[tuple[Detail, Detail]] = (Detail.TRACE, Detail.TRACE)
     matches_trace: ClassVar[bool] = False
     moves_images: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **further: Any) -> None:
+        super().__init_subclass__(**further)
+        cls.settings = tuple(inspect.signature(cls).parameters)
 
     def __init__(self) -> None:
         self._statistics: Statistics | None = None

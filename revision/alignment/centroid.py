@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -40,8 +39,6 @@ class CentroidCorrected(Alignment):
         ValueError: a negative `centroid_steps`, or an `until` that is not positive; when fitting, an `until` below what
             float64 can resolve, or that 100 steps do not reach.
     """
-
-    settings: ClassVar[tuple[str, ...]] = ("centroid_steps", "until")
 
     def __init__(self, centroid_steps: int = 1, until: float | None = None) -> None:
         super().__init__()

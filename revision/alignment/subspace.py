@@ -27,7 +27,6 @@ class SubspaceMap(CentroidCorrected):
             rows are all equal, or a text covariance without an inverse and without a ridge.
     """
 
-    settings: ClassVar[tuple[str, ...]] = ("rank", "energy", "ridge", "centroid_steps", "until")
     needs: ClassVar[tuple[Detail, Detail]] = (Detail.COVARIANCE, Detail.COVARIANCE)
 
     def __init__(

@@ -28,6 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
+from revision.alignment.methods import require_method
 from revision.fields import OPEN_MAPPINGS, fields_of, names_of, nearest, rule, type_at
 from revision.rules import check
 from revision.schema import Config, SourceConfig
@@ -242,6 +243,11 @@ def _check_field(override: Override) -> None:
             OmegaConf.update(tree, name, value, merge=True, force_add=True)
         except OmegaConfBaseException as error:
             raise ConfigError(_sentence(error, name, value)) from error
+        if name == "alignment.method":  # a name that packages can add, so no enum says which there are
+            try:
+                require_method(str(value), name)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
 
 
 def _sentence(error: OmegaConfBaseException, name: str = "", value: Any = None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from revision.fields import alignment_settings
 from revision.schema import BadRows, Config
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def run(config: Config) -> None:
         return
     paths = (store_path(config, source) for source in (config.data.texts, config.data.statistics))
     text, image = open_sides(*paths, encoder=config.encoder.name)
-    method = config.alignment.method.value
-    alignment = build_alignment(**{**vars(config.alignment), "method": method, "seed": config.seed})
+    method = config.alignment.method
+    alignment = build_alignment(method=method, **alignment_settings(config, method))
     with progress_bar("rows") as progress:
         sides = (_Watched(text, "text", progress), _Watched(image, "image", progress))
         alignment.fit(*sides, skip_invalid=config.align.bad_rows is BadRows.skip)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revision.schema import AlignmentMethod, BadRows, Config
+from revision.fields import alignment_settings
+from revision.schema import BadRows, Config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,7 @@ MOST_COLUMNS = 5  # of a table in a terminal: further ones come below
 FEWEST_ROWS = 4  # a side, of which the measures make sense
 FEWEST_PAIRS = 3
 NEIGHBOURS = (10, 20)  # ReVision v3 has both
+NONE = "none"  # the alignment that is the raw text, which is always measured
 
 
 @dataclass(frozen=True)
@@ -162,24 +164,24 @@ def _neighbours(config: Config, count: int) -> list[int]:
 
 def _methods(config: Config) -> list[str]:
     """The run's own alignment and those to compare it with; `none` is the raw text, which is always there."""
-    methods = dict.fromkeys([config.alignment.method.name, *config.gap.compare])
-    return [name for name in methods if name != AlignmentMethod.none.name]
+    methods = dict.fromkeys([config.alignment.method, *config.gap.compare])
+    return [name for name in methods if name != NONE]
 
 
 def _count_steps(config: Config) -> int:
     from revision.geometry.report import count_steps
 
     methods, gap = len(_methods(config)), config.gap
-    fits = methods - (config.alignment.method is not AlignmentMethod.none)
+    fits = methods - (config.alignment.method != NONE)
     held_out = gap.trials * (len(set(gap.sizes)) + len(gap.domains))
     return fits + count_steps(methods) + (methods + 1) * (config.data.pairs is not None) + held_out + 1
 
 
 def _make(config: Config, method: str) -> Alignment:
-    """An unfitted alignment with the settings of `alignment`, whose fields are the arguments of `build_alignment`."""
+    """An unfitted alignment with those of the settings of `alignment` that it has."""
     from revision.alignment import build_alignment
 
-    return build_alignment(**{**vars(config.alignment), "method": method, "seed": config.seed})
+    return build_alignment(method=method, **alignment_settings(config, method))
 
 
 def _alignments(config: Config, sides: _Sides, on_step: Callable[[str], None]) -> dict[str, Alignment]:
@@ -216,7 +218,7 @@ def _held_out(
     from revision.geometry.held_out import Domain, domain_transfer, size_curve
 
     gap, found = config.gap, {}
-    methods = methods or [AlignmentMethod.none.name]
+    methods = methods or [NONE]
     if gap.sizes:
         found["sample_size"] = size_curve(
             Domain(sides.text, sides.image), lambda name: _make(config, name), methods, sizes=gap.sizes,

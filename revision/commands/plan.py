@@ -306,7 +306,7 @@ def _embeddings(config: Config, stage: str) -> str:
     """What the stage reads in the place of pictures, or as pictures."""
     read = sources_read(config, stage)
     texts, pictures = (", ".join(read[kind]) for kind in ("text", "image"))
-    found = [f"texts ({texts}), moved by {config.alignment.method.name}" if texts else ""]
+    found = [f"texts ({texts}), moved by {config.alignment.method}" if texts else ""]
     found += [f"pictures ({pictures})" if pictures else ""]
     return "; ".join(filter(None, found)) or "nothing"
 

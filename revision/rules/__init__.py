@@ -6,11 +6,13 @@ import math
 import re
 import shlex
 
+from revision.alignment.methods import method_class, require_method
 from revision.encoders.kinds import check_kind
+from revision.fields import nearest
 from revision.rules.ranges import ABOVE, AT_LEAST, AT_MOST
 from revision.rules.sentences import IMAGE, broken, one_of, require_source, value_of
 from revision.rules.training import check_engine, check_parts, check_stages
-from revision.schema import MODEL_STEPS, SPREAD, STEPS, AlignmentMethod, BadRows, Config, ContrastPart, Modality
+from revision.schema import MODEL_STEPS, SPREAD, STEPS, AlignmentConfig, BadRows, Config, ContrastPart, Modality
 
 SPLITS = ("validation", "test")
 NAME = "{text}"
@@ -136,9 +138,26 @@ def _check_alignment(config: Config) -> None:
     if config.align.bad_rows is BadRows.skip and config.align.export is not None:
         rule = "error where align.export is set, which owes a row to every id; drop such rows from the files first"
         raise broken("align.bad_rows", "skip", rule)
-    in_pairs = alignment.method is AlignmentMethod.quantile or AlignmentMethod.quantile.name in config.gap.compare
-    if in_pairs and alignment.rank is not None and alignment.rank % 2:
+    require_method(alignment.method, "alignment.method")
+    for method in config.gap.compare:
+        require_method(method, "gap.compare")
+    methods = [alignment.method, *config.gap.compare]
+    _check_alignment_options(alignment, methods)
+    if "quantile" in methods and alignment.rank is not None and alignment.rank % 2:
         raise broken("alignment.rank", alignment.rank, "even for quantile, which matches pairs of coordinates")
+
+
+def _check_alignment_options(alignment: AlignmentConfig, methods: list[str]) -> None:
+    if not alignment.options:
+        return
+    known = {name for method in methods for name in method_class(method).settings}  # loads them, where there are any
+    for name, value in alignment.options.items():
+        field = f"alignment.options.{name}"
+        if name == "seed" or name in vars(alignment):
+            raise broken(field, value, f"set as {name if name == 'seed' else f'alignment.{name}'}")
+        if name not in known:
+            rule = f"left out, since {' and '.join(methods)} {'have' if len(methods) > 1 else 'has'} no such setting"
+            raise broken(field, value, rule + nearest(name, known))
 
 
 def _check_gap(config: Config) -> None:
@@ -149,8 +168,6 @@ def _check_gap(config: Config) -> None:
         raise broken("gap.sizes", gap.sizes, "a list of numbers of rows, each at least 2")
     if not 0 < gap.energy < 1:
         raise broken("gap.energy", gap.energy, "a share of the trace between 0 and 1, such as 0.9")
-    for method in gap.compare:
-        one_of("gap.compare", method, AlignmentMethod.__members__)
     if gap.captions is not None:
         require_source("gap.captions", gap.captions, known, Modality.text)
     if len(gap.domains) == 1 or len(set(gap.domains)) < len(gap.domains):

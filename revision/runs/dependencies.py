@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from revision.fields import ALIGNMENT_FIELDS, flat, sources_of_kind, sources_read
+from revision.fields import alignment_fields, flat, sources_of_kind, sources_read
 from revision.schema import (
     MODEL_STEPS,
-    AlignmentMethod,
     BadRows,
     Config,
     ContrastConfig,
@@ -102,7 +101,7 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
             yield from _stores(config, config.embed.sources or list(data.sources))
         case "align":
             yield from _fields(config, "alignment.method", "data.texts", "data.statistics")
-            yield from _alignment(config, config.alignment.method)
+            yield from _fields(config, *alignment_fields(config, config.alignment.method).values())
             if config.align.bad_rows is BadRows.skip:
                 yield "align.bad_rows", config.align.bad_rows.value
             yield from _stores(config, [data.texts, data.statistics])
@@ -110,7 +109,7 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
             yield from _fields(config, "seed", "gap", "data.pairs")
             yield from _settings_of(config, "align")
             for method in config.gap.compare:
-                yield from _alignment(config, AlignmentMethod[method])
+                yield from _fields(config, *alignment_fields(config, method).values())
             others = [name for domain in config.gap.domains for name in domain.split("/")]
             others += [config.gap.captions] if config.gap.captions else []
             yield from _stores(config, [name for name in others if name in data.sources])  # others are bare stores
@@ -143,11 +142,6 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
                 yield from _model(config, model)
         case _:
             raise AssertionError(f"{command} leaves no output that others read")
-
-
-def _alignment(config: Config, method: AlignmentMethod) -> Iterator[tuple[str, Any]]:
-    names = ALIGNMENT_FIELDS[method]
-    yield from _fields(config, *("seed" if name == "seed" else f"alignment.{name}" for name in names))
 
 
 def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[str, Any]]:

@@ -30,22 +30,6 @@ class ContrastPart(Enum):
     all = "all"
 
 
-class AlignmentMethod(Enum):
-    """How text embeddings are mapped onto the image distribution (ReVision v3, Sec. 4 and its rivals)."""
-
-    none = "none"
-    mean_shift = "mean_shift"
-    c3 = "c3"
-    realign = "realign"
-    unicorn = "unicorn"
-    blockwise = "blockwise"
-    diagonal = "diagonal"
-    quantile = "quantile"
-    gaussian_ot = "gaussian_ot"
-    shrunk_ot = "shrunk_ot"
-    residual_noise = "residual_noise"
-
-
 class BadRows(Enum):
     """What becomes of rows of a store that have no direction: zero, NaN or infinite ones."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from revision.schema.choices import AlignmentMethod, BadRows
+from revision.schema.choices import BadRows
 
 
 @dataclass
@@ -15,7 +16,7 @@ class AlignmentConfig:
     the method's own default.
     """
 
-    method: AlignmentMethod = AlignmentMethod.realign
+    method: str = "realign"  # a file of revision/alignment/methods, or a method that another package adds
     centroid_steps: int = 1  # realign and all below unicorn but diagonal: 1 is the paper; 0 leaves the step out
     until: float | None = None  # the same: iterate until the centroid gap is below this; overrides centroid_steps
     noise_std: float = 0.1264911064  # c3: sqrt(0.016) a coordinate, as in the repository of 2401.08567
@@ -27,6 +28,7 @@ class AlignmentConfig:
     shrinkage: float | None = None  # shrunk_ot: from 0 (Gaussian transport) to 1 (ReAlign); null: estimated
     noise_scale: float | None = None  # residual_noise: factor on the noise of derived covariance; 1
     jitter: float | None = None  # diagonal: standard deviation of noise a coordinate; 0
+    options: dict[str, Any] = field(default_factory=dict)  # settings of a method that are no field here
 
 
 @dataclass

@@ -17,7 +17,7 @@ import numpy as np
 from measuring import seconds, unit_rows
 
 from revision import EmbeddingStore, build_alignment
-from revision.alignment import METHODS
+from revision.alignment.methods import built_in
 from revision.progress import say
 
 
@@ -50,7 +50,7 @@ def geometry(folder: Path) -> None:
         sides.append((rows[: 2 * len(rows) // 3], rows[2 * len(rows) // 3 :]))
     (text, others), (image, goal) = sides
     before = nearest(others, 10)
-    for method in METHODS:
+    for method in built_in():
         alignment = build_alignment(method=method).fit(text, image)
         found, seen = alignment.apply(others, row_ids=range(len(others))), alignment.apply_to_images(goal)
         gap = np.linalg.norm(found.mean(axis=0) - seen.mean(axis=0))
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--quick", action="store_true", help="1,000 rows of 64")
-    parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS])
+    parser.add_argument("--methods", nargs="+", choices=built_in(), default=built_in())
     parser.add_argument("--stores", type=Path, help="folder with the stores `texts` and `statistics`")
     options = parser.parse_args()
     if options.stores is not None:

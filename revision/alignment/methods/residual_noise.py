@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from revision.alignment.fitting import Fitting
+from revision.alignment.methods.realign import ReAlign
 from revision.alignment.moments import Detail
 from revision.alignment.noise import check_noise, noise_like
-from revision.alignment.realign import ReAlign
 from revision.alignment.rows import renormalise
 from revision.alignment.settings import number, whole
 from revision.alignment.spectra import positive_part, power
@@ -49,7 +49,6 @@ class ResidualNoise(ReAlign):
     """
 
     method = "residual_noise"
-    settings = ("noise_scale", "seed", "centroid_steps", "until")
     needs = (Detail.TRACE, Detail.COVARIANCE)
 
     def __init__(

@@ -32,7 +32,6 @@ class Diagonal(Alignment):
     """
 
     method = "diagonal"
-    settings = ("jitter", "seed")
     needs = (Detail.VARIANCES, Detail.VARIANCES)
     matches_trace = True
 

@@ -33,7 +33,6 @@ class ReAlign(CentroidCorrected):
     """
 
     method = "realign"
-    settings = ("centroid_steps", "until", "anchor", "trace")
 
     def __init__(
         self, centroid_steps: int = 1, until: float | None = None, anchor: bool = True, trace: bool = True

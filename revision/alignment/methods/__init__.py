@@ -1,0 +1,90 @@
+"""One alignment a file, which bears the method's name; its config is `configs/alignment/<name>.yaml`.
+
+Whatever lies here is a method, and so is what other installed packages add by the entry point group
+`revision.alignments`: its name is what `alignment.method` says, the object a class of `revision.alignment.Alignment`.
+Nothing heavy is imported here: names are those of files and entry points, and a class is loaded when it is asked for.
+
+Notation in all files: e a unit text row; mu_y, mu_x the means of text and image; Sigma_y, Sigma_x their covariances and
+T_y, T_x the traces of these; norm(v) = v / ||v||.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from revision.alignment.base import Alignment
+
+GROUP = "revision.alignments"
+
+
+def built_in() -> list[str]:
+    """The methods of this package, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def added() -> dict[str, EntryPoint]:
+    """The methods of other packages by name. One that bears the name of one of ours is left out."""
+    ours = built_in()
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in ours}
+
+
+def names() -> list[str]:
+    """All methods: ours, then those of other packages."""
+    return [*built_in(), *sorted(added())]
+
+
+def require_method(name: str, place: str = "alignment method") -> None:
+    """Holds that there is a method of that name; nothing is loaded.
+
+    Args:
+        name: of the method.
+        place: what the sentence calls it, such as the field that holds it.
+
+    Raises:
+        ValueError: names the nearest method.
+    """
+    known = names()
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise ValueError(
+            f"{place} = {name}: must be one of {', '.join(known)}{hint}; install the package that adds another."
+        )
+
+
+def method_class(name: str) -> type[Alignment]:
+    """The class of a method.
+
+    Raises:
+        ValueError: there is no such method, or what bears its name is none: a module or object that cannot be imported,
+            or no subclass of `Alignment` whose `method` is that name.
+    """
+    require_method(name)
+    if name in built_in():
+        found = [one for one in vars(import_module(f"{__name__}.{name}")).values() if _is_method(one, name)]
+        place = f"revision/alignment/methods/{name}.py"
+    else:
+        place = added()[name].value
+        try:
+            found = [one for one in [added()[name].load()] if _is_method(one, name)]
+        except (ImportError, AttributeError) as error:
+            raise ValueError(
+                f"alignment method {name!r} of {place} cannot be imported ({error}); install what that package needs"
+            ) from error
+    if not found:
+        raise ValueError(
+            f"{place} is no alignment method {name!r}: it must be a subclass of revision.alignment.Alignment whose "
+            f"`method` is {name!r}"
+        )
+    return found[0]
+
+
+def _is_method(value: Any, name: str) -> bool:
+    from revision.alignment.base import Alignment
+
+    return isinstance(value, type) and issubclass(value, Alignment) and vars(value).get("method") == name

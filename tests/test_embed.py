@@ -243,7 +243,6 @@ def test_two_processes_at_once_change_no_byte(
     assert contents(tmp_path / "stores") == contents(tmp_path / "one")
 
 
-@pytest.mark.slow
 def test_ranks_wait_until_their_own_launch_holds_the_store(
     tmp_path: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,12 +267,13 @@ def test_ranks_wait_until_their_own_launch_holds_the_store(
     with embed._stores_to_ourselves(config, ["texts"]):
         assert announced.read_text() == embed._launch() and store.with_name(".texts.lock").is_file()
     assert not announced.exists() and not store.with_name(".texts.lock").exists()
-    store.mkdir()
+    store.mkdir(parents=True)
     (store / "manifest.json").touch()
     with embed._stores_to_ourselves(config, ["texts"]):  # finished: it may lie where nobody can write
         assert not store.with_name(".texts.lock").exists()
 
 
+@pytest.mark.slow
 def test_launcher_changes_no_byte(tmp_path: Path, tiny_llm: Path) -> None:
     """`engine.processes=2` through the command line: a launcher, two processes, the same stores."""
     groups = make_groups(tmp_path / "configs", make_corpus(tmp_path / "corpus", tiny_llm))

@@ -23,6 +23,7 @@ from PIL import Image as Pillow
 from revision import records
 from revision.pictures import Blob, open_picture, read_pixels
 from revision.records import Conversation, Image, Message, Text
+from revision.records.spans import since
 
 ROWS = [{"id": "a", "text": "a cat"}, {"id": "b", "text": "ein großer Hund"}, {"id": "c", "text": "un chat"}]
 TEXTS = [Text(row["id"], row["text"]) for row in ROWS]
@@ -96,7 +97,7 @@ FORMS = [
 def test_formats_agree(tmp_path: Path, form: str) -> None:
     location = write(tmp_path, form)
     assert list(records.read_texts(location)) == TEXTS
-    assert list(records.read_texts(location, skip=1)) == TEXTS[1:]
+    assert list(records.read_texts(location, wanted=since(1))) == TEXTS[1:]
     assert records.count_records(location, "text") == 3
     assert records.fingerprint(location) == records.fingerprint(location)
 
@@ -122,7 +123,7 @@ def test_hub_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamin
     (tmp_path / "corpus" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     location = f"hf://{tmp_path}/corpus?split=train&streaming={str(streaming).lower()}"
     assert list(records.read_texts(location)) == TEXTS
-    assert list(records.read_texts(location, skip=2)) == TEXTS[2:]
+    assert list(records.read_texts(location, wanted=since(2))) == TEXTS[2:]
     before = records.fingerprint(location)
     (tmp_path / "corpus" / "train.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
     assert records.fingerprint(location) != before != records.fingerprint(location, whole=True)
@@ -153,7 +154,7 @@ def test_pictures_inside_of_files(tmp_path: Path) -> None:
         assert [image.picture.content for image in found if isinstance(image.picture, Blob)] == contents
         assert [np.asarray(open_picture(image.picture))[0, 0, 0] for image in found] == [10, 200]
         assert len({str(image.picture) for image in found}) == 2, "each says where it lies"
-        assert [image.id for image in records.read_images(location, skip=1)] == ["y"]
+        assert [image.id for image in records.read_images(location, wanted=since(1))] == ["y"]
         assert records.count_records(location, "image") == 2
 
 
@@ -199,7 +200,7 @@ def test_every_sample_of_a_shard_is_a_record(tmp_path: Path) -> None:
         None, None, f"{shard}, c.heic is not a picture of a format that is read",
         f"{shard}, d.cls is not a picture of a format that is read", None,
     ]  # fmt: skip
-    assert [image.id for image in records.read_images(shard, skip=3)] == ["D", "e"]
+    assert [image.id for image in records.read_images(shard, wanted=since(3))] == ["D", "e"]
     with pytest.raises(ValueError, match=r"s\.tar, c\.heic: the record has no 'text'"):
         list(records.read_texts(write_tar(shard, {"a.txt": b"x", "c.heic": b""})))
 
@@ -222,7 +223,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(png())
     expected = [Image(name, tmp_path / name) for name in ["a.heic", "b/10.png", "b/2.JPG", "b.webp", "c/d/e.tif"]]
     assert list(records.read_images(tmp_path)) == expected
-    assert list(records.read_images(str(tmp_path), skip=3)) == expected[3:]
+    assert list(records.read_images(str(tmp_path), wanted=since(3))) == expected[3:]
     assert records.count_records(tmp_path, "image") == 5
     assert next(iter(records.read_images(tmp_path, Path("root")))) == Image("a.heic", Path("root/a.heic"))
     before = records.fingerprint(tmp_path)
@@ -286,7 +287,7 @@ def test_pictures_of_conversations(tmp_path: Path) -> None:
     expected = [Image("p/1.jpg", tmp_path / "p/1.jpg"), Image("p/2.jpg", tmp_path / "p/2.jpg")]
     fields = {"id": "image"}
     assert list(records.read_images(file, fields=fields)) == expected
-    assert list(records.read_images(file, fields=fields, skip=1)) == expected[1:]
+    assert list(records.read_images(file, fields=fields, wanted=since(1))) == expected[1:]
     assert records.count_records(file, "image", fields) == 2
     named = {talk.image for talk in records.read_conversations(file)}
     assert named == {None, *(image.id for image in expected)}

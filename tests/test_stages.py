@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import Trainer
 
-from revision import building, records, rules, stages
+from revision import building, records, rules
 from revision.alignment import load_alignment
 from revision.commands import align, instruct, pretrain
 from revision.data.conversation import encode
@@ -39,6 +39,7 @@ from revision.schema import (
     StageInput,
     Unfit,
 )
+from revision.stages import learning, starting
 from revision.training.trainer import StageTrainer
 
 Store = Callable[..., Any]
@@ -168,8 +169,8 @@ def test_records_are_read_once_and_a_changed_one_is_noticed(
 
         return records_of
 
-    monkeypatch.setattr(stages, "train_and_save", learned)
-    monkeypatch.setattr(stages, "model_of", lambda *_: (None, None))
+    monkeypatch.setattr(learning, "train_and_save", learned)
+    monkeypatch.setattr(starting, "model_of", lambda *_: (None, None))
     for name in ("read_pairs", "read_conversations"):
         monkeypatch.setattr(records, name, counted(getattr(records, name)))
     config.instruct.init = None

@@ -167,22 +167,22 @@ def _embed_missing(
     from revision.encoders import resolve_device
     from revision.pictures import decoding_workers
     from revision.progress import progress_bar
-    from revision.records import read_images, read_texts
+    from revision.records import Spans, read_images, read_texts
 
     file, fields, size = _records(source), source.fields, config.encoder.batch_size
     missing = writer.missing()
     records = sum(len(writer.positions(shard)) for shard in missing)
-    skip = writer.positions(missing[0]).start if missing else 0
+    wanted = Spans(map(writer.positions, missing))
     started = time.perf_counter()
     with progress_bar(f"{source.kind.value}s", visible=writer.rank == 0) as progress:
         task = progress.add_task(name, total=records)
         if source.kind is Modality.text:
-            texts = _shards(read_texts(file, fields, skip=skip), writer, missing)
+            texts = _shards(read_texts(file, fields, wanted=wanted), writer, missing)
             _write_texts(writer, texts, encoder, size, progress, task)
         else:
             workers = decoding_workers(config.embed.workers, gpu=resolve_device(config.embed.device).type != "cpu")
             root = None if source.image_root is None else Path(source.image_root)
-            images = _shards(read_images(file, root, fields, skip=skip), writer, missing)
+            images = _shards(read_images(file, root, fields, wanted=wanted), writer, missing)
             _write_images(writer, images, encoder, size, workers, progress, task)
     seconds = time.perf_counter() - started
     # Of this process alone: the others begin and end when they like.
@@ -190,16 +190,13 @@ def _embed_missing(
 
 
 def _shards(records: Iterable[_T], writer: StoreWriter, shards: Sequence[int]) -> Iterator[tuple[int, Iterator[_T]]]:
-    """Yields each shard's number and records, reading the source once; it begins at the first of the shards.
+    """Yields each shard's number and records, which come in order and are those of these shards alone.
 
     The records of a shard are a stream, to be used up before the next shard: those with bytes fill no memory.
     """
     stream = iter(records)
-    position = writer.positions(shards[0]).start if shards else 0
     for shard in shards:
-        span = writer.positions(shard)
-        yield shard, islice(stream, span.start - position, span.stop - position)
-        position = span.stop
+        yield shard, islice(stream, len(writer.positions(shard)))
 
 
 def _batches(records: Iterator[_T], size: int) -> Iterator[list[_T]]:

@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 def run(config: Config) -> None:
     """1 arguments, 2 embeddings and alignment, 3 samples, 4 model, 5 train and save."""
-    from revision import stages
     from revision.data.dataset import KeptSamples, conversation_samples
     from revision.records import fingerprint, read_conversations
+    from revision.stages import learning, starting
 
     data = config.data
     if data.conversations is None or not data.conversation_sources:
         raise ValueError(
             f"corpus {data.name} has no data.conversations with data.conversation_sources; stage 2 needs both"
         )
-    arguments = stages.arguments_of(config, "instruct")
+    arguments = starting.arguments_of(config, "instruct")
     init = config.instruct.init
-    folder = None if init is None else stages.model_folder(config, init, wanted_by="instruct")
+    folder = None if init is None else starting.model_folder(config, init, wanted_by="instruct")
     rows, lineage = _rows(config, folder)
     with arguments.main_process_first(local=False, desc="reading conversations"):  # the others map its file
         content = fingerprint(data.conversations, data.conversation_fields, whole=True)
-        kept = stages.kept_at(config, "conversations", content, [store.state() for store in rows.stores])
+        kept = starting.kept_at(config, "conversations", content, [store.state() for store in rows.stores])
         conversations = read_conversations(data.conversations, data.conversation_fields)
         samples = KeptSamples.at(kept, conversation_samples(conversations, rows))
-    model, processor = stages.model_of(config, "instruct", rows.stores[0].dim, arguments)
-    stages.train_and_save(
+    model, processor = starting.model_of(config, "instruct", rows.stores[0].dim, arguments)
+    learning.train_and_save(
         config,
         "instruct",
         arguments=arguments,
@@ -57,10 +57,11 @@ def _rows(config: Config, folder: Path | None) -> tuple[Rows, dict[str, Any] | N
 
     folder: of the model that the stage starts from.
     """
-    from revision import building, stages
+    from revision import building
     from revision.assembly import open_sources
     from revision.data.rows import TEXT, Rows
     from revision.fields import sources_of_kind
+    from revision.stages import starting
 
     sources = config.data.conversation_sources
     learned = None if folder is None else building.read_config(folder).alignment
@@ -72,7 +73,7 @@ def _rows(config: Config, folder: Path | None) -> tuple[Rows, dict[str, Any] | N
         return Rows(stores, embed_dim=stores[0].dim, alignment=moved_by), learned
     texts, *stores = open_sources(config, [config.data.texts, *sources])
     _require_kinds(config, stores)
-    alignment = stages.alignment_of(config, "instruct", texts)
+    alignment = starting.alignment_of(config, "instruct", texts)
     if folder is not None:
         _require_learned(folder, learned, alignment)
     for store in stores:
@@ -82,7 +83,7 @@ def _rows(config: Config, folder: Path | None) -> tuple[Rows, dict[str, Any] | N
                 "with one"
             )
     noise: dict[str, Any] = {"noise_std": config.instruct.noise_std, "noisy": (TEXT,), "seed": config.seed}
-    return Rows(stores, embed_dim=texts.dim, alignment=alignment, **noise), stages.lineage_of(alignment)
+    return Rows(stores, embed_dim=texts.dim, alignment=alignment, **noise), starting.lineage_of(alignment)
 
 
 def _require_kinds(config: Config, stores: list[EmbeddingStore]) -> None:
@@ -98,7 +99,7 @@ def _require_kinds(config: Config, stores: list[EmbeddingStore]) -> None:
 
 def _require_learned(folder: Path, learned: dict[str, Any] | None, alignment: Alignment) -> None:
     """Refuses texts that lie elsewhere than those, or the pictures, that the model learned from in the stage before."""
-    from revision.stages import lineage_of
+    from revision.stages.starting import lineage_of
 
     if learned is None:
         if alignment.moves_images:

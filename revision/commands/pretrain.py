@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 def run(config: Config) -> None:
     """1 arguments, 2 embeddings and alignment, 3 samples, 4 model, 5 train and save."""
-    from revision import stages
+    from revision.stages import learning, starting
 
-    arguments = stages.arguments_of(config, "pretrain")
+    arguments = starting.arguments_of(config, "pretrain")
     rows, alignment = _rows(config)
     with arguments.main_process_first(local=False, desc="reading records"):  # the others map its file
         samples = _samples(config, rows)
-    model, processor = stages.model_of(config, "pretrain", rows.stores[0].dim, arguments)
-    stages.train_and_save(
+    model, processor = starting.model_of(config, "pretrain", rows.stores[0].dim, arguments)
+    learning.train_and_save(
         config,
         "pretrain",
         arguments=arguments,
@@ -34,37 +34,37 @@ def run(config: Config) -> None:
         processor=processor,
         rows=rows,
         samples=samples,
-        alignment=None if alignment is None else stages.lineage_of(alignment),
+        alignment=None if alignment is None else starting.lineage_of(alignment),
         aligned_by=alignment,
     )
 
 
 def _rows(config: Config) -> tuple[Rows, Alignment | None]:
     """Embeddings as the projector reads them, and their alignment."""
-    from revision import stages
     from revision.assembly import open_sources
     from revision.data.rows import Rows
     from revision.fields import sources_of_kind
+    from revision.stages import starting
 
     noise: dict[str, Any] = {"noise_std": config.pretrain.noise_std, "seed": config.seed}
     if config.pretrain.input is StageInput.pairs:
         stores = open_sources(config, sources_of_kind(config, Modality.image))  # a caption's own row is no picture
         return Rows(stores, embed_dim=stores[0].dim, **noise), None
     (texts,) = open_sources(config, [config.data.texts])
-    alignment = stages.alignment_of(config, "pretrain", texts)
+    alignment = starting.alignment_of(config, "pretrain", texts)
     return Rows([texts], embed_dim=texts.dim, alignment=alignment, **noise), alignment
 
 
 def _samples(config: Config, rows: Rows) -> Samples:
-    from revision import stages
     from revision.data.dataset import KeptSamples, TextSamples, pair_samples
     from revision.records import fingerprint, read_pairs
+    from revision.stages import starting
 
     prompts, states = config.pretrain.prompts, [store.state() for store in rows.stores]
     if config.pretrain.input is StageInput.text:
-        return TextSamples(rows.stores[0], prompts, config.seed, stages.kept_at(config, "texts", states))
+        return TextSamples(rows.stores[0], prompts, config.seed, starting.kept_at(config, "texts", states))
     assert config.data.pairs is not None, "the rules between fields have seen to it"
     pairs = Path(config.data.pairs)
     content = [fingerprint(pairs, whole=True), states, prompts, config.seed]
     samples = pair_samples(read_pairs(pairs), rows, prompts, config.seed)
-    return KeptSamples.at(stages.kept_at(config, "pairs", content), samples)
+    return KeptSamples.at(starting.kept_at(config, "pairs", content), samples)

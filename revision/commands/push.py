@@ -14,12 +14,13 @@ def run(config: Config) -> None:
     from rich import get_console
     from rich.table import Table
 
-    from revision import model_card, publishing, stages
+    from revision import model_card, publishing
     from revision.progress import say
     from revision.runs import rundir
+    from revision.stages import starting
 
     settings = config.push
-    folder = stages.model_folder(config, settings.model, wanted_by="push")
+    folder = starting.model_folder(config, settings.model, wanted_by="push")
     files = publishing.check_folder(folder)
     card = folder / model_card.CARD
     if settings.license is not None and settings.license != model_card.licence_of(folder):

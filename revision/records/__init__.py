@@ -27,6 +27,7 @@ from revision.records.reading import (
     read_rows,
     read_texts,
 )
+from revision.records.spans import Spans
 
 __all__ = [
     "IMAGE_MARK",
@@ -39,6 +40,7 @@ __all__ = [
     "Pair",
     "Role",
     "Row",
+    "Spans",
     "Text",
     "count_records",
     "fingerprint",

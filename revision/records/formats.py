@@ -6,15 +6,17 @@ import glob
 import gzip
 import hashlib
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from revision.embeddings.foreign.parts import file_sample
 from revision.records import huggingface, json_text, picture_files, tables, tar_shards
 from revision.records.kinds import Location
+from revision.records.spans import Spans
 
 LocatedAny = tuple[str, Any]
+# A reader of one file, which numbers its rows from 0 on, gives an item a row: None may stand for one that nobody wants.
+Reader = Callable[[Path, tuple[str, ...], bool, Spans], Iterator[LocatedAny | None]]
 _KNOWN = (
     "JSON lines, JSON, parquet, tar shards (webdataset), a folder of pictures, a data set of `datasets`, or "
     "hf://owner/name?split=..."
@@ -25,36 +27,45 @@ _LARGE = 1 << 30
 _OF_FOLDERS = ("tar", "parquet", "jsonl", "jsonl.gz", "ndjson", "ndjson.gz")  # endings of records files in a folder
 
 
-def open_rows(location: Location, parts: tuple[str, ...], *, pictures: bool, skip: int) -> Iterator[LocatedAny]:
-    """Yields (where, row) of everything at a location, without the first `skip` rows, in constant memory.
+def open_rows(location: Location, parts: tuple[str, ...], *, pictures: bool, wanted: Spans) -> Iterator[LocatedAny]:
+    """Yields (where, row) of the wanted rows at a location, in constant memory.
 
     Args:
         parts: the lists that count in the authors' mapping of lists.
         pictures: False: bytes of pictures are left out where that spares reading them.
+        wanted: row numbers, from 0 on over all files. Bytes of pictures in other rows are not read, as far as the
+            format allows.
 
     Raises:
         ValueError: nothing is there, it is of an unknown format, or malformed.
     """
     if huggingface.is_hub(location):
-        yield from huggingface.hub_rows(str(location), pictures=pictures, skip=skip)
+        yield from huggingface.hub_rows(str(location), pictures=pictures, wanted=wanted)
         return
     path = local(location)
     if huggingface.is_saved(path):
-        yield from huggingface.saved_rows(path, pictures=pictures, skip=skip)
+        yield from huggingface.saved_rows(path, pictures=pictures, wanted=wanted)
         return
     if _is_of_pictures(path):
-        yield from islice(picture_files.folder_rows(path), skip, None)
+        yield from _chosen(picture_files.folder_rows(path), wanted)
         return
+    number = 0
     for file in _files(path):
-        kind = _format(file)
-        if skip and (held := _rows_of(file, kind)) is not None and held <= skip:
-            skip -= held
-            continue
-        for one in _READERS[kind](file, parts, pictures):
-            if skip:
-                skip -= 1
-            else:
-                yield one
+        for row in _READERS[_format(file)](file, parts, pictures, wanted.after(number)):
+            if number >= wanted.end:
+                return
+            if row is not None and number in wanted:
+                yield row
+            number += 1
+
+
+def _chosen(rows: Iterator[LocatedAny], wanted: Spans) -> Iterator[LocatedAny]:
+    """The wanted ones of rows that cost nothing to read."""
+    for number, row in enumerate(rows):
+        if number >= wanted.end:
+            return
+        if number in wanted:
+            yield row
 
 
 def content_fingerprint(location: Location, sample: Callable[[Path], str] = file_sample) -> str:
@@ -196,34 +207,29 @@ def _first_line_is_a_record(path: Path) -> bool:
     return not row.keys() & {"images", "texts"} or bool(row.keys() & {"id", "messages", "conversations"})
 
 
-def _rows_of(path: Path, kind: str) -> int | None:
-    """The number of rows of a file, where it is known without reading them."""
-    return tables.count(path) if kind == "parquet" else None
-
-
-def _json_lines(path: Path, parts: tuple[str, ...], pictures: bool) -> Iterator[LocatedAny]:
+def _json_lines(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny]:
     with open_bytes(path) as file:
         yield from json_text.lines(file, path)
 
 
-def _json_list(path: Path, parts: tuple[str, ...], pictures: bool) -> Iterator[LocatedAny]:
+def _json_list(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny]:
     with open_bytes(path) as file:
         yield from json_text.items(file, path)
 
 
-def _json_mapping(path: Path, parts: tuple[str, ...], pictures: bool) -> Iterator[LocatedAny]:
+def _json_mapping(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny]:
     yield from json_text.parts_of_mapping(lambda: open_bytes(path), path, parts)
 
 
-def _parquet(path: Path, parts: tuple[str, ...], pictures: bool) -> Iterator[LocatedAny]:
-    yield from tables.rows(path, pictures=pictures)
+def _parquet(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny | None]:
+    yield from tables.rows(path, pictures=pictures, wanted=wanted)
 
 
-def _tar(path: Path, parts: tuple[str, ...], pictures: bool) -> Iterator[LocatedAny]:
-    yield from tar_shards.rows(path, pictures=pictures, others="images" in parts)
+def _tar(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny | None]:
+    yield from tar_shards.rows(path, pictures=pictures, others="images" in parts, wanted=wanted)
 
 
-_READERS: dict[str, Callable[[Path, tuple[str, ...], bool], Iterator[LocatedAny]]] = {
+_READERS: dict[str, Reader] = {
     "json lines": _json_lines,
     "json list": _json_list,
     "json mapping": _json_mapping,

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from revision.embeddings.foreign.parts import file_sample
+from revision.records.spans import Spans
 from revision.records.tables import picture_columns, with_blobs
 
 _SCHEME = "hf://"
@@ -25,7 +26,7 @@ def is_saved(path: Path) -> bool:
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
-def saved_rows(path: Path, *, pictures: bool, skip: int) -> Iterator[tuple[str, Any]]:
+def saved_rows(path: Path, *, pictures: bool, wanted: Spans) -> Iterator[tuple[str, Any]]:
     """Yields (where, row) of a data set that `save_to_disk` wrote. Raises ValueError where it cannot be read."""
     import datasets
 
@@ -38,16 +39,16 @@ def saved_rows(path: Path, *, pictures: bool, skip: int) -> Iterator[tuple[str, 
         dataset = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{path} is not a readable data set of `datasets`: {error}") from error
-    yield from _rows(dataset, str(path), pictures=pictures, skip=skip)
+    yield from _rows(dataset, str(path), pictures=pictures, wanted=wanted)
 
 
-def hub_rows(location: str, *, pictures: bool, skip: int) -> Iterator[tuple[str, Any]]:
+def hub_rows(location: str, *, pictures: bool, wanted: Spans) -> Iterator[tuple[str, Any]]:
     """Yields (where, row) of `hf://owner/name?split=train&config=...&revision=...&streaming=true`.
 
     Raises:
         ValueError: there is no such data set, configuration or split, or the hub cannot be reached.
     """
-    yield from _rows(_load(location), location, pictures=pictures, skip=skip)
+    yield from _rows(_load(location), location, pictures=pictures, wanted=wanted)
 
 
 def hub_fingerprint(location: str, sample: Callable[[Path], str] = file_sample) -> str:
@@ -119,12 +120,12 @@ def _revision(name: str, options: dict[str, str]) -> str:
         raise ValueError(f"hf://{name}: the hub does not tell its revision ({reason}); try again") from error
 
 
-def _rows(dataset: Any, name: str, *, pictures: bool, skip: int) -> Iterator[tuple[str, Any]]:
+def _rows(dataset: Any, name: str, *, pictures: bool, wanted: Spans) -> Iterator[tuple[str, Any]]:
     import datasets
     import pyarrow as pa
     from huggingface_hub.errors import HTTPError
 
-    number = skip
+    read = 0
     try:
         for column, feature in (dataset.features or {}).items():
             if isinstance(feature, datasets.Image):
@@ -132,12 +133,29 @@ def _rows(dataset: Any, name: str, *, pictures: bool, skip: int) -> Iterator[tup
         held = [] if dataset.features is None else picture_columns(dataset.features.arrow_schema)
         if not pictures and held:
             dataset = dataset.remove_columns(held)
-        for row in dataset.skip(skip) if skip else dataset:
+        for number, row in _numbered(dataset, wanted):
             where = f"{name}, row {number + 1}"
             yield where, with_blobs(row, held, where)
-            number += 1
+            read = number + 1
     except (
         OSError, RuntimeError, UnicodeDecodeError, HTTPError, pa.ArrowException, datasets.exceptions.DatasetsError
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{name} cannot be read (after row {number}): {reason}") from error
+        raise ValueError(f"{name} cannot be read (after row {read}): {reason}") from error
+
+
+def _numbered(dataset: Any, wanted: Spans) -> Iterator[tuple[int, Any]]:
+    """The wanted rows with their numbers; of a data set that is streamed, those between them come by all the same."""
+    import datasets
+
+    if isinstance(dataset, datasets.Dataset):
+        for span in wanted.ranges():
+            rows = range(span.start, min(span.stop, len(dataset)))
+            yield from zip(rows, dataset.select(rows), strict=True)
+        return
+    first = next(iter(wanted), 0)
+    for number, row in enumerate(dataset.skip(first) if first else dataset, start=first):
+        if number >= wanted.end:
+            return
+        if number in wanted:
+            yield number, row

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +28,7 @@ from revision.records.kinds import (
     pair_of,
     text_of,
 )
+from revision.records.spans import ALL, Spans
 
 ROW_NUMBER = "#"  # as a field's name: the number of the row, from 0 on, for files without ids
 
@@ -44,16 +44,16 @@ def read_rows(location: Location, fields: Fields | None = None) -> Iterator[Row]
     return (row for _, row in located(location, "images", "texts", fields=fields))
 
 
-def read_texts(location: Location, fields: Fields | None = None, *, skip: int = 0) -> Iterator[Text]:
-    """Yields the texts of rows {"id", "text"}, without the first `skip`. Raises ValueError for a malformed row."""
-    rows = located(location, "texts", fields=fields, pictures=False, skip=skip)
+def read_texts(location: Location, fields: Fields | None = None, *, wanted: Spans = ALL) -> Iterator[Text]:
+    """Yields the wanted texts of rows {"id", "text"}, by number. Raises ValueError for a malformed row."""
+    rows = located(location, "texts", fields=fields, pictures=False, wanted=wanted)
     return (text_of(*one) for one in rows)
 
 
 def read_images(
-    location: Location, image_root: Path | None = None, fields: Fields | None = None, *, skip: int = 0
+    location: Location, image_root: Path | None = None, fields: Fields | None = None, *, wanted: Spans = ALL
 ) -> Iterator[Image]:
-    """Yields the pictures of rows {"id", "image"}, without the first `skip`. Raises ValueError for a malformed row.
+    """Yields the wanted pictures of rows {"id", "image"}, by number. Raises ValueError for a malformed row.
 
     Args:
         image_root: folder that relative paths start from; None: the folder of the records file.
@@ -61,10 +61,10 @@ def read_images(
             it, and conversations without a picture are none.
     """
     root = _root(location, image_root)
-    if _named_by_path(fields):  # the records to skip are other ones than the first rows
-        named = _each_once(located(location, "images", fields=fields))
-        return (image_of(*one, root) for one in islice(named, skip, None))
-    return (image_of(*one, root) for one in located(location, "images", fields=fields, skip=skip))
+    if _named_by_path(fields):  # records are numbered otherwise than rows
+        named = enumerate(_each_once(located(location, "images", fields=fields)))
+        return (image_of(*one, root) for number, one in named if number in wanted)
+    return (image_of(*one, root) for one in located(location, "images", fields=fields, wanted=wanted))
 
 
 def read_pairs(location: Location, image_root: Path | None = None, fields: Fields | None = None) -> Iterator[Pair]:
@@ -136,7 +136,7 @@ def fingerprint(location: Location, fields: Fields | None = None, *, whole: bool
 
 
 def located(
-    location: Location, *parts: str, fields: Fields | None = None, pictures: bool = True, skip: int = 0
+    location: Location, *parts: str, fields: Fields | None = None, pictures: bool = True, wanted: Spans = ALL
 ) -> Iterator[Located]:
     """Yields (where, row) under our names of fields.
 
@@ -144,9 +144,10 @@ def located(
         parts: the lists that count in the authors' mapping of lists.
         fields: names that fields have in the file; a dot leads into a mapping; "#" is the number of the row.
         pictures: False spares reading the bytes of pictures that lie inside the files.
-        skip: rows to leave out at the start.
+        wanted: numbers of the rows, from 0 on.
     """
-    for number, (where, row) in enumerate(open_rows(location, parts, pictures=pictures, skip=skip), start=skip):
+    rows = open_rows(location, parts, pictures=pictures, wanted=wanted)
+    for number, (where, row) in zip(wanted, rows, strict=False):  # where there are fewer rows, these are all
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a record must be a mapping, not {type(row).__name__}")
         yield where, _renamed(row, fields, number) if fields else row

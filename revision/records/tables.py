@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,38 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from revision.pictures import Blob
+from revision.records.spans import ALL, Spans
 
 _ROWS = 1024
 _PICTURES = 32  # rows at once where they hold pictures: a batch of a thousand could be gigabytes
 
 
-def rows(path: Path, *, pictures: bool) -> Iterator[tuple[str, Any]]:
-    """Yields (where, row) of a parquet file. Raises ValueError where it cannot be read."""
+def rows(path: Path, *, pictures: bool, wanted: Spans = ALL) -> Iterator[tuple[str, Any] | None]:
+    """Yields (where, row) of each row of a parquet file, None for those that are not wanted.
+
+    Row groups without a wanted row are not read. Raises ValueError where the file cannot be read.
+    """
     number = 0
     try:
         with pq.ParquetFile(path) as file:
             held = picture_columns(file.schema_arrow)
             columns = None if pictures else [name for name in file.schema_arrow.names if name not in held]
             size = _PICTURES if pictures and held else _ROWS
-            for batch in file.iter_batches(batch_size=size, columns=columns):
-                for row in _plain(batch, path, number):
-                    where = f"{path}, row {number + 1}"
-                    yield where, with_blobs(row, held, where)
-                    number += 1
+            for group in range(file.num_row_groups):
+                behind = number + file.metadata.row_group(group).num_rows
+                if not wanted.touch(number, behind):
+                    yield from repeat(None, behind - number)
+                    number = behind
+                    continue
+                for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=columns):
+                    if not wanted.touch(number, number + batch.num_rows):
+                        yield from repeat(None, batch.num_rows)
+                        number += batch.num_rows
+                        continue
+                    for row in _plain(batch, path, number):
+                        where = f"{path}, row {number + 1}"
+                        yield (where, with_blobs(row, held, where)) if number in wanted else None
+                        number += 1
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable parquet file (after row {number}): {error}") from error
 
@@ -45,15 +60,6 @@ def _plain(batch: pa.RecordBatch, path: Path, before: int) -> list[dict[str, Any
                     where = f"{path}, row {before + row + 1}"
                     raise ValueError(f"{where}: {name!r} is not valid UTF-8: {error}") from error
         raise
-
-
-def count(path: Path) -> int:
-    """Rows of a parquet file, from its footer. Raises ValueError where it has none."""
-    try:
-        with pq.ParquetFile(path) as file:
-            return int(file.metadata.num_rows)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a readable parquet file: {error}") from error
 
 
 def picture_columns(schema: pa.Schema) -> list[str]:

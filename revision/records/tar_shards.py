@@ -10,12 +10,13 @@ from typing import Any
 
 from revision.pictures import Blob
 from revision.records.picture_files import ENDINGS
+from revision.records.spans import ALL, Spans
 
 _TEXTS = {"txt", "text", "caption", "cap"}
 
 
-def rows(path: Path, *, pictures: bool, others: bool = False) -> Iterator[tuple[str, Any]]:
-    """Yields (where, row) of each sample of a shard.
+def rows(path: Path, *, pictures: bool, others: bool = False, wanted: Spans = ALL) -> Iterator[tuple[str, Any] | None]:
+    """Yields (where, row) of each sample of a shard, None for those that are not wanted.
 
     A row holds the fields of the sample's `.json`, and besides: `id`, its name, where the `.json` has no `id`; `image`,
     its picture as a blob; `text`, its `.txt`, where the `.json` has no `text`. Further files are passed over, and so
@@ -25,11 +26,13 @@ def rows(path: Path, *, pictures: bool, others: bool = False) -> Iterator[tuple[
         pictures: False: the bytes of pictures are left out.
         others: where a sample has no picture and names none, its first file of an unknown ending takes that place.
             Whoever opens it can say of it by name what it is.
+        wanted: samples by number; of the others, the headers alone are read.
 
     Raises:
         ValueError: the shard is damaged, a `.json` or `.txt` in it is malformed, or a sample has two pictures.
     """
-    sample, number = _Sample(path), 0
+    number = 0
+    sample = _Sample(path, read=number in wanted)
     try:
         # Names are UTF-8 wherever the shard is read. What is not, becomes escapes that a sidecar can hold.
         with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as archive:
@@ -42,7 +45,7 @@ def rows(path: Path, *, pictures: bool, others: bool = False) -> Iterator[tuple[
                 if sample.files and key != sample.key:
                     number += 1
                     yield sample.row(archive, pictures=pictures, others=others)
-                    sample = _Sample(path)
+                    sample = _Sample(path, read=number in wanted)
                 sample.key = key
                 sample.add(archive, member, name, extension, pictures)
             _require_end(archive, path)
@@ -79,17 +82,24 @@ def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 class _Sample:
-    """The files of one sample that have been met so far."""
+    """The files of one sample that have been met so far.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the shard.
+        read: False: its files are counted, not read.
+    """
+
+    def __init__(self, path: Path, *, read: bool) -> None:
         self.key, self.files = "", 0
-        self._path = path
+        self._path, self._read = path, read
         self._held: dict[str, Any] = {}  # of "picture", "json" and "text" what is there
         self._other: tuple[str, tarfile.TarInfo] | None = None  # the first file of an unknown ending, unread
 
     def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, extension: str, pictures: bool) -> None:
         """Takes a file in. Raises ValueError for one that is malformed or of a kind that is there already."""
         self.files += 1
+        if not self._read:
+            return
         where = f"{self._path}, {name}"
         is_picture = extension.rpartition(".")[2] in ENDINGS
         field = "picture" if is_picture else "json" if extension == "json" else "text"
@@ -106,8 +116,10 @@ class _Sample:
         except ValueError as error:
             raise ValueError(f"{where} is not valid {'JSON' if field == 'json' else 'UTF-8'}: {error}") from error
 
-    def row(self, archive: tarfile.TarFile, *, pictures: bool, others: bool) -> tuple[str, Any]:
+    def row(self, archive: tarfile.TarFile, *, pictures: bool, others: bool) -> tuple[str, Any] | None:
         """Where the sample stands, and its row; of a sample of unknown files alone, the first of them is named."""
+        if not self._read:
+            return None
         where = f"{self._path}, sample {self.key}" if self._held or self._other is None else self._other[0]
         described = self._held.get("json", {})
         if not isinstance(described, dict):

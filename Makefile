@@ -37,31 +37,43 @@ format: $(SETUP) ## rewrite the code in the house format
 bench: $(NANO) ## speed of the parts, each against a limit; an hour, after `make run`
 	failed=0; for script in scripts/bench/*.py; do $(BIN)/python $$script || failed=1; done; exit $$failed
 
-nano-table: $(NANO) ## four alignments and real pairs: stage 1 with three seeds, stage 2 with one, one table
-	$(REVISION) run -m experiment=nano_table
-	$(REVISION) run -m experiment=nano_table $(PAIRS)
-	$(REVISION) run -m experiment=nano_table seed=0 $(BOTH)
-	$(REVISION) run -m experiment=nano_table seed=0 $(BOTH) $(PAIRS)
 PAIRS := alignment=realign pretrain.input=pairs
 BOTH  := run.steps=[embed,align,pretrain,instruct,evaluate] evaluate.models=[pretrain,instruct]
+SHORT := experiment=nano_map pretrain.trainer.max_steps=300
+# Several sweeps: one that fails does not keep the next from running, and make fails in the end.
+SWEEP_ALL = failed=0; sweep() { $(REVISION) run -m "$$@" || failed=1; }
+
+nano-table: $(NANO) ## four alignments and real pairs: stage 1 with three seeds, stage 2 with one, one table
+	$(SWEEP_ALL); \
+	sweep experiment=nano_table; \
+	sweep experiment=nano_table $(PAIRS); \
+	sweep experiment=nano_table seed=0 $(BOTH); \
+	sweep experiment=nano_table seed=0 $(BOTH) $(PAIRS); \
+	exit $$failed
 
 nano-ours: $(NANO) ## an alignment of our own in the table of nano-table, three seeds
 	$(REVISION) run -m experiment=nano_table alignment=shrunk_ot
 
 nano-map: $(NANO) ## where alignment matters: steps, depth, amount of text, and the gap (which needs npm)
-	$(REVISION) run -m experiment=nano_map
-	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=300 model.projector.depth=1,3
-	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=300 pretrain.limit=1000,3000
-	$(REVISION) run -m experiment=nano_temperature
-	$(REVISION) run -m experiment=nano_map pretrain.trainer.max_steps=300 encoder=nano_temperature contrast.logit_scale=10.0,30.0
+	$(SWEEP_ALL); \
+	sweep experiment=nano_map; \
+	sweep $(SHORT) model.projector.depth=1,3; \
+	sweep $(SHORT) pretrain.limit=1000,3000; \
+	sweep experiment=nano_temperature; \
+	sweep $(SHORT) encoder=nano_temperature contrast.logit_scale=10.0,30.0; \
+	exit $$failed
 
 nano-scaling: $(NANO) ## how many texts are worth one image-caption pair, at equal steps
-	$(REVISION) run -m experiment=nano_scaling
-	$(REVISION) run -m experiment=nano_scaling pretrain.input=pairs pretrain.limit=500,1200,3000,5000
+	$(SWEEP_ALL); \
+	sweep experiment=nano_scaling; \
+	sweep experiment=nano_scaling pretrain.input=pairs pretrain.limit=500,1200,3000,5000; \
+	exit $$failed
 
 nano-tokens: $(NANO) ## how many visual tokens one embedding needs, as copies and as slots
-	$(REVISION) run -m experiment=nano_tokens
-	$(REVISION) run -m experiment=nano_tokens model.num_visual_tokens=576 model.visual_tokens=repeat
+	$(SWEEP_ALL); \
+	sweep experiment=nano_tokens; \
+	sweep experiment=nano_tokens model.num_visual_tokens=576 model.visual_tokens=repeat; \
+	exit $$failed
 
 keep: ## what the jobs of a sweep said, without their models, into docs/results; SWEEP=nano_table
 	mkdir -p docs/results

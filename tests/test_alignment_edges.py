@@ -194,3 +194,14 @@ def test_the_image_side_is_what_pictures_become(method: str) -> None:
     np.testing.assert_array_equal(found, fitted.apply_to_images(image))
     assert side.dim == DIM
     assert (np.abs(found - image).max() > 1e-6) == fitted.moves_images == isinstance(fitted, Unicorn)
+
+
+def test_a_method_loads_its_own_alignments(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    text, image = rng.normal(size=(40, 6)) + 1, rng.normal(size=(30, 6)) - 1
+    fitted = ReAlign(centroid_steps=2).fit(text, image)
+    fitted.save(tmp_path / "a")
+    found = ReAlign.load(tmp_path / "a")
+    assert type(found) is ReAlign and found.fingerprint() == fitted.fingerprint()
+    with pytest.raises(ValueError, match=r"a holds a ReAlign, not a C3; use load_alignment$"):
+        C3.load(tmp_path / "a")

@@ -17,7 +17,7 @@ from tiny_pairs import pairs_config, write_lines
 from revision.commands import contrast
 from revision.contrastive import features
 from revision.encoders.openclip_folder import read_config, read_weights, save_open_clip_folder
-from revision.schema import Config, ContrastConfig
+from revision.schema import Config, ContrastConfig, ContrastPart
 
 
 @pytest.fixture
@@ -125,3 +125,21 @@ def test_a_picture_that_is_missing(config: Config, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"training pairs: .*3\.png does not exist; mend the file or leave its pairs"):
         contrast.run(config)
     assert not (tmp_path / "stores/tiny/contrast-features/training.safetensors").exists()
+
+
+@pytest.mark.parametrize("part", ["heads", "all"])
+def test_texts_that_are_cut_are_counted(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    """Also where the features come from disk."""
+    config.contrast.train = ContrastPart[part]
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    long = " ".join(WORDS * 50)
+    write_lines(
+        tmp_path / "train.jsonl", [{**rows[0], "text": long}, *rows[1:3], {**rows[3], "text": long + " x"}, *rows[4:]]
+    )
+    for name in ("first", "again"):
+        trained(config, name)
+        said = " ".join(capsys.readouterr().out.split())
+        assert "training pairs: 2 of 12 texts are longer than the encoder reads, and are cut" in said
+        assert "validation pairs: 0" not in said and "of 4 texts are longer" not in said

@@ -273,6 +273,22 @@ class Alignment(ABC):
             tensors[f"{name}.scatter"] = torch.tensor(side.scatter, dtype=torch.float64)
         files.write(Path(path), self.facts(), tensors)
 
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read an alignment of this method that `save` wrote; `load_alignment` reads those of any method.
+
+        Raises:
+            ValueError: as `load_alignment`, or the folder holds an alignment of another method.
+        """
+        from revision.alignment.loading import load_alignment
+
+        found = load_alignment(path)
+        if not isinstance(found, cls):
+            raise ValueError(
+                f"{path} holds a {type(found).__name__}, not a {cls.__name__}; read it with load_alignment"
+            )
+        return found
+
     def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Self:
         """Take over what `save` wrote; `load_alignment` is the way to call this."""
         text, image = (

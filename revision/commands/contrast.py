@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 from revision.schema import Config, ContrastPart
 
 if TYPE_CHECKING:
-    import torch
-
-    from revision.contrastive import ContrastSettings, PairInputs, Snapshot, TrainedPart
+    from revision.contrastive import ContrastSettings, PairInputs, Snapshot, TowerInputs, TrainedPart
     from revision.encoders import OpenClipEncoder
     from revision.records import Pair
 
@@ -201,7 +199,7 @@ def _inputs(
     """What the part that trains receives for every distinct picture and text of the pairs."""
     from revision.contrastive import PairInputs, distinct, tower_features, whole_inputs
     from revision.pictures import decoding_workers
-    from revision.progress import progress_bar
+    from revision.progress import progress_bar, say
 
     if not pairs:
         raise ValueError(f"{what} pairs: the file holds no pairs; contrast needs some")
@@ -212,7 +210,7 @@ def _inputs(
     texts, text_of = distinct(pair.text for pair in pairs)
     files = [Path(name) for name in names]
 
-    def compute() -> tuple[torch.Tensor, torch.Tensor]:
+    def compute() -> TowerInputs:
         """What trains reads these: features of locked towers, or pixels and token ids."""
         with progress_bar("items") as progress:
             task = progress.add_task(f"inputs, {what} pairs", total=len(files) + len(texts))
@@ -229,8 +227,12 @@ def _inputs(
                 raise ValueError(f"{what} pairs: {error}") from error
 
     if config.contrast.train is ContrastPart.all:
-        return PairInputs(*compute(), image_of, text_of)
-    return PairInputs(*_kept(config, encoder, part, files, texts, what, compute), image_of, text_of)
+        found = compute()
+    else:
+        found = _kept(config, encoder, part, files, texts, what, compute)
+    if found.cut:
+        say(f"{what} pairs: {found.cut:,} of {len(texts):,} texts are longer than the encoder reads, and are cut")
+    return PairInputs(found.images, found.texts, image_of, text_of)
 
 
 def _kept(
@@ -240,8 +242,8 @@ def _kept(
     files: Sequence[Path],
     texts: Sequence[str],
     what: str,
-    compute: Callable[[], tuple[torch.Tensor, torch.Tensor]],
-) -> tuple[torch.Tensor, torch.Tensor]:
+    compute: Callable[[], TowerInputs],
+) -> TowerInputs:
     """Features of locked towers, from disk where they are known: they do not depend on the settings of the heads."""
     import torch
 

@@ -2,6 +2,7 @@
 
 from revision.contrastive.features import (
     PairInputs,
+    TowerInputs,
     distinct,
     head_inputs,
     load_or_compute,
@@ -25,6 +26,7 @@ __all__ = [
     "ContrastSettings",
     "PairInputs",
     "Snapshot",
+    "TowerInputs",
     "TrainedPart",
     "distinct",
     "distinct_batches",

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +47,14 @@ class PairInputs:
 
     def __len__(self) -> int:
         return len(self.image_of)
+
+
+class TowerInputs(NamedTuple):
+    """Features or inputs of distinct pictures and texts, and how many of the texts the encoder cut to read them."""
+
+    images: torch.Tensor
+    texts: torch.Tensor
+    cut: int
 
 
 def distinct(values: Iterable[str]) -> tuple[list[str], torch.Tensor]:
@@ -83,7 +92,7 @@ def tower_features(
     batch_size: int,
     workers: int,
     advance: Callable[[int], object],
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> TowerInputs:
     """The locked towers' features of pictures and texts.
 
     Args:
@@ -99,6 +108,7 @@ def tower_features(
     Raises:
         ValueError: a picture that cannot be read.
     """
+    before = encoder.cut_texts
     images: list[torch.Tensor] = []
     for pixels in _pixels(encoder, files, batch_size, workers):
         images.append(head_inputs(model.visual.head, model.encode_image, pixels.to(encoder.device)))
@@ -111,7 +121,7 @@ def tower_features(
         advance(len(positions))
     order = torch.argsort(torch.from_numpy(np.concatenate(places))).to(encoder.device)
     # Contiguous, as they come back from disk: another layout in memory may mean another order of summation.
-    return torch.cat(images).contiguous(), torch.cat(rows)[order]
+    return TowerInputs(torch.cat(images).contiguous(), torch.cat(rows)[order], encoder.cut_texts - before)
 
 
 def whole_inputs(
@@ -122,7 +132,7 @@ def whole_inputs(
     batch_size: int,
     workers: int,
     advance: Callable[[int], object],
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> TowerInputs:
     """Pixels and token ids for a model whose towers train too; arguments and errors as for `tower_features`.
 
     All pictures are held in memory, 4 bytes a value: right for the small pictures that a small model is trained on.
@@ -136,7 +146,7 @@ def whole_inputs(
         advance(len(pixels))
     ids = encoder.tokenizer(list(texts))
     advance(len(ids))
-    return torch.cat(images).to(encoder.device), ids.to(encoder.device)
+    return TowerInputs(torch.cat(images).to(encoder.device), ids.to(encoder.device), encoder.count_cut(texts, ids))
 
 
 def _pixels(encoder: OpenClipEncoder, files: Sequence[Path], batch_size: int, workers: int) -> Iterator[torch.Tensor]:
@@ -168,8 +178,8 @@ def _size_and_time(file: Path) -> tuple[int, int]:
 
 
 def load_or_compute(
-    file: Path, fingerprint: str, device: torch.device, compute: Callable[[], tuple[torch.Tensor, torch.Tensor]]
-) -> tuple[tuple[torch.Tensor, torch.Tensor], bool]:
+    file: Path, fingerprint: str, device: torch.device, compute: Callable[[], TowerInputs]
+) -> tuple[TowerInputs, bool]:
     """Features of pictures and texts from a file, or computed and written there.
 
     Args:
@@ -183,17 +193,19 @@ def load_or_compute(
     """
     try:
         with safe_open(file, framework="pt", device=str(device)) as content:
-            if (content.metadata() or {}).get("fingerprint") == fingerprint:
-                return (content.get_tensor("images"), content.get_tensor("texts")), True
+            known = content.metadata() or {}
+            if known.get("fingerprint") == fingerprint and "cut" in known:
+                images, texts = content.get_tensor("images"), content.get_tensor("texts")
+                return TowerInputs(images, texts, int(known["cut"])), True
     except (FileNotFoundError, SafetensorError):
         pass  # nothing to be read back: computed as if it had never been there
-    images, texts = compute()
+    images, texts, cut = found = compute()
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     aside.touch()
     mode = aside.stat().st_mode
     tensors = {"images": images.cpu(), "texts": texts.cpu()}
-    save_file(tensors, aside, metadata={"format": "pt", "fingerprint": fingerprint})
+    save_file(tensors, aside, metadata={"format": "pt", "fingerprint": fingerprint, "cut": str(cut)})
     aside.chmod(mode)  # safetensors makes files that only their owner can read; a shared cache follows the umask
     os.replace(aside, file)
-    return (images, texts), False
+    return found, False

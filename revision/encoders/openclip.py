@@ -88,7 +88,7 @@ class OpenClipEncoder(TorchEncoder):
         towers read their whole context, and get it, in the order of the texts.
         """
         ids = self.tokenizer(list(texts))
-        self.cut_texts += self._count_cut(texts, ids)
+        self.cut_texts += self.count_cut(texts, ids)
         lengths = torch.full((len(ids),), ids.shape[1])
         tower = self.model.text if isinstance(self.model, open_clip.CustomTextCLIP) else None
         if isinstance(tower, HFTextEncoder):
@@ -97,8 +97,8 @@ class OpenClipEncoder(TorchEncoder):
         for positions in length_batches(lengths.tolist(), batch_size):
             yield positions, ids[positions, : int(lengths[positions].max())].to(self.device)
 
-    def _count_cut(self, texts: Sequence[str], ids: torch.Tensor) -> int:
-        """How many texts lost tokens: those whose ids change when the context has room for one more.
+    def count_cut(self, texts: Sequence[str], ids: torch.Tensor) -> int:
+        """How many texts lost tokens to become these ids: those that change when the context has room for one more.
 
         open_clip's tokenizers do not say it themselves. Only texts that reach the end of the context are read again.
         """

@@ -2,11 +2,12 @@
 
 python scripts/bench/alignment_fit.py [--quick] [--folder DIR]
 
-1  rows in a memory map: time beside sums over the same bytes in as many passes, numpy's own and the quickest that we
-   know (block by block through float32), and memory above the map
+1  rows in a memory map: time beside sums over the same bytes in as many passes, numpy's own on as many threads and the
+   quickest that we know (block by block through float32), and memory above the map
 2  the same statistics the plain way, in whole arrays, as a script of an evening has them
 3  time and memory as rows grow, of rows that are made while they are read
 4  two processes beside one
+5  on a GPU, where there is one, beside copying the rows there
 
 The map needs 5 GB in DIR (a temporary folder unless told); --quick makes everything smaller by a factor of 50.
 """
@@ -16,7 +17,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,17 +45,24 @@ def quickest_sum(rows: np.ndarray, block: int = 400) -> torch.Tensor:
     return total
 
 
+def plain_sum(rows: np.ndarray) -> np.ndarray:
+    """Column sums by numpy, float32 [d], of a share of the rows a thread."""
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(lambda share: share.sum(axis=0, dtype=np.float32), np.array_split(rows, threads)))
+
+
 def from_a_map(text: np.ndarray, image: np.ndarray) -> None:
     """Fit beside sums that read the same bytes as often."""
     passes = (text, image, text, text)
     alignment = ReAlign()
-    plain = seconds(lambda: [rows.sum(axis=0, dtype=np.float32) for rows in passes])
+    plain = seconds(lambda: [plain_sum(rows) for rows in passes])
     quickest = seconds(lambda: [quickest_sum(rows) for rows in passes])
     with PeakMemory() as memory:
         fit = seconds(lambda: alignment.fit(text, image))
     say(f"{len(text):,} rows of {DIM} float16 a side from a map; {PASSES}; {torch.get_num_threads()} thread(s)")
     report("fit", fit, "s")
-    report("fit / numpy's sums over the same bytes (one thread)", fit / plain, "", most=2)
+    report("fit / numpy's sums over the same bytes", fit / plain, "", most=2)
     report("fit / the quickest sums over them", fit / quickest, "")
     report("memory above the map", memory.bytes / GIB, "GiB", most=1)
 
@@ -115,7 +124,7 @@ def as_rows_grow(counts: list[int], dim: int) -> None:
         report(f"{count:,} rows a side: seconds a million", costs[-1], "s")
         report(f"{count:,} rows a side: memory, and what is left of it", memory.bytes / GIB, "GiB", most=1)
         assert anonymous() - before < GIB, "memory is given back"
-    report("cost of a row, most rows / second fewest", costs[-1] / costs[1], "", most=1.25)
+    report("cost of a row, most rows / the least of fewer", costs[-1] / min(costs[:-1]), "", most=1.25)
 
 
 def share_of_a_process(rank: int, world: int, text: str, image: str, rendezvous: str, answer: str) -> None:
@@ -146,6 +155,30 @@ def two_processes(folder: Path) -> None:
     report("time of one process / time of two", times[0] / times[1], "", least=1.7)
 
 
+def on_a_gpu(count: int) -> None:
+    """Rows that lie there; a copy reads and writes them, a fit reads them thrice."""
+    if not torch.cuda.is_available():
+        say("no GPU here: its copy bandwidth is not measured against")
+        return
+    text, image = (torch.from_numpy(unit_rows(count, DIM, seed)).cuda() for seed in (0, 1))
+
+    def timed(work: Callable[[], object]) -> float:
+        """Seconds on the device."""
+
+        def done() -> None:
+            """Waits for the device."""
+            work()
+            torch.cuda.synchronize()
+
+        return seconds(done, repeats=5)
+
+    copied = timed(text.clone)
+    fit = timed(lambda: ReAlign().fit(text, image, measure_gap=False))
+    say(f"{count:,} rows of {DIM} float16 a side on {torch.cuda.get_device_name()}; three passes")
+    report("fit", fit, "s")
+    report("share of the bandwidth of a copy", 100 * (3 / fit) / (2 / copied), "%")
+
+
 def main() -> None:
     """Measure all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -162,6 +195,7 @@ def main() -> None:
         from_a_map(text, image)
         two_processes(folder)
     beside_whole_arrays(*(unit_rows(200_000 // factor, DIM, seed) for seed in (0, 1)))
+    on_a_gpu(1_000_000 // factor)
     as_rows_grow([5_000, 20_000, 100_000] if options.quick else [10_000, 100_000, 1_000_000, 4_000_000], 256)
 
 

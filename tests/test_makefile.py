@@ -1,0 +1,27 @@
+"""The targets that are several sweeps: each is run, whatever became of those before it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SWEEPS = {"nano-table": 4, "nano-map": 5, "nano-scaling": 2, "nano-tokens": 2}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("target", SWEEPS)
+@pytest.mark.parametrize("failing", [None, 1, 2])
+def test_a_sweep_that_fails_does_not_cost_the_next(target: str, failing: int | None, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    stand_in = tmp_path / "revision"
+    stand_in.write_text(f'#!/bin/sh\necho "$@" >> {calls}\ntest "$(wc -l < {calls})" -ne {failing or 0}\n')
+    stand_in.chmod(0o755)
+    done = subprocess.run(["make", target, f"REVISION={stand_in}", "NANO="], cwd=ROOT, capture_output=True, text=True)
+    lines = calls.read_text().splitlines()
+    assert len(lines) == SWEEPS[target] and all(line.startswith("run -m experiment=nano_") for line in lines)
+    assert len({*lines}) == len(lines)
+    assert (done.returncode != 0) == (failing is not None)

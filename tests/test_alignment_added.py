@@ -47,6 +47,18 @@ class Part(Alignment):
 
 class Nameless(MeanShift):
     pass
+
+
+class Needy(MeanShift):
+    method = "needy"
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+
+class Bare(Alignment):
+    method = "bare"
 '''
 CONFIG = "method: part\noptions:\n  share: 0.25\n"
 
@@ -78,7 +90,7 @@ def in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "fake_maps-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: fake-maps\nVersion: 1.0\n")
     (place / "fake_maps-1.0.dist-info/entry_points.txt").write_text(
         "[revision.alignments]\npart = fake_maps:Part\nbroken = no_such_module:Part\nnameless = fake_maps:Nameless\n"
-        "number = fake_maps:DIM\nrealign = fake_maps:Part\n"
+        "number = fake_maps:DIM\nrealign = fake_maps:Part\nneedy = fake_maps:Needy\nbare = fake_maps:Bare\n"
     )
     monkeypatch.syspath_prepend(place)
     # for the steps of `run`, which are processes of their own
@@ -139,7 +151,7 @@ def test_its_options_are_part_of_what_the_run_depends_on(
         ("alignment.options.until=1", "alignment.options.until = 1: must be set as alignment.until."),
         ("alignment.options.seed=1", "alignment.options.seed = 1: must be set as seed."),
         ("alignment.method=parrt", "alignment.method = parrt: must be one of blockwise, c3, "),
-        ("alignment.method=parrt", "unicorn, broken, nameless, number, part (did you mean 'part'?); install"),
+        ("alignment.method=parrt", "unicorn, bare, broken, nameless, needy, number, part (did you mean 'part'?); "),
         ("gap.compare=[parrt]", "gap.compare = parrt: must be one of "),
         ("alignment.options.share=2", "share=2 must be from 0 to 1"),
         ("alignment.method=broken", "alignment method 'broken' of no_such_module:Part cannot be imported"),
@@ -157,6 +169,29 @@ def test_what_is_wrong_with_it_is_a_sentence(
     said = " ".join(capsys.readouterr().err.split())
     assert message in said and "Traceback" not in said
     assert not (tmp_path / "runs/test/align").exists()
+
+
+@pytest.mark.parametrize("code", ["import no_such_module\n", "def (:\n", "x = undefined_name\n"])
+def test_a_file_that_cannot_be_imported_is_a_sentence(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "damaged.py").write_text(code)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    place = r"^alignment method 'damaged' of .*damaged\.py"
+    with pytest.raises(ValueError, match=rf"{place} cannot be imported \(\w+Error: .*\); mend it, or install what"):
+        build_alignment(method="damaged")
+
+
+LACKING = [
+    ("needy", r"Needy\.__init__\(\) missing 1 required positional argument: 'share'"),
+    ("bare", "Can't instantiate abstract class Bare .*"),
+]
+
+
+@pytest.mark.parametrize(("method", "reason"), LACKING)
+def test_a_class_that_cannot_be_made_is_a_sentence(method: str, reason: str, in_a_package: None) -> None:
+    with pytest.raises(ValueError, match=rf"^alignment method {method} cannot be made \({reason}\); its class needs a"):
+        build_alignment(method=method)
 
 
 def test_a_package_takes_no_name_of_ours(in_a_package: None) -> None:

@@ -143,7 +143,7 @@ def test_training_learns_and_repeats_itself(model: open_clip.CustomTextCLIP) -> 
             advance=lambda done, total: steps.append((done, total)),  # noqa: B023 - called before the loop goes on
         )  # fmt: skip
         assert [report.get("step") for report in reports] == [0, 25, 50, 75, 100, 120]
-        assert last == reports[-1] and steps == [(number, 120) for number in range(1, 121)]
+        assert last == {**reports[-1], "left_out": 0} and steps == [(number, 120) for number in range(1, 121)]
         results.append((last, copy.deepcopy(model.state_dict())))
     assert reports[0]["image_to_text_r1"] < 0.3 < 0.6 < last["image_to_text_r1"]
     assert "loss" not in reports[0] and last["loss"] < reports[1]["loss"]
@@ -206,12 +206,84 @@ def test_batches_hold_no_picture_or_text_twice() -> None:
     assert torch.equal(torch.cat(again), used) and not torch.equal(torch.cat(other), used)
 
 
+def plain_batches(features: PairInputs, size: int, generator: torch.Generator) -> list[list[int]]:
+    """What `distinct_batches` says it gives, by going through all that wait for each batch."""
+    image_of, text_of = features.image_of.tolist(), features.text_of.tolist()
+    waiting = torch.randperm(len(features), generator=generator).tolist()
+    batches: list[list[int]] = []
+    while waiting:
+        batch: list[int] = []
+        for pair in waiting:
+            clash = any(image_of[pair] == image_of[one] or text_of[pair] == text_of[one] for one in batch)
+            if len(batch) < size and not clash:
+                batch.append(pair)
+        if len(batch) < size and batches:
+            break
+        batches.append(batch)
+        waiting = [pair for pair in waiting if pair not in batch]
+    return batches
+
+
+def test_batches_are_those_of_one_pass_after_the_other() -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(150):
+        count, pictures, texts, size = (int(rng.integers(1, most)) for most in (60, 40, 40, 12))
+        features = pairs(rng.integers(0, pictures, count).tolist(), rng.integers(0, texts, count).tolist())
+        found = contrastive.distinct_batches(features, size, torch.Generator().manual_seed(seed))
+        expected = plain_batches(features, size, torch.Generator().manual_seed(seed))
+        assert [batch.tolist() for batch in found] == expected
+
+
+def test_a_caption_that_half_of_the_pairs_share_costs_no_square_of_them() -> None:
+    """Looking through all that wait for each batch is 10^8 looks here; each pair is looked at a few times."""
+    count = 40_000
+
+    class Counted(list[int]):
+        looks = 0
+
+        def __getitem__(self, place: Any) -> Any:
+            Counted.looks += 1
+            return super().__getitem__(place)
+
+    features = pairs(list(range(count)), [0] * (count // 2) + list(range(1, count // 2 + 1)))
+    with pytest.MonkeyPatch.context() as patch:
+        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        order = Counted(drawn.tolist())
+        patch.setattr(torch, "randperm", lambda *_, **__: type("", (), {"tolist": lambda self: order})())
+        batches = list(contrastive.distinct_batches(features, 32, torch.Generator()))
+    assert len(batches) > 600 and Counted.looks < 5 * count
+
+
 def test_batches_use_every_pair_where_nothing_clashes() -> None:
     features = pairs(list(range(12)), list(range(12)))
     batches = list(contrastive.distinct_batches(features, 4, torch.Generator().manual_seed(0)))
     assert sorted(torch.cat(batches).tolist()) == list(range(12))
     (batch,) = contrastive.distinct_batches(features, 50, torch.Generator().manual_seed(0))
     assert sorted(batch.tolist()) == list(range(12))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_rows_that_are_no_numbers_are_refused_and_not_ranked_first(model: open_clip.CustomTextCLIP) -> None:
+    part = contrastive.heads_of(model)
+    train = features_of(model, 8)
+    with torch.no_grad():
+        next(iter(part.parameters.values())).fill_(math.nan)
+    with pytest.raises(ValueError, match=r"embeddings of the validation pairs are NaN or infinite at step 0; lower "):
+        contrastive.train(
+            part, pairs=train, validation=train, settings=SETTINGS, report=lambda _: None, advance=lambda *_: None
+        )
+
+
+def test_a_bias_of_the_logits_does_not_train(model: open_clip.CustomTextCLIP) -> None:
+    """SigLIP's loss has one; in CLIP's it cancels, so it gets no gradient and must not be expected to move."""
+    model.logit_bias = torch.nn.Parameter(torch.tensor(-10.0))
+    part = contrastive.whole(model)
+    assert {"logit_scale", "logit_bias"}.isdisjoint(part.parameters)
+    inputs = PairInputs(pixels(8), tokens(8), torch.arange(8), torch.arange(8))
+    contrastive.train(
+        part, pairs=inputs, validation=inputs, settings=SETTINGS, report=lambda _: None, advance=lambda *_: None
+    )
+    assert float(model.logit_bias.detach()) == -10.0
 
 
 def test_distinct_values() -> None:

@@ -108,6 +108,12 @@ def test_id_without_embedding(opened: EmbeddingStore, missing: str) -> None:
         opened.index_of(["id-0", missing])
 
 
+def test_ids_that_are_not_there_are_told_apart(opened: EmbeddingStore) -> None:
+    ids = opened.ids()
+    np.testing.assert_array_equal(opened.find(["nobody", ids[5], "", ids[0]]), [-1, 5, -1, 0])
+    assert opened.find([]).tolist() == []
+
+
 def test_colliding_hashes_never_give_a_wrong_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "hash_id", lambda identity: len(identity))
     monkeypatch.setattr(store, "hash_id", lambda identity: len(identity))

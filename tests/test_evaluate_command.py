@@ -214,3 +214,13 @@ def test_questions_alone(config: Config, finish_stage: Callable[..., Path]) -> N
     folder = Path(config.runs) / "test/evaluate"
     assert json.loads((folder / "pretrain/scores.json").read_text())["pictures"] == {}
     assert not (folder / "sheet.png").exists()
+
+
+def test_scores_that_are_no_numbers_are_a_sentence() -> None:
+    rows = [{"row": "picture", "id": "p0", "nll": 1.0}, {"row": "picture", "id": "p1", "nll": 2.0, "top": ["a", "b"]}]
+    evaluate._require_numbers(rows, "pretrain")
+    for value in (float("nan"), [1.0, float("-inf")]):
+        with pytest.raises(
+            ValueError, match=r"^pretrain gives nll = .* for picture 'p1', which is no number: score it"
+        ):
+            evaluate._require_numbers([rows[0], {**rows[1], "nll": value}], "pretrain")

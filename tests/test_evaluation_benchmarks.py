@@ -1,6 +1,7 @@
 """Benchmark files: tracks, splits, limits, and the sentences for what is wrong in them. Draws of an evaluation."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,14 @@ def test_other_pictures_have_other_names() -> None:
         ValueError, match=r"all 3 pictures of a track are named 'cat'; the margin needs two: raise evaluate\.limit"
     ):
         other_pictures(["cat"] * 3, others=2, seed=0)
+
+
+def test_other_pictures_take_memory_with_the_pictures_and_not_their_square() -> None:
+    names = [f"name {number % 40}" for number in range(4000)]
+    tracemalloc.start()
+    try:
+        found = other_pictures(names, others=4, seed=0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.shape == (4000, 4) and peak < 2e6  # one list of the others each is 125 MB

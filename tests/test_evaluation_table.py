@@ -52,16 +52,21 @@ def write_job(
     depth: int = 2,
     pictures: int = 6,
     model: str = "pretrain",
+    options: dict[str, float] | None = None,
     **pretrain: Any,
 ) -> None:
     """A job with scores; the higher its quality, the likelier each caption. `pretrain`: further fields of stage 1."""
-    more = "".join(f"-{name}-{value}" for name, value in pretrain.items())
+    more = "".join(f"-{name}-{value}" for name, value in {**pretrain, **(options or {})}.items())
     evaluated = folder / f"{arm}-{seed}-{steps}-{depth}{more}" / "evaluate"
     (evaluated / model).mkdir(parents=True)
     config = {
         "name": evaluated.parent.name,
         "seed": seed,
-        "alignment": {"method": "none" if arm == "pairs" else arm, "noise_std": 0.1 if arm == "c3" else 0.0},
+        "alignment": {
+            "method": "none" if arm == "pairs" else arm,
+            "noise_std": 0.1 if arm == "c3" else 0.0,
+            "options": options or {},
+        },
         "pretrain": {
             "input": "pairs" if arm == "pairs" else "text",
             "trainer": {"max_steps": steps, "warmup": steps / 10},
@@ -159,6 +164,18 @@ def test_swept_fields_leave_out_what_follows_from_others(tmp_path: Path) -> None
     write_job(tmp_path, "c3", 0, steps=600)
     write_job(tmp_path, "c3", 0, depth=3)
     assert swept_fields(read_jobs(tmp_path)) == ["model.projector.depth", "pretrain.trainer.max_steps"]
+
+
+def test_a_key_of_an_open_mapping_that_is_absent_is_at_its_default(tmp_path: Path) -> None:
+    """As another value it makes another setting; as nothing it would make the runs repetitions of one."""
+    for seed, options in ((0, None), (1, None), (0, {"share": 0.5}), (1, {"share": 0.5})):
+        write_job(tmp_path, "realign", seed, options=options)
+    jobs = read_jobs(tmp_path)
+    assert swept_fields(jobs) == ["alignment.options.share"]
+    groups = group_jobs(jobs, swept_fields(jobs))
+    assert {(group.settings, tuple(job.seed for job in group.jobs)) for group in groups} == {
+        ((("alignment.options.share", None),), (0, 1)), ((("alignment.options.share", 0.5),), (0, 1)),
+    }  # fmt: skip
 
 
 def test_numbers_over_seeds_are_paired(tmp_path: Path) -> None:

@@ -232,6 +232,20 @@ def test_gap_measures_pairs_where_there_are_some(corpus: Path) -> None:
     assert sum(energy.values()) == pytest.approx(2 - 2 * found["realign"]["cosine"], rel=1e-5)
 
 
+def test_pairs_of_one_id_are_counted(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures with five captions each: one of them is measured, and the others are spoken of."""
+    rows = [{"id": f"i{number // 5}", "image": f"{number // 5}.png", "text": f"x {number}"} for number in range(50)]
+    (corpus / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_store(corpus / "stores/tiny/captions", unit_rows(40, 3, 0.5), "text", "i")
+    config = make_config(corpus, pairs=str(corpus / "pairs.jsonl"))
+    config.data.texts = "captions"
+    config.data.sources["captions"] = config.data.sources.pop("texts")
+    align.run(config)
+    gap.run(config)
+    assert "pairs: 40 of 50 have the id of one before, and are left out" in " ".join(capsys.readouterr().out.split())
+    assert read_report(corpus)["pairs"]["records"] == 10 and read_report(corpus)["pairs"]["repeated_ids"] == 40
+
+
 def test_gap_needs_align_first(corpus: Path) -> None:
     with pytest.raises(ValueError, match=r"`align` never ran there: run `revision align`"):
         gap.run(make_config(corpus))

@@ -18,7 +18,7 @@ from revision.geometry.frame import fit_frame
 from revision.geometry.held_out import Domain, domain_transfer, size_curve
 from revision.geometry.page import write_page
 from revision.geometry.paired import compare_pairs
-from revision.geometry.plots import draw_all
+from revision.geometry.plots import _spread, draw_all
 from revision.geometry.report import Comparison, compare, count_steps
 from revision.geometry.table import tables
 
@@ -213,3 +213,11 @@ def test_what_was_left_out_stands_on_the_page(sides: tuple[np.ndarray, np.ndarra
     found = compare(image, text, {}, neighbours=[3])
     report = report_of(found, sides, everything=False) | {"pairs_left_out": "0 of the 9 pairs have rows."}
     assert "0 of the 9 pairs have rows." in write_page("x", report, [])
+
+
+def test_plotted_rows_lie_all_over_the_sample() -> None:
+    """Samples are sorted by row: the first of them are one end of the store."""
+    rows = np.arange(10_000.0)[:, None]
+    shown = _spread(rows, 2000)[:, 0]
+    assert len(shown) == 2000 and shown[0] == 0 and shown[-1] == 9999 and np.diff(shown).max() <= 6
+    np.testing.assert_array_equal(_spread(rows[:7], 2000), rows[:7])

@@ -158,6 +158,20 @@ def test_pictures_inside_of_files(tmp_path: Path) -> None:
         assert records.count_records(location, "image") == 2
 
 
+@pytest.mark.parametrize("form", ["saved", "parquet"])
+def test_records_of_pictures_alone(tmp_path: Path, form: str) -> None:
+    """Without its column of pictures such a table has no column, but still its rows."""
+    rows = [{"image": {"bytes": png(number), "path": None}} for number in range(3)]
+    dataset = datasets.Dataset.from_list(rows, features=datasets.Features({"image": datasets.Image()}))
+    location = tmp_path / "only"
+    if form == "saved":
+        dataset.save_to_disk(location)
+    else:
+        dataset.to_parquet(location)
+    assert records.count_records(location, "image", {"id": "#"}) == 3
+    assert [image.id for image in records.read_images(location, fields={"id": "#"})] == ["0", "1", "2"]
+
+
 def test_counting_reads_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = write_tar(tmp_path / "shard.tar", {f"{number}.png": png(number) for number in range(3)})
     monkeypatch.setattr(tarfile.TarFile, "extractfile", None)

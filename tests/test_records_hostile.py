@@ -30,6 +30,7 @@ GOOD = b'{"id": "a", "text": "a cat"}\n'
 DEEP = b'{"id": "a", "text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}\n"
 
 # File name, content, and what it gives: texts by id, or a sentence.
+FLIPPED = bytes(byte ^ 0x5A if 40 < place < 90 else byte for place, byte in enumerate(gzip.compress(GOOD * 3000)))
 FILES: list[tuple[str, str, bytes, dict[str, str] | str]] = [
     ("byte order mark", "t.jsonl", b"\xef\xbb\xbf" + GOOD, {"a": "a cat"}),
     ("windows line ends", "t.jsonl", GOOD.replace(b"\n", b"\r\n"), {"a": "a cat"}),
@@ -84,6 +85,8 @@ FILES: list[tuple[str, str, bytes, dict[str, str] | str]] = [
     ("a pointer of git-lfs", "t.parquet", b"version https://git-lfs.github.com/spec/v1\n", "not a readable parquet"),
     ("half of a parquet file", "t.parquet", b"PAR1" + b"\0" * 40, "is not a readable parquet file"),
     ("half of a gzip file", "t.jsonl.gz", gzip.compress(GOOD * 3000)[:-30], "is damaged|is a damaged gzip file"),
+    ("a gzip file with flipped bytes", "t.jsonl.gz", FLIPPED, "is damaged|is a damaged gzip file"),
+    ("half of a small gzip file", "t.json.gz", gzip.compress(GOOD)[:-12], "is damaged|is a damaged gzip file"),
     ("an empty tar file", "t.tar", b"", "is not a whole, uncompressed tar shard"),
 ]  # fmt: skip
 

@@ -25,7 +25,7 @@ def build_alignment(*, method: str, **settings: Any) -> Alignment:
         if name not in cls.settings:
             has = f"has {', '.join(cls.settings)}" if cls.settings else "has none"
             raise ValueError(f"alignment method {method} has no setting {name!r}; it {has}")
-    return cls(**{name: value for name, value in settings.items() if value is not None})
+    return _made(cls, {name: value for name, value in settings.items() if value is not None})
 
 
 def load_alignment(path: str | Path) -> Alignment:
@@ -51,7 +51,18 @@ def load_alignment(path: str | Path) -> Alignment:
                 f"{file} has a parameter {name!r}, which {cls.method} lacks in this version: {files.AGAIN}"
             )
     try:
-        alignment = cls(**facts["parameters"])
+        alignment = _made(cls, facts["parameters"])
     except ValueError as error:
         raise ValueError(f"{file} has a parameter that {cls.method} refuses ({error}): {files.AGAIN}") from error
     return alignment.restore(facts, tensors)
+
+
+def _made(cls: type[Alignment], settings: dict[str, Any]) -> Alignment:
+    """An unfitted alignment. Raises ValueError also for a class that lacks a default or a method."""
+    try:
+        return cls(**settings)
+    except TypeError as error:
+        raise ValueError(
+            f"alignment method {cls.method} cannot be made ({error}); its class needs a default for each argument, and "
+            "the methods _solve and _map"
+        ) from error

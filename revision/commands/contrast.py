@@ -59,6 +59,8 @@ def run(config: Config) -> None:
             advance=lambda done, total: progress.update(task, completed=done, total=total),
             observe=_frame_observer(config, trace_file, validation),
         )  # fmt: skip
+    if metrics["left_out"] > 0.01:  # a last batch that is not full is nothing to speak of
+        say(f"{metrics['left_out']:.0%} of the pairs sat out: too many share a picture or a text to meet in a batch")
     trace = read_trace(trace_file)
     save_frame_figure(trace, folder / "frame.png")
     output = _save(config, folder, init, part)

@@ -81,6 +81,8 @@ def run(config: Config) -> None:
         found[label] = {"model": label, "folder": str(path), "split": settings.split} | scores(
             predictions[label], resamples=settings.bootstrap, seed=settings.seed
         )
+        del reader  # the next one may need the memory
+        _require_numbers(predictions[label], label)
         write_json_lines(folder / label / "predictions.jsonl", predictions[label])
         write_json(folder / label / "scores.json", found[label])
     write_text(folder / "table.md", report(found, title=f"{config.name}: {settings.split} pictures"))
@@ -237,6 +239,20 @@ def _predictions(config: Config, reader: Reader, benchmark: _Benchmark, *, is_as
             spare_tokens=settings.spare_tokens,
         )
     return rows
+
+
+def _require_numbers(rows: list[dict[str, Any]], label: str) -> None:
+    """Holds that no score is NaN or infinite, as where half precision overflows."""
+    import math
+
+    for row in rows:
+        for name, value in row.items():
+            values = value if isinstance(value, list) else [value]
+            if any(isinstance(one, float) and not math.isfinite(one) for one in values):
+                raise ValueError(
+                    f"{label} gives {name} = {value} for {row['row']} {row['id']!r}, which is no number: score it with "
+                    "evaluate.dtype=float32, or train it again if its weights are none either"
+                )
 
 
 def _draw_sheet(

@@ -235,14 +235,21 @@ def _held_out(
 def _find_pairs(config: Config, sides: _Sides) -> tuple[PairRows, dict[str, Any]] | None:
     """Rows of `data.pairs`, and what the report says of them all; before anything is measured, since it may refuse."""
     from revision.geometry.pair_rows import find_pairs, what_lacks
+    from revision.progress import say
     from revision.records import read_pairs
 
     if config.data.pairs is None:
         return None
-    captions = {pair.id: pair.text for pair in read_pairs(Path(config.data.pairs))}
+    captions: dict[str, str] = {}
+    repeated = 0
+    for pair in read_pairs(Path(config.data.pairs)):
+        repeated += pair.id in captions
+        captions.setdefault(pair.id, pair.text)
+    if repeated:
+        say(f"pairs: {repeated:,} of {len(captions) + repeated:,} have the id of one before, and are left out")
     found = find_pairs(captions, sides.captions, sides.image)
     if len(found.text) >= FEWEST_PAIRS:
-        return found, {"records": len(captions), "matched_by": found.matched_by}
+        return found, {"records": len(captions), "repeated_ids": repeated, "matched_by": found.matched_by}
     lacking = "; ".join(what_lacks(sides.captions, sides.image))
     why = f"too few to measure ({lacking})" if lacking else "too few to measure"
     remedy = "embed their captions as a text source and name it in gap.captions"

@@ -57,7 +57,9 @@ def heads_of(model: nn.Module) -> TrainedPart:
 
 
 def whole(model: nn.Module) -> TrainedPart:
-    """All parameters. Inputs are preprocessed pictures [n, 3, height, width] and token ids [n, context_length].
+    """All parameters but the temperature, and the bias of the logits, which CLIP's loss does not see.
+
+    Inputs are preprocessed pictures [n, 3, height, width] and token ids [n, context_length].
 
     Raises:
         ValueError: not a CustomTextCLIP.
@@ -68,10 +70,11 @@ def whole(model: nn.Module) -> TrainedPart:
             "set custom_text to true in its model_cfg"
         )
     model.requires_grad_(True)
+    apart = {"logit_scale", "logit_bias"}
     return TrainedPart(
         name="the model",
         model=model,
-        parameters={name: value for name, value in model.named_parameters() if name != "logit_scale"},
+        parameters={name: value for name, value in model.named_parameters() if name not in apart},
         locked=frozenset(),
         modules=(model,),
         image=model.encode_image,

@@ -7,8 +7,8 @@ align.
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -64,27 +64,45 @@ def distinct_batches(features: PairInputs, batch_size: int, generator: torch.Gen
     random order; one that clashes with its batch waits for the next. The pairs left when no full batch can be formed
     sit out this epoch, unless there is no full batch at all: then one smaller batch is the epoch.
     """
-    image_of, text_of = features.image_of.tolist(), features.text_of.tolist()
-    waiting = deque(torch.randperm(len(features), generator=generator).tolist())
+    keys = list(zip(features.image_of.tolist(), (-1 - text for text in features.text_of.tolist()), strict=True))
+    order = torch.randperm(len(features), generator=generator).tolist()
+    # A pair that has clashed waits under the picture or text that it clashed over, of whose pairs a batch takes one at
+    # most: so a batch looks at the first of each such queue alone, and an epoch costs what sorting does, however many
+    # pairs share a caption. `heads` holds (place of the first pair in `order`, key); an entry may be out of date.
+    queues: dict[int, list[int]] = {}
+    heads: list[tuple[int, int]] = []
+    fresh = 0
     first = True
-    while waiting:
+    while fresh < len(order) or heads:
         batch: list[int] = []
-        later: list[int] = []
-        images: set[int] = set()
-        texts: set[int] = set()
-        while waiting and len(batch) < batch_size:
-            pair = waiting.popleft()
-            if image_of[pair] in images or text_of[pair] in texts:
-                later.append(pair)
+        used: set[int] = set()
+        later: set[int] = set()  # keys whose queues have a part in the next batch again
+        while len(batch) < batch_size and (heads or fresh < len(order)):
+            if heads:
+                place, key = heapq.heappop(heads)
+                if not queues[key] or queues[key][0] != place:
+                    continue
+                if key in used:
+                    later.add(key)
+                    continue
+                heapq.heappop(queues[key])
+                if queues[key]:
+                    heapq.heappush(heads, (queues[key][0], key))
             else:
-                batch.append(pair)
-                images.add(image_of[pair])
-                texts.add(text_of[pair])
+                place, fresh = fresh, fresh + 1
+            clash = next((key for key in keys[order[place]] if key in used), None)
+            if clash is None:
+                batch.append(order[place])
+                used.update(keys[order[place]])
+            else:
+                heapq.heappush(queues.setdefault(clash, []), place)
+                later.add(clash)
         if len(batch) < batch_size and not first:
             return
         yield torch.tensor(batch)
         first = False
-        waiting.extendleft(reversed(later))
+        for key in later:
+            heapq.heappush(heads, (queues[key][0], key))
 
 
 def warmup_steps(steps: int, warmup: float) -> int:
@@ -120,7 +138,7 @@ def train(
         observe: receives the validation pairs whenever `report` is called, before it.
 
     Returns:
-        The last report.
+        The last report, and `left_out`, the share of pairs that sat out, over all epochs.
 
     Raises:
         ValueError: fewer than two distinct pairs to contrast, or a loss that is not finite.
@@ -138,6 +156,11 @@ def train(
     def measure(step: int, **training: float) -> dict[str, float]:
         """Retrieval and gap on the validation pairs, reported and handed to the observer; gives what was measured."""
         images, texts = unit_rows(part, validation)
+        if not (bool(images.isfinite().all()) and bool(texts.isfinite().all())):  # NaN would rank first everywhere
+            raise ValueError(
+                f"embeddings of the validation pairs are NaN or infinite at step {step}; lower "
+                f"contrast.learning_rate={settings.learning_rate}, or check the weights it starts from"
+            )
         scale = float(part.model.logit_scale.detach().exp())
         if observe is not None:
             observe(Snapshot(step, len(batches), images, texts, scale))
@@ -146,6 +169,7 @@ def train(
         return measured
 
     measured = measure(0)
+    left_out = settings.epochs * len(pairs) - sum(map(len, batches))
     for step, batch in enumerate(batches, start=1):
         rate = learning_rate_at(step - 1, steps=len(batches), warmup=settings.warmup, peak=settings.learning_rate)
         for group in optimizer.param_groups:
@@ -162,7 +186,7 @@ def train(
     unmoved = [name for name, value in part.parameters.items() if torch.equal(value, before[name])]
     assert not unmoved, f"these parameters did not move: {unmoved}"
     assert _locked_sha256(part) == locked, "a locked tower moved"
-    return measured
+    return {**measured, "left_out": left_out / (settings.epochs * len(pairs))}
 
 
 def _locked_sha256(part: TrainedPart) -> str:

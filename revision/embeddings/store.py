@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,8 @@ class EmbeddingStore:
     Opening reads the manifest and nothing else. Rows come from memory maps, so that processes on one machine share one
     copy in the page cache; ids and payloads are read shard by shard when asked for.
     """
+
+    _remedy: ClassVar[str] = "embed the records that hold it, or look for it in rejected.jsonl there"
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -107,11 +109,23 @@ class EmbeddingStore:
     def index_of(self, ids: Sequence[str]) -> np.ndarray:
         """Row numbers of ids, int64 [n].
 
-        Candidates come from the hash index and are compared with the ids in the sidecars of the shards they lie in, so
-        that a collision of hashes never gives a wrong row.
-
         Raises:
             ValueError: an id without an embedding; names the first.
+        """
+        found = self.find(ids)
+        missing = np.flatnonzero(found < 0)
+        if missing.size:
+            raise ValueError(
+                f"id {ids[missing[0]]!r} has no embedding in {self.path} ({missing.size} of {len(ids)} ids have none); "
+                f"{self._remedy}"
+            )
+        return found
+
+    def find(self, ids: Sequence[str]) -> np.ndarray:
+        """Row numbers of ids, int64 [n]; -1 where there is no such row.
+
+        Candidates come from the hash index and are compared with the ids in the sidecars of the shards they lie in, so
+        that a collision of hashes never gives a wrong row.
         """
         index_hashes = self._index(INDEX_HASHES)
         hashes = np.fromiter(map(hash_id, ids), dtype=np.uint64, count=len(ids))
@@ -125,12 +139,6 @@ class EmbeddingStore:
         for position, row, identity in zip(asked.tolist(), candidates.tolist(), candidate_ids, strict=True):
             if identity == ids[position]:
                 found[position] = row
-        missing = np.flatnonzero(found < 0)
-        if missing.size:
-            raise ValueError(
-                f"id {ids[missing[0]]!r} has no embedding in {self.path} ({missing.size} of {len(ids)} ids have none); "
-                "embed the records that hold it, or look for it in rejected.jsonl there"
-            )
         return found
 
     def ids(self, index: int | slice | np.ndarray = slice(None)) -> list[str]:

@@ -9,10 +9,10 @@ An answer is read by the first of these rules that decides; where none does, it 
 5. Of the texts, exactly one stands in it; of texts that stand in one another, the longest counts.
 6. Of all choices, exactly one stands in it as a word of its own, outside of the texts.
 
-Single letters are choices as capitals alone, and two of them are words as well: an `A` before a word in small letters
-is an article unless that word follows letters (`A is right`, `A or B`), an `I` before one or before an apostrophe is a
-pronoun. These are the rules that evaluations without a judge share, made stricter where those read what nobody wrote;
-which the paper used, it does not say.
+Single letters are choices as capitals alone, and two of them are words as well. An `A` that begins a sentence, before
+a word in small letters, is an article unless that word follows letters (`A is right`, `A or B`); an `I` before one or
+before an apostrophe is a pronoun. These are the rules that evaluations without a judge share, made stricter where those
+read what nobody wrote; which the paper used, it does not say.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ from collections.abc import Sequence
 _MARKS = " \t\n.,:;!?()[]{}'\"*`"
 _VERDICT = re.compile(r"(?i:\banswer\s*(?:is|:|=)+)[\s\"'*:(\[]*([A-Za-z]+)\b|\\boxed\{[\s(]*(?:\\text\{)?([A-Za-z]+)")
 _MENTION = re.compile(r"(?i:\b(?:option|choice))\s*[\"'*:(\[]*([A-Za-z]+)\b")
-_AFTER_A_LETTER = r"(?:is|was|or|and|because|since|as|seems|looks|would|must|should)\b"
-_WORD_A = re.compile(rf"\bA\b(?=\s+(?!{_AFTER_A_LETTER})[a-z]|-)")
+_AFTER_A_LETTER = (
+    r"(?:is|was|or|and|nor|but|not|over|rather|instead|than|vs|versus|because|since|as|while|seems|looks|fits|matches|"
+    r"shows|describes|would|must|should)\b"
+)
+_SENTENCE = r"(?:^|[.!?:;\n\"'*(\[]\s*)"  # what an article with a capital stands behind
+_WORD_A = re.compile(rf"(?:(?P<before>{_SENTENCE})A\b(?=\s+(?!{_AFTER_A_LETTER})[a-z])|\bA(?=-))")
 _WORD_I = re.compile(r"\bI\b(?=['\u2019]|\s+[a-z])")
 
 
@@ -39,7 +43,7 @@ def named_choice(answer: str, choices: Sequence[str], texts: Sequence[str] = ())
     whole = whole or [choice for choice, text in meant.items() if text and text == _words(answer)]
     if len(whole) == 1:
         return whole[0]
-    plain = _WORD_I.sub("_", _WORD_A.sub("_", answer))  # what cannot be a letter is none
+    plain = _letters(answer)
     verdicts = [first or second for first, second in _VERDICT.findall(plain)]
     for found in (_last(verdicts, choices), _opening(plain, choices), _last(_MENTION.findall(plain), choices)):
         if found is not None:
@@ -47,15 +51,21 @@ def named_choice(answer: str, choices: Sequence[str], texts: Sequence[str] = ())
     if len(by_text := _standing(meant, _words(answer))) == 1:
         return by_text[0]
     outside = _without(plain, texts)
-    named = [choice for choice in choices if re.search(rf"\b{re.escape(choice)}\b", outside, _case(choice))]
+    edge = "0-9A-Za-z_\u00c0-\u024f"  # of words in Latin letters; Chinese has no blanks between words
+    named = [one for one in choices if re.search(rf"(?<![{edge}]){re.escape(one)}(?![{edge}])", outside, _case(one))]
     return named[0] if len(named) == 1 and len(by_text) == 0 else None
 
 
 def same_letters(answer: str, right: str) -> bool:
     """Whether an answer names the same letters as `A, C`, in any order: `C and A`, `AC`."""
-    plain = _WORD_I.sub("_", _WORD_A.sub("_", answer))
+    plain = _letters(answer)
     words = re.findall(r"\b[A-Z]+\b", plain)
     return {letter for word in words for letter in word} == set(re.findall(r"[A-Z]", right))
+
+
+def _letters(answer: str) -> str:
+    """An answer whose articles and pronouns are no letters."""
+    return _WORD_I.sub("_", _WORD_A.sub(lambda found: f"{found['before'] or ''}_", answer))
 
 
 def _case(choice: str) -> re.RegexFlag:

@@ -5,6 +5,7 @@ They depend on the benchmark and the evaluation's seed alone, so that every mode
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,10 +60,11 @@ def other_pictures(names: Sequence[str], *, others: int, seed: int) -> np.ndarra
     """
     random = np.random.default_rng(seed)
     array = np.array(names)
-    strangers = [np.flatnonzero(array != name) for name in names]
-    width = min(others, min(len(places) for places in strangers))
+    width = min(others, len(names) - max(Counter(names).values()))
     if width == 0:
         raise ValueError(
             f"all {len(names)} pictures of a track are named {names[0]!r}; the margin needs two: raise evaluate.limit"
         )
-    return np.stack([random.choice(places, size=width, replace=False) for places in strangers])
+    # Found anew for each picture: kept, they would take memory with the square of the pictures.
+    drawn = (random.choice(np.flatnonzero(array != name), size=width, replace=False) for name in names)
+    return np.stack(list(drawn))

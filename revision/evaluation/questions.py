@@ -15,7 +15,8 @@ from revision.evaluation.reader import Reader
 from revision.records import IMAGE_MARK
 
 _ARTICLES = {"a", "an", "the"}
-_WORD = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|[^\W_]+")
+# Numbers with their sign, groups of three digits and point; or words.
+_WORD = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])-?\.\d+|[^\W_]+")
 _SEVERAL = re.compile(r"[A-Z](?:, [A-Z])+")  # a right answer of several letters
 
 
@@ -24,13 +25,14 @@ def normalise(answer: str) -> str:
 
     That is what exact match compares. Single letters, as in `A` and `A, C`, are letters: none of them is an article.
     """
-    words = [word.replace(",", "") for word in _WORD.findall(answer.lower())]
+    words = [re.sub(r"^(-?)\.", r"\g<1>0.", word.replace(",", "")) for word in _WORD.findall(answer.lower())]
     return " ".join(word for word in words if word not in _ARTICLES or all(len(other) == 1 for other in words))
 
 
 def matches(prediction: str, answer: str) -> bool:
-    """Exact match after normalisation."""
-    return normalise(prediction) == normalise(answer)
+    """Exact match after normalisation; of what that leaves nothing of, such as `+`, exact match as it stands."""
+    ours, theirs = normalise(prediction), normalise(answer)
+    return ours == theirs if ours and theirs else prediction.strip() == answer.strip()
 
 
 def most_frequent_answers(questions: Sequence[Question]) -> dict[str, str]:
@@ -70,12 +72,14 @@ def answer_questions(
             "kind": question.kind,
             "question": question.question,
             "answer": question.answer,
-            "constant": matches(constant[question.kind], question.answer),
+            "constant": any(matches(constant[question.kind], answer) for answer in (question.answer, *question.also)),
         }
         | ({"groups": question.groups} if question.groups else {})
         for question in questions
     ]
-    longest = max(len(reader.answer_ids(question.answer)) for question in questions)
+    longest = max(
+        len(reader.answer_ids(answer)) for question in questions for answer in (question.answer, *question.also)
+    )
     tokens = min(max_new_tokens, longest + spare_tokens)
     for suffix, pictures in (("", embeddings), ("_blind", None)):
         title = "questions" if pictures is not None else "questions, blind"

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from revision.evaluation.benchmarks import Picture
 from revision.evaluation.files import write_png
 from revision.evaluation.metrics import Row
-from revision.pictures import absence, open_picture
+from revision.pictures import open_picture
 
 _SIDE, _GAP, _MARGIN = 232, 16, 36  # pixels: picture, between cards, around the sheet
 _PAD = 12  # pixels inside a card
@@ -62,8 +62,8 @@ def draw_sheet(
     said: for each model, its picture rows by picture id (`naming.read_pictures_aloud`). A card shows the right name,
     and for each model its best name by PMI (green where right, amber where the right one is among its top five, red
     elsewhere), the right name's rank, and its greedy caption.
-    A file that is no picture, since the encoder reads something else, shows its name. Raises ValueError for one that is
-    not there.
+    A file that is no picture, since the encoder reads something else, or that is not there, since the store is all that
+    scores need, shows its name.
     """
     fonts = _Fonts.load()
     columns = min(columns, len(pictures))
@@ -121,12 +121,10 @@ def _card(picture: Picture, rows: Mapping[str, Row], fonts: _Fonts) -> Image.Ima
 
 
 def _thumbnail(path: Path, fonts: _Fonts) -> Image.Image:
-    """A picture, at most _SIDE pixels wide and high; what Pillow cannot draw is a square with the file's name."""
+    """A picture, at most _SIDE pixels wide and high; what cannot be drawn is a square with the file's name."""
     try:
         picture = open_picture(path)
     except ValueError:
-        if absence(path):
-            raise
         picture = Image.new("RGB", (_SIDE, _SIDE), _PAPER)
         draw = ImageDraw.Draw(picture)
         draw.rectangle((0, 0, _SIDE - 1, _SIDE - 1), outline=_LINE)

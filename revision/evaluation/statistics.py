@@ -25,15 +25,17 @@ class Estimate:
     n: int
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)  # 16 kB a unit each
 def resample_weights(n: int, resamples: int, seed: int) -> np.ndarray:
     """Weights of `resamples` draws of `n` units with replacement.
 
     Returns float64 [resamples, n]; each row sums to one. The array is cached and read-only.
     """
-    drawn = np.random.default_rng([seed, n]).integers(0, n, size=(resamples, n))
-    flat = (drawn + n * np.arange(resamples)[:, None]).ravel()
-    weights = np.bincount(flat, minlength=resamples * n).reshape(resamples, n) / n
+    random = np.random.default_rng([seed, n])
+    weights = np.empty((resamples, n))
+    for row in weights:  # one at a time, so that nothing but the result takes memory with their number
+        row[:] = np.bincount(random.integers(0, n, size=n), minlength=n)
+    weights /= n
     weights.flags.writeable = False
     return weights
 

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from revision.evaluation.metrics import Metric, Row, benchmarks
 from revision.evaluation.statistics import Estimate, interval, mean_of_parts, paired_difference, resampled
+from revision.fields import OPEN_MAPPINGS
 
 ARMS = ["none", "mean_shift", "c3", "realign"]  # in the order of the tables; others follow, `pairs` comes last
 PAIRS = "pairs"
@@ -28,6 +29,9 @@ _TRAINER_SEEDS = ("trainer.seed", "trainer.data_seed")  # follow the run's own
 # Fields that change what else a run does, or how it looks or runs, but no number that is compared here.
 _IRRELEVANT = ("run.", "gap.", "chat.", "tracker", "evaluate.models", "evaluate.sheet", "evaluate.bootstrap",
                "evaluate.batch_size", "evaluate.device", "engine.peak_tflops", "plan.", "search.")  # fmt: skip
+
+
+_OPEN = tuple(f"{mapping}." for mapping in OPEN_MAPPINGS)
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,12 @@ def swept_fields(jobs: Sequence[Job]) -> list[str]:
     names = sorted({name for job in jobs for name in job.settings} - _SPOKEN_FOR)
     names = [name for name in names if not name.startswith((*_IRRELEVANT, *later))]
     columns = {name: [_canonical(job.settings.get(name)) for job in jobs] for name in names}
-    # A run from before a field was there tells nothing about it.
-    told = {name: {_canonical(job.settings[name]) for job in jobs if name in job.settings} for name in names}
+    # A run from before a field was there tells nothing about it. A key of an open mapping that is not there is at its
+    # default, which is a value as well.
+    told = {
+        name: {_canonical(job.settings.get(name)) for job in jobs if name in job.settings or name.startswith(_OPEN)}
+        for name in names
+    }
     varied = [name for name in names if len(told[name]) > 1 and not name.endswith(_TRAINER_SEEDS)]
     varied.sort(key=lambda name: not all(is_number(job.settings.get(name)) for job in jobs))
     kept: list[str] = []

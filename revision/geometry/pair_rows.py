@@ -9,6 +9,8 @@ import numpy as np
 
 from revision.embeddings import EmbeddingStore
 
+_TEXTS = 65536  # read at once
+
 
 @dataclass(frozen=True)
 class PairRows:
@@ -39,9 +41,10 @@ def find_pairs(captions: Mapping[str, str], texts: EmbeddingStore, images: Embed
         ValueError: an id that several rows of a store have.
     """
     rows, matched_by = _caption_rows(captions, texts)
-    ids = sorted({*rows} & {*images.ids()}) if images.has_ids else []
-    image = images.index_of(ids) if ids else np.empty(0, np.int64)
-    return PairRows(np.array([rows[name] for name in ids], np.int64), image, matched_by)
+    ids = sorted(rows) if images.has_ids else []
+    image = images.find(ids) if ids else np.empty(0, np.int64)
+    text = np.array([rows[name] for name in ids], np.int64)
+    return PairRows(text[image >= 0], image[image >= 0], matched_by)
 
 
 def what_lacks(texts: EmbeddingStore, images: EmbeddingStore) -> list[str]:
@@ -52,11 +55,15 @@ def what_lacks(texts: EmbeddingStore, images: EmbeddingStore) -> list[str]:
 
 def _caption_rows(captions: Mapping[str, str], store: EmbeddingStore) -> tuple[dict[str, int], str]:
     """Row of the caption of each pair that has one, by the pair's id, and how it was found."""
-    known = [name for name in dict.fromkeys(store.ids()) if name in captions] if store.has_ids else []
-    if known:
-        return dict(zip(known, store.index_of(known).tolist(), strict=True)), "id"
+    names = list(captions)
+    found = store.find(names).tolist() if store.has_ids else []
+    if any(row >= 0 for row in found):
+        return {name: row for name, row in zip(names, found, strict=True) if row >= 0}, "id"
     if not store.has_payload:
         return {}, "text"
     wanted = set(captions.values())
-    by_text = {text: row for row, text in enumerate(store.payload(slice(None))) if text in wanted}
+    by_text: dict[str, int] = {}
+    for start in range(0, len(store), _TEXTS):
+        texts = store.payload(slice(start, start + _TEXTS))
+        by_text |= {text: start + row for row, text in enumerate(texts) if text in wanted}
     return {name: by_text[text] for name, text in captions.items() if text in by_text}, "text"

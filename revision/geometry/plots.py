@@ -58,6 +58,11 @@ def draw_all(folder: Path, clouds: dict[str, Cloud], report: dict[str, Any]) -> 
     return paths
 
 
+def _spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many rows, at equal distances: those of a sample stand in the order of the store."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)]
+
+
 def draw_pca(clouds: dict[str, Cloud]) -> Figure:
     """Image cloud and, panel by panel, each text cloud, in the plane that shows most of image and raw text together.
 
@@ -69,7 +74,7 @@ def draw_pca(clouds: dict[str, Cloud]) -> Figure:
     centre = both.mean(axis=0, dtype=np.float64)
     values, vectors = np.linalg.eigh(measures.covariance(both))
     plane, shares = vectors[:, :-3:-1], values[:-3:-1] / values.sum()
-    points = {name: (cloud.rows[:MOST_POINTS] - centre) @ plane for name, cloud in clouds.items()}
+    points = {name: (_spread(cloud.rows, MOST_POINTS) - centre) @ plane for name, cloud in clouds.items()}
     low = np.min([part.min(axis=0) for part in points.values()], axis=0)
     span = np.max([part.max(axis=0) for part in points.values()], axis=0) - low
     names, methods = [name for name in clouds if name != "image"], _methods(clouds)

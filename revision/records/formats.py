@@ -163,7 +163,7 @@ def _format(path: Path) -> str:
     with open_bytes(path) as file:
         try:
             head = file.read(_HEAD)
-        except (OSError, EOFError) as error:
+        except json_text.DAMAGED as error:
             raise ValueError(f"{path} is a damaged gzip file: {error}") from error
     if head.startswith(b"PAR1") or (path.suffix == ".parquet" and not head.lstrip().startswith((b"{", b"["))):
         return "parquet"
@@ -201,7 +201,10 @@ def _lines_by_name(path: Path) -> bool:
 def _first_line_is_a_record(path: Path) -> bool:
     """Whether a file that begins with a brace holds JSON lines, not one mapping."""
     with open_bytes(path) as file:
-        row = json_text.first_line(file)
+        try:
+            row = json_text.first_line(file)
+        except json_text.DAMAGED as error:
+            raise ValueError(f"{path} is a damaged gzip file: {error}") from error
     if not isinstance(row, dict):
         return False
     return not row.keys() & {"images", "texts"} or bool(row.keys() & {"id", "messages", "conversations"})

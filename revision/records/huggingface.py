@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,9 +132,12 @@ def _rows(dataset: Any, name: str, *, pictures: bool, wanted: Spans) -> Iterator
             if isinstance(feature, datasets.Image):
                 dataset = dataset.cast_column(column, datasets.Image(decode=False))
         held = [] if dataset.features is None else picture_columns(dataset.features.arrow_schema)
-        if not pictures and held:
-            dataset = dataset.remove_columns(held)
-        for number, row in _numbered(dataset, wanted):
+        found = _numbered(dataset, wanted)
+        if not pictures and held and {*held} != {*dataset.features}:
+            found = _numbered(dataset.remove_columns(held), wanted)
+        elif not pictures and held and isinstance(dataset, datasets.Dataset):  # without columns it would have no rows
+            found = ((number, {}) for number in itertools.takewhile(lambda n: n < len(dataset), wanted))
+        for number, row in found:
             where = f"{name}, row {number + 1}"
             yield where, with_blobs(row, held, where)
             read = number + 1

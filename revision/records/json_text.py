@@ -13,7 +13,7 @@ from typing import IO, Any, NoReturn
 BOM = codecs.BOM_UTF8
 LONGEST = 256 * 1024 * 1024  # bytes that one record may have; a file above that without a line break is no JSON lines
 _CHUNK = 1 << 20
-_DAMAGED = (OSError, EOFError, zlib.error)  # what gzip says of a file that is not whole
+DAMAGED = (OSError, EOFError, zlib.error)  # what gzip says of a file that is not whole
 
 
 def lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, Any]]:
@@ -24,7 +24,7 @@ def lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, Any]]:
         where = f"{path}, line {number}"
         try:
             line = file.readline(LONGEST)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise ValueError(f"{where}: the file is damaged: {error}") from error
         if not line:
             return
@@ -179,7 +179,7 @@ class _Text:
         try:
             data = self._file.read(max(_CHUNK, length))
             text = self._utf8.decode(data, final=not data)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise ValueError(f"{self._path} is damaged: {error}") from error
         except UnicodeDecodeError as error:
             self._refuse(str(error), error)

@@ -65,17 +65,16 @@ def method_class(name: str) -> type[Alignment]:
             or no subclass of `Alignment` whose `method` is that name.
     """
     require_method(name)
-    if name in built_in():
-        found = [one for one in vars(import_module(f"{__name__}.{name}")).values() if _is_method(one, name)]
-        place = f"revision/alignment/methods/{name}.py"
-    else:
-        place = added()[name].value
-        try:
-            found = [one for one in [added()[name].load()] if _is_method(one, name)]
-        except (ImportError, AttributeError) as error:
-            raise ValueError(
-                f"alignment method {name!r} of {place} cannot be imported ({error}); install what that package needs"
-            ) from error
+    ours = name in built_in()
+    place = f"revision/alignment/methods/{name}.py" if ours else added()[name].value
+    try:
+        held = list(vars(import_module(f"{__name__}.{name}")).values()) if ours else [added()[name].load()]
+    except (ImportError, AttributeError, NameError, SyntaxError, TypeError) as error:
+        raise ValueError(
+            f"alignment method {name!r} of {place} cannot be imported ({type(error).__name__}: {error}); mend it, or "
+            "install what it needs"
+        ) from error
+    found = [one for one in held if _is_method(one, name)]
     if not found:
         raise ValueError(
             f"{place} is no alignment method {name!r}: it must be a subclass of revision.alignment.Alignment whose "

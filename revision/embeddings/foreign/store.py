@@ -29,6 +29,8 @@ class ForeignStore(EmbeddingStore):
     samples of the files.
     """
 
+    _remedy = "compare the ids there with those of the records"
+
     def __init__(self, path: Path, manifest: Manifest, parts: Sequence[Part]) -> None:
         super().__init__(path, manifest)
         self._parts = list(parts)
@@ -107,11 +109,11 @@ class ForeignStore(EmbeddingStore):
         for part in self._parts:
             yield from part.stream(size)
 
-    def index_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Row numbers of ids, int64 [n].
+    def find(self, ids: Sequence[str]) -> np.ndarray:
+        """Row numbers of ids, int64 [n]; -1 where there is no such row.
 
         Raises:
-            ValueError: an id without an embedding, or one that several rows of the store have; names the first.
+            ValueError: an id that several rows of the store have; names the first.
         """
         known, rows = self._by_hash
         hashes = np.fromiter(map(hash_id, ids), dtype=np.uint64, count=len(ids))
@@ -123,12 +125,6 @@ class ForeignStore(EmbeddingStore):
             same = [ids[place] == one for place, one in zip(open_.tolist(), known_ids, strict=True)]
             found[open_[same]] = candidates[same]
             first = first + 1
-        missing = np.flatnonzero(found < 0)
-        if missing.size:
-            raise ValueError(
-                f"id {ids[missing[0]]!r} has no embedding in {self.path} ({missing.size} of {len(ids)} ids have none); "
-                "compare the ids there with those of the records"
-            )
         return found
 
     def verify(self) -> None:
@@ -144,7 +140,7 @@ class ForeignStore(EmbeddingStore):
             if wrong.size:
                 raise ValueError(f"row {done + wrong[0]} of {self.path} is zero, NaN or infinite; embed it again")
             done += len(chunk)
-        self.index_of([])  # makes the index, which refuses two rows of one id
+        self.find([])  # makes the index, which refuses two rows of one id
 
     def fingerprint(self) -> str:
         """sha256 of sizes and samples of all files in order, whatever their folder is called, and of what is read."""

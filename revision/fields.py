@@ -9,6 +9,7 @@ from enum import Enum, EnumType
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from revision.alignment.methods import settings_of
 from revision.schema import AlignmentConfig, Config, Modality, StageInput
 
 # Mappings whose keys the schema does not list: an alignment's class, an encoder's package, transformers (its
@@ -84,13 +85,11 @@ def fields_of(class_name: str) -> list[str]:
 def alignment_fields(config: Config, method: str) -> dict[str, str]:
     """The settings of an alignment that the configuration holds, and the dotted names of their fields.
 
-    A field that a method has no use for is not among them. The method's class is loaded.
+    A field that a method has no use for is not among them.
     """
-    from revision.alignment.methods import method_class
-
     homes = {field.name: f"alignment.{field.name}" for field in fields(AlignmentConfig)}
     homes |= {name: f"alignment.options.{name}" for name in config.alignment.options} | {"seed": "seed"}
-    return {name: homes[name] for name in method_class(method).settings if name in homes}
+    return {name: homes[name] for name in settings_of(method) if name in homes}
 
 
 def alignment_settings(config: Config, method: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clouds import METHODS
 from safetensors.numpy import load_file
 
 from revision.alignment import build_alignment, load_alignment, methods
@@ -222,10 +223,17 @@ def test_a_setting_that_a_method_lacks_is_refused() -> None:
         build_alignment(method="none", seed=1)
 
 
-def test_names_are_known_without_loading_a_method() -> None:
+def test_settings_are_read_from_the_source() -> None:
+    assert {name: methods.settings_of(name) for name in METHODS} == {
+        name: cls.settings for name, cls in METHODS.items()
+    }
+    assert methods.settings_of("blockwise") == ("rank", "energy", "ridge", "centroid_steps", "until")  # inherited
+
+
+def test_names_and_settings_are_known_without_loading_a_method() -> None:
     """Rules and help ask for them."""
     code = (
-        "import sys; from revision.alignment.methods import names; names(); "
+        "import sys; from revision.alignment.methods import names, settings_of; [settings_of(one) for one in names()]; "
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

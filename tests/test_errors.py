@@ -150,6 +150,12 @@ ON_THE_COMMAND_LINE = [
     ("engine.peak_tflops=0", "engine.peak_tflops = 0.0: must be greater than 0"),
     ("hydra/launcher=joblib", "group 'hydra/launcher' has no option 'joblib'", "pip install 'revision-mllm[sweeps]'"),
     ("evaluate.naming_answer=this", "evaluate.naming_answer = this: must be {text} exactly once"),
+    (
+        "instruct.trainer.lerning_rate=1",
+        "instruct.trainer.lerning_rate = 1: must be left out, since transformers.",
+        "TrainingArguments has no such argument (did you mean 'learning_rate'?)",
+    ),
+    ("trainer.nonsense=1", "trainer.nonsense = 1: must be left out, since transformers.TrainingArguments has no such"),
 ]
 
 IN_A_FILE = [

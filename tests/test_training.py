@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import os
 import time
@@ -13,9 +14,11 @@ import pytest
 import tiny_training
 import torch
 from safetensors import SafetensorError
+from transformers import TrainingArguments
 
 from revision import building, training
 from revision.data.dataset import ConversationDataset
+from revision.rules.trainer import argument_names
 
 
 def build(output: Path, **mapping: Any) -> Any:
@@ -129,6 +132,10 @@ def test_what_trains_is_printed(tiny_llm: Path, tmp_path: Path, capsys: pytest.C
 def test_nothing_pickled_is_left(tiny_llm: Path, tmp_path: Path) -> None:
     tiny_training.run(tiny_llm, tmp_path, parts=["projector"], save_strategy="steps", save_steps=2)
     assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {"log.jsonl", "weights.safetensors"}
+
+
+def test_names_known_without_transformers_are_its_own() -> None:
+    assert argument_names() == {*inspect.signature(TrainingArguments.__init__).parameters} - {"self"}
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import math
 import re
 import shlex
 
-from revision.alignment.methods import method_class, require_method
+from revision.alignment.methods import require_method, settings_of
 from revision.encoders.kinds import check_kind
 from revision.fields import nearest
 from revision.rules.ranges import ABOVE, AT_LEAST, AT_MOST
 from revision.rules.sentences import IMAGE, broken, one_of, require_source, value_of
+from revision.rules.trainer import check_trainer
 from revision.rules.training import check_engine, check_parts, check_stages
 from revision.schema import MODEL_STEPS, SPREAD, STEPS, AlignmentConfig, BadRows, Config, ContrastPart, Modality
 
@@ -33,6 +34,7 @@ def check(config: Config) -> None:
     _check_alignment(config)
     _check_gap(config)
     check_stages(config)
+    check_trainer(config)
     check_engine(config)
     check_parts(config)
     _check_evaluation(config)
@@ -150,7 +152,7 @@ def _check_alignment(config: Config) -> None:
 def _check_alignment_options(alignment: AlignmentConfig, methods: list[str]) -> None:
     if not alignment.options:
         return
-    known = {name for method in methods for name in method_class(method).settings}  # loads them, where there are any
+    known = {name for method in methods for name in settings_of(method)}
     for name, value in alignment.options.items():
         field = f"alignment.options.{name}"
         if name == "seed" or name in vars(alignment):

@@ -2,7 +2,8 @@
 
 Whatever lies here is a method, and so is what other installed packages add by the entry point group
 `revision.alignments`: its name is what `alignment.method` says, the object a class of `revision.alignment.Alignment`.
-Nothing heavy is imported here: names are those of files and entry points, and a class is loaded when it is asked for.
+Nothing heavy is imported here: names are those of files and entry points, settings of ours are read from their source,
+and a class is loaded when it is asked for.
 
 Notation in all files: e a unit text row; mu_y, mu_x the means of text and image; Sigma_y, Sigma_x their covariances and
 T_y, T_x the traces of these; norm(v) = v / ||v||.
@@ -10,10 +11,13 @@ T_y, T_x the traces of these; norm(v) = v / ||v||.
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,6 +85,59 @@ def method_class(name: str) -> type[Alignment]:
             f"`method` is {name!r}"
         )
     return found[0]
+
+
+def settings_of(name: str) -> tuple[str, ...]:
+    """Names of a method's settings, the arguments of its constructor. Of ours nothing is loaded.
+
+    Raises:
+        ValueError: as `method_class`.
+    """
+    require_method(name)
+    if name in built_in():
+        module = f"{__name__}.{name}"
+        try:
+            for line in _tree(module).body:
+                if isinstance(line, ast.ClassDef) and any(_names(part, name) for part in line.body):
+                    return _arguments(module, line.name)
+        except SyntaxError:
+            pass  # told when it is loaded
+    return method_class(name).settings
+
+
+def _tree(module: str) -> ast.Module:
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+
+
+def _names(line: ast.stmt, method: str) -> bool:
+    """Whether a line of a class is `method = "<name>"`."""
+    return (
+        isinstance(line, ast.Assign)
+        and [ast.unparse(target) for target in line.targets] == ["method"]
+        and isinstance(line.value, ast.Constant)
+        and line.value.value == method
+    )
+
+
+def _arguments(module: str, name: str) -> tuple[str, ...]:
+    """Arguments of a class's constructor, or of the first that it inherits from a class of this package."""
+    body = _tree(module).body
+    classes = {line.name: line for line in body if isinstance(line, ast.ClassDef)}
+    homes = {
+        alias.asname or alias.name: (str(line.module), alias.name)
+        for line in body if isinstance(line, ast.ImportFrom)
+        for alias in line.names
+    }  # fmt: skip
+    for line in classes[name].body:
+        if isinstance(line, ast.FunctionDef) and line.name == "__init__":
+            return tuple(one.arg for one in [*line.args.args[1:], *line.args.kwonlyargs])
+    for base in map(ast.unparse, classes[name].bases):
+        home = (module, base) if base in classes else homes.get(base, ("", ""))
+        if home[0].startswith("revision."):
+            return _arguments(*home)
+    return ()
 
 
 def _is_method(value: Any, name: str) -> bool:

@@ -55,7 +55,7 @@ def test_every_command_line_composes(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the example of an experiment in its place. A sweep is shown for the first value of each of its overrides."""
-    (experiment,) = blocks("yaml")
+    experiment, _ = blocks("yaml")
     (tmp_path / "my_configs" / "experiment").mkdir(parents=True)
     (tmp_path / "my_configs" / "experiment" / "mine.yaml").write_text(experiment)
     monkeypatch.chdir(tmp_path)
@@ -76,16 +76,9 @@ def test_a_quoted_path_arrives_whole(tmp_path: Path) -> None:
 
 
 def files_of_the_example() -> dict[str, str]:
-    """The records of "Your own data" by file name; a line `# name: ...` starts each."""
-    (block,) = blocks("jsonl")
-    found: dict[str, str] = {}
-    for line in block.splitlines(keepends=True):
-        if line.startswith("# "):
-            name = line[2:].split(":")[0]
-            found[name] = ""
-        else:
-            found[name] += line
-    return found
+    """The records of "Your own data" by file name, which begins the line above each block."""
+    names = re.findall(r"^`(\w+\.jsonl)`, [^`]*(?:`[^`]+`[^`]*)*:\n\n```jsonl$", README, re.MULTILINE)
+    return dict(zip(names, blocks("jsonl"), strict=True))
 
 
 def test_the_records_of_the_example_are_what_the_commands_read(
@@ -98,7 +91,7 @@ def test_the_records_of_the_example_are_what_the_commands_read(
         (tmp_path / name).write_text(content)
         for number, picture in enumerate(re.findall(r"photos/\d+\.jpg", content)):
             make_picture(tmp_path / picture, seed=number)
-    (experiment,) = blocks("yaml")
+    experiment, _ = blocks("yaml")
     (tmp_path / "my_configs" / "experiment").mkdir(parents=True)
     (tmp_path / "my_configs" / "experiment" / "mine.yaml").write_text(experiment)
     encoder = make_encoder_folder(tmp_path / "encoder")

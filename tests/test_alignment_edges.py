@@ -203,5 +203,5 @@ def test_a_method_loads_its_own_alignments(tmp_path: Path) -> None:
     fitted.save(tmp_path / "a")
     found = ReAlign.load(tmp_path / "a")
     assert type(found) is ReAlign and found.fingerprint() == fitted.fingerprint()
-    with pytest.raises(ValueError, match=r"a holds a ReAlign, not a C3; use load_alignment$"):
+    with pytest.raises(ValueError, match=r"a holds a ReAlign, not a C3; read it with load_alignment$"):
         C3.load(tmp_path / "a")

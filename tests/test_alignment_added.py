@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_package
 import numpy as np
 import pytest
 from clouds import METHODS
@@ -85,15 +86,11 @@ def beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 @pytest.fixture
 def in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A distribution on the path with entry points: two good ones, others that are broken or take a name of ours."""
-    place = tmp_path / "site"
-    (place / "fake_maps-1.0.dist-info").mkdir(parents=True)
-    (place / "fake_maps.py").write_text(METHOD)
-    (place / "fake_maps-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: fake-maps\nVersion: 1.0\n")
-    (place / "fake_maps-1.0.dist-info/entry_points.txt").write_text(
-        "[revision.alignments]\npart = fake_maps:Part\nbroken = no_such_module:Part\nnameless = fake_maps:Nameless\n"
-        "number = fake_maps:DIM\nrealign = fake_maps:Part\nneedy = fake_maps:Needy\nbare = fake_maps:Bare\n"
-    )
-    monkeypatch.syspath_prepend(place)
+    points = {
+        "part": "fake_maps:Part", "broken": "no_such_module:Part", "nameless": "fake_maps:Nameless",
+        "number": "fake_maps:DIM", "realign": "fake_maps:Part", "needy": "fake_maps:Needy", "bare": "fake_maps:Bare",
+    }  # fmt: skip
+    place = fake_package.install(tmp_path, monkeypatch, "fake_maps", METHOD, methods.GROUP, points)
     # for the steps of `run`, which are processes of their own
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")]))
 
@@ -228,6 +225,28 @@ def test_settings_are_read_from_the_source() -> None:
         name: cls.settings for name, cls in METHODS.items()
     }
     assert methods.settings_of("blockwise") == ("rank", "energy", "ridge", "centroid_steps", "until")  # inherited
+
+
+@pytest.mark.parametrize(
+    ("base", "settings"),
+    [
+        ("from revision.alignment import C3 as Base\n", ("noise_std", "seed")),  # through the room
+        ("from revision.alignment import MeanShift as Base\n", ()),
+        ("from revision.alignment.methods.realign import ReAlign as Base\n",
+         ("centroid_steps", "until", "anchor", "trace")),
+        ("import revision.alignment as room\nBase = room.C3\n", ("noise_std", "seed")),  # asked of the class
+    ],
+)  # fmt: skip
+def test_settings_that_are_inherited(
+    base: str, settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "heir.py").write_text(f'{base}\n\nclass Heir(Base):\n    method = "heir"\n')
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "revision.alignment.methods.heir", raising=False)
+    assert methods.settings_of("heir") == settings
+    monkeypatch.delitem(sys.modules, "revision.alignment.methods.heir", raising=False)
+    assert methods.method_class("heir").settings == settings
+    monkeypatch.delitem(sys.modules, "revision.alignment.methods.heir", raising=False)
 
 
 def test_names_and_settings_are_known_without_loading_a_method() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fake_package
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
@@ -66,16 +67,11 @@ class Nameless(Waves):
 @pytest.fixture
 def waves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A distribution on the path with five entry points; one has no module, one takes the name of ours."""
-    place = tmp_path / "site"
-    (place / "fake_waves-1.0.dist-info").mkdir(parents=True)
-    (place / "fake_waves.py").write_text(PACKAGE)
-    (place / "fake_waves-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: fake-waves\nVersion: 1.0\n")
-    (place / "fake_waves-1.0.dist-info/entry_points.txt").write_text(
-        "[revision.encoders]\nwaves = fake_waves:load\nbroken = no_such_module:load\nnameless = fake_waves:Nameless\n"
-        "deaf = fake_waves:Deaf\nllm2clip = fake_waves:load\n"
-    )
-    monkeypatch.syspath_prepend(place)
-    return place
+    points = {
+        "waves": "fake_waves:load", "broken": "no_such_module:load", "nameless": "fake_waves:Nameless",
+        "deaf": "fake_waves:Deaf", "llm2clip": "fake_waves:load",
+    }  # fmt: skip
+    return fake_package.install(tmp_path, monkeypatch, "fake_waves", PACKAGE, kinds.GROUP, points)
 
 
 def wave_config(root: Path) -> Config:

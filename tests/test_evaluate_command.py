@@ -1,6 +1,7 @@
 """`revision evaluate`: from a finished stage, stores and benchmark files to scores, predictions, table and sheet."""
 
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from revision.commands import evaluate
 from revision.embeddings import EmbeddingStore, StoreWriter
+from revision.evaluation.reader import Reader
 from revision.evaluation.table import collect
 from revision.runs import rundir
 from revision.schema import Config, DataConfig, EncoderConfig, EvaluateConfig, Modality, RunConfig, SourceConfig
@@ -157,11 +159,25 @@ def test_runs_of_all_seeds_meet_the_same_test(config: Config, finish_stage: Call
     assert "| realign | 2 | " in table
 
 
-def test_stages_and_folders_side_by_side(config: Config, finish_stage: Callable[..., Path]) -> None:
+def test_stages_and_folders_side_by_side(
+    config: Config, finish_stage: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other: a device that holds one model is enough."""
     other = finish_stage(replace(config, name="other"), seed=1)
     finish_stage(config)
     both = replace(config, evaluate=replace(config.evaluate, models=["pretrain", str(other)]))
+    loaded: list[weakref.ref[Reader]] = []
+    load = Reader.load
+
+    def watched(*given: Any, **options: Any) -> Reader:
+        assert all(one() is None for one in loaded), "the model before is gone"
+        reader = load(*given, **options)
+        loaded.append(weakref.ref(reader))
+        return reader
+
+    monkeypatch.setattr(Reader, "load", watched)
     evaluate.run(both)
+    assert len(loaded) == 2
     folder = Path(config.runs) / "test/evaluate"
     assert {path.parent.name for path in folder.glob("*/scores.json")} == {"pretrain", "other-pretrain"}
     assert "|  | pretrain | other-pretrain |" in (folder / "table.md").read_text()

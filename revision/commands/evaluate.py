@@ -54,7 +54,7 @@ def run(config: Config) -> None:
     from revision.encoders import resolve_device
     from revision.evaluation.files import write_json, write_json_lines, write_text
     from revision.evaluation.metrics import scores
-    from revision.evaluation.reader import Reader
+    from revision.evaluation.reader import Reader, release_memory
     from revision.evaluation.report import report, score_tables
     from revision.progress import hide_bars_of_transformers
     from revision.runs import rundir
@@ -81,7 +81,8 @@ def run(config: Config) -> None:
         found[label] = {"model": label, "folder": str(path), "split": settings.split} | scores(
             predictions[label], resamples=settings.bootstrap, seed=settings.seed
         )
-        del reader  # the next one may need the memory
+        del reader
+        release_memory()  # the next model is laid out by what is free
         _require_numbers(predictions[label], label)
         write_json_lines(folder / label / "predictions.jsonl", predictions[label])
         write_json(folder / label / "scores.json", found[label])

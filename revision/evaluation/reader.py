@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,13 @@ class Reader:
             self._model, self._tokenizer, [prompt], max_new_tokens=max_new_tokens, batch_size=1, streamer=streamer
         )
         return streamer.text.strip()
+
+
+def release_memory() -> None:
+    """Gives the memory of readers that are gone back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class _Streamer(TextStreamer):

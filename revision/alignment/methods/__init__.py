@@ -99,7 +99,9 @@ def settings_of(name: str) -> tuple[str, ...]:
         try:
             for line in _tree(module).body:
                 if isinstance(line, ast.ClassDef) and any(_names(part, name) for part in line.body):
-                    return _arguments(module, line.name)
+                    found = _arguments(module, line.name)
+                    if found is not None:
+                        return found
         except SyntaxError:
             pass  # told when it is loaded
     return method_class(name).settings
@@ -121,23 +123,24 @@ def _names(line: ast.stmt, method: str) -> bool:
     )
 
 
-def _arguments(module: str, name: str) -> tuple[str, ...]:
-    """Arguments of a class's constructor, or of the first that it inherits from a class of this package."""
-    body = _tree(module).body
-    classes = {line.name: line for line in body if isinstance(line, ast.ClassDef)}
+def _arguments(module: str, name: str) -> tuple[str, ...] | None:
+    """Arguments of a class's constructor, or of the first that it inherits; None where its source lies elsewhere."""
+    if not module.startswith("revision."):
+        return None
+    tree = _tree(module)
+    classes = {line.name: line for line in tree.body if isinstance(line, ast.ClassDef)}
     homes = {
         alias.asname or alias.name: (str(line.module), alias.name)
-        for line in body if isinstance(line, ast.ImportFrom)
+        for line in ast.walk(tree) if isinstance(line, ast.ImportFrom)
         for alias in line.names
     }  # fmt: skip
+    if name not in classes:  # a room that hands on the names of its files
+        return _arguments(*homes.get(name, ("", name)))
     for line in classes[name].body:
         if isinstance(line, ast.FunctionDef) and line.name == "__init__":
             return tuple(one.arg for one in [*line.args.args[1:], *line.args.kwonlyargs])
-    for base in map(ast.unparse, classes[name].bases):
-        home = (module, base) if base in classes else homes.get(base, ("", ""))
-        if home[0].startswith("revision."):
-            return _arguments(*home)
-    return ()
+    bases = [ast.unparse(base) for base in classes[name].bases]
+    return _arguments(module, bases[0]) if bases else ()
 
 
 def _is_method(value: Any, name: str) -> bool:

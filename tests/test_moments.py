@@ -16,7 +16,7 @@ from clouds import METHODS, built
 
 from revision.alignment import MeanShift, ResidualNoise, load_alignment
 from revision.alignment.moments import Detail, Moments, all_reduce, measure, merge_all
-from revision.alignment.rows import numbered_blocks, to_sphere, unit_blocks
+from revision.alignment.rows import read_blocks, to_sphere, unit_blocks
 
 COUNT, DIM = 3001, 48
 
@@ -160,7 +160,7 @@ def test_invalid_rows_are_left_out_and_counted() -> None:
     rows[[0, 4, 9]] = np.array([0, np.nan, np.inf])[:, None]
     counts: list[int] = []
     chunks = [rows[:1], rows[1:6], rows[6:]]
-    numbered = [(n.tolist(), b.clone()) for n, b in numbered_blocks(chunks, "text", counts.append)]
+    numbered = [(b.numbers.tolist(), b.unit().clone()) for b in read_blocks(chunks, "text", counts.append)]
     assert counts == [1, 1, 1]
     assert [number for numbers, _ in numbered for number in numbers] == [1, 2, 3, 5, 6, 7, 8]
     kept = rows[[1, 2, 3, 5, 6, 7, 8]]

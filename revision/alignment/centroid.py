@@ -99,7 +99,7 @@ class CentroidCorrected(Alignment):
 
     def _error(self, fitting: Fitting) -> torch.Tensor:
         """mu_x less the mean of the mapped text, with the corrections made so far."""
-        return fitting.image.mean - fitting.measure("text", lambda block: self._map(block, None, 0)).mean
+        return fitting.image.mean - self._mapped_mean(fitting)
 
     def _append(self, correction: torch.Tensor) -> None:
         self._vectors["corrections"] = torch.cat([self._vectors["corrections"], correction[None]])

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from revision.alignment.moments import Detail, Moments, all_gather, all_reduce, measure
-from revision.alignment.rows import Source, naming, numbered_blocks
+from revision.alignment.chain import Chain
+from revision.alignment.moments import Detail, Moments, NoRowsError, all_gather, all_reduce, measure, merge_all
+from revision.alignment.rows import Block, Source, naming, read_blocks
 
 Side: TypeAlias = Literal["text", "image"]
 Transform: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -112,19 +113,33 @@ class Fitting:
 
     def blocks(self, side: Side) -> Iterator[torch.Tensor]:
         """Read this process's share of a side once more: float64 unit rows [<=b, d], free to be overwritten."""
-        return (block for _, block in self._numbered(side))
+        return (block.unit() for block in self._read(side))
 
     def measure(self, side: Side, transform: Transform | None = None, detail: Detail = Detail.MEAN) -> Moments:
         """Moments of a side, or of `transform` of its unit rows [n, d], in one pass; the mean alone unless told."""
-        if transform is None:
-            return self._merged(side, self.blocks(side), detail)[0]
-        return self._merged(side, self._mapped(side, lambda block, _: transform(block)), detail)[0]
+        rows = self.blocks(side) if transform is None else self._mapped(side, lambda block, _: transform(block))
+        return self._merged(side, lambda: measure(rows, side, detail), detail)[0]
 
     def measure_numbered(self, side: Side, transform: NumberedTransform) -> Moments:
         """As `measure`; `transform` gets the numbers of the rows too, uint64 [n], over all shares in rank order."""
         first = np.uint64(self._first_row[side])
         mapped = self._mapped(side, lambda block, numbers: transform(block, numbers + first))
-        return self._merged(side, mapped, Detail.MEAN)[0]
+        return self._merged(side, lambda: measure(mapped, side, Detail.MEAN), Detail.MEAN)[0]
+
+    def mean_along(self, chain: Chain, side: Side, transform: Transform) -> torch.Tensor:
+        """Mean of `transform` of the unit rows of a side, which is what `chain` says, in one pass and less time."""
+
+        def states() -> Iterator[Moments]:
+            """The mean of each block, by the chain where that is exact."""
+            for block in self._read(side):
+                if len(block.rows):
+                    mean = chain.mean(block.rows, block.norms)
+                    if mean is None:
+                        with naming(self._name(side), block.numbers):
+                            mean = transform(block.unit()).mean(dim=0)
+                    yield Moments(len(block.rows), mean.cpu(), math.nan)
+
+        return self._merged(side, lambda: merge_all(states(), side), Detail.MEAN)[0].mean
 
     def total(self, own: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over all shares."""
@@ -142,45 +157,49 @@ class Fitting:
 
     def _first_pass(self, side: Side, detail: Detail) -> Moments:
         skipped: list[int] = []
-        on_invalid = skipped.append if self._skip_invalid else None
-        own = (block for _, block in numbered_blocks(self._sources[side], self._name(side), on_invalid))
-        merged, counts = self._merged(side, own, detail)
+        blocks = read_blocks(self._sources[side], self._name(side), skipped.append if self._skip_invalid else None)
+        if detail is Detail.TRACE:
+            states = (Moments.of_directions(block.rows, block.norms) for block in blocks if len(block.rows))
+            merged, counts = self._merged(side, lambda: merge_all(states, side), detail)
+        else:
+            merged, counts = self._merged(side, lambda: measure((b.unit() for b in blocks), side, detail), detail)
         left_out = torch.tensor([sum(skipped)])
         skips = [int(share[0]) for share in (all_gather(left_out) if self._distributed else [left_out])]
         self._first_row[side] = sum(counts[: self._rank]) + sum(skips[: self._rank])
         self.skipped[side] = sum(skips)
         return merged
 
-    def _numbered(self, side: Side) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """This process's share of a side, each block with the numbers of its rows in the share.
+    def _read(self, side: Side) -> Iterator[Block]:
+        """This process's share of a side, whose rows are numbered in the share.
 
         Rows that the first pass has left out and counted are left out again.
         """
         on_invalid = (lambda count: None) if self._skip_invalid else None
-        return numbered_blocks(self._sources[side], self._name(side), on_invalid)
+        return read_blocks(self._sources[side], self._name(side), on_invalid)
 
     def _mapped(self, side: Side, transform: NumberedTransform) -> Iterator[torch.Tensor]:
-        for numbers, block in self._numbered(side):
-            with naming(self._name(side), numbers):
-                mapped = transform(block, numbers)
+        for block in self._read(side):
+            with naming(self._name(side), block.numbers):
+                mapped = transform(block.unit(), block.numbers)
             yield mapped
 
     def _name(self, side: Side) -> str:
         """The name of this process's share in error messages: it is by the share that rows are numbered there."""
         return f"process {self._rank}'s {side}" if self._distributed else side
 
-    def _merged(self, side: Side, blocks: Iterator[torch.Tensor], detail: Detail) -> tuple[Moments, list[int]]:
-        """Moments of all shares, and the number of rows in each.
+    def _merged(self, side: Side, take: Callable[[], Moments], detail: Detail) -> tuple[Moments, list[int]]:
+        """Moments of all shares, and the number of rows in each; `take` takes those of this process's, in that detail.
 
         A process whose rows are refused tells the others before it stops, or they would wait for its moments for ever.
         """
         if not self._distributed:
-            own = measure(blocks, side, detail)
+            own = take()
             return own, [own.count]
         moments, failure = None, None
         try:
-            if (filled := _filled(blocks)) is not None:
-                moments = measure(filled, side, detail)
+            moments = take()
+        except NoRowsError:
+            moments = None  # a share may be empty
         except ValueError as error:
             failure = error
         except OSError as error:
@@ -220,14 +239,6 @@ def _agreed(shares: list[_Share], side: Side, failure: ValueError | None) -> tup
                 f"process {rank}'s {side} has {other} columns but process {first}'s {dim}: embed both with one encoder"
             )
     return dim, [share.count for share in shares]
-
-
-def _filled(blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor] | None:
-    """The blocks from the first that holds rows on; None where none does."""
-    for block in blocks:
-        if len(block):
-            return chain([block], blocks)
-    return None
 
 
 def _nothing(dim: int, detail: Detail) -> Moments:

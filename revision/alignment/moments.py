@@ -68,6 +68,18 @@ class Moments:
         matrix = (centred.T @ centred).cpu() if detail is Detail.COVARIANCE else None
         return cls(len(rows), mean.cpu(), _squares(centred), columns, matrix)
 
+    @classmethod
+    def of_directions(cls, rows: torch.Tensor, norms: torch.Tensor) -> Moments:
+        """Mean and trace of rows / norms, float64 [n >= 1, d] and [n, 1], without making them where that can be helped.
+
+        Each counts one towards the sum of squares. The rows may be overwritten.
+        """
+        mean = torch.mv(rows.T, norms[:, 0].reciprocal()) / len(rows)
+        scatter = len(rows) * (1.0 - float(mean @ mean))
+        if scatter <= WIDE * len(rows):
+            return cls.of(rows.mul_(norms.reciprocal()))
+        return cls(len(rows), mean.cpu(), scatter)
+
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of rows together, in the detail that both have."""
         count = self.count + other.count
@@ -127,6 +139,17 @@ class Moments:
         return replace(self, column_scatter=None, scatter_matrix=None)
 
 
+class NoRowsError(ValueError):
+    """There is nothing to take moments of.
+
+    Args:
+        what: name of the rows.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} holds no rows; statistics need at least two")
+
+
 def measure(blocks: Iterable[torch.Tensor], what: str = "rows", detail: Detail = Detail.TRACE) -> Moments:
     """Moments of all rows in a stream of blocks, in constant memory.
 
@@ -136,7 +159,7 @@ def measure(blocks: Iterable[torch.Tensor], what: str = "rows", detail: Detail =
         detail: the covariance costs d times more arithmetic than the trace, and d^2 memory.
 
     Raises:
-        ValueError: there is no row at all.
+        NoRowsError: there is no row at all.
     """
     total: Moments | None = None
     matrix: torch.Tensor | None = None
@@ -154,7 +177,7 @@ def measure(blocks: Iterable[torch.Tensor], what: str = "rows", detail: Detail =
                 matrix.addr_(apart, apart, alpha=total.count * state.count / (total.count + state.count))
         total = state if total is None else total.merge(state)
     if total is None:
-        raise ValueError(f"{what} holds no rows; statistics need at least two")
+        raise NoRowsError(what)
     return total if matrix is None else replace(total, column_scatter=None, scatter_matrix=matrix)
 
 
@@ -180,9 +203,13 @@ def _add_products(matrix: torch.Tensor | None, centred: torch.Tensor) -> torch.T
     return matrix.add_((centred.T @ centred).cpu())
 
 
-def merge_all(states: Iterable[Moments]) -> Moments:
-    """Merge any number of moments, at least one, from left to right."""
-    return reduce(Moments.merge, states)
+def merge_all(states: Iterable[Moments], what: str = "rows") -> Moments:
+    """Merge any number of moments from left to right; NoRowsError, which names the rows, if there are none."""
+    following = iter(states)
+    first = next(following, None)
+    if first is None:
+        raise NoRowsError(what)
+    return reduce(Moments.merge, following, first)
 
 
 def all_reduce(moments: Moments) -> Moments:

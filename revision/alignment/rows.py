@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -128,28 +128,36 @@ def arrays(source: Source, what: str) -> Iterator[Array]:
         raise ValueError(f"{what} is a {type(source).__name__}; give an array, a store or an iterable of arrays")
 
 
-def unit_blocks(source: Source, what: str, on_invalid: Callable[[int], None] | None = None) -> Iterator[torch.Tensor]:
-    """Read a source once, as float64 unit rows.
+class Block(NamedTuple):
+    """Some consecutive rows of a source, of any norm, free to be overwritten and valid until the next are asked for.
+
+    Attributes:
+        numbers: of the rows in the source, uint64 [n].
+        rows: float64 [n, d].
+        norms: theirs, [n, 1].
+    """
+
+    numbers: np.ndarray
+    rows: torch.Tensor
+    norms: torch.Tensor
+
+    def unit(self) -> torch.Tensor:
+        """The rows put on the sphere, in place."""
+        return self.rows.mul_(self.norms.reciprocal())
+
+
+def read_blocks(source: Source, what: str, on_invalid: Callable[[int], None] | None = None) -> Iterator[Block]:
+    """Read a source once, in float64.
 
     Args:
         source: rows in any accepted form; raw rows need not be normalised.
         what: name of the source in error messages.
         on_invalid: leave out rows without a direction, and call this with how many each time; None: they are an error.
 
-    Yields:
-        float64 tensors [<=b, d], each row of norm one, free to be overwritten and valid until the next is asked for.
-
     Raises:
         ValueError: a zero, NaN or infinite row (named by its number in the source), chunks of different width, or a
             source that cannot be read again.
     """
-    return (block for _, block in numbered_blocks(source, what, on_invalid))
-
-
-def numbered_blocks(
-    source: Source, what: str, on_invalid: Callable[[int], None] | None = None
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """As `unit_blocks`, each block with the numbers of its rows in the source, uint64 [<=b]."""
     done = 0
     width: int | None = None
     for array in arrays(source, what):
@@ -160,13 +168,20 @@ def numbered_blocks(
         for start, block in blocks(array, torch.float64):
             first = done + start
             numbers = np.arange(first, first + len(block), dtype=np.uint64)
-            if on_invalid is None:
-                to_sphere(block, what, first)
-            elif (invalid := _normalise(block)) is not None:
+            norms, invalid = _norms(block)
+            if invalid is not None and on_invalid is None:
+                _refuse(block, invalid, what, first)
+            elif invalid is not None and on_invalid is not None:
                 on_invalid(int(invalid.sum()))
-                block, numbers = to_sphere(block[~invalid], what), numbers[~invalid.cpu().numpy()]
-            yield numbers, block
+                block, numbers = block[~invalid], numbers[~invalid.cpu().numpy()]
+                norms, _ = _norms(block)
+            yield Block(numbers, block, norms)
         done += len(array)
+
+
+def unit_blocks(source: Source, what: str, on_invalid: Callable[[int], None] | None = None) -> Iterator[torch.Tensor]:
+    """As `read_blocks`: the rows alone, float64 [<=b, d], each of norm one."""
+    return (block.unit() for block in read_blocks(source, what, on_invalid))
 
 
 def to_sphere(rows: torch.Tensor, what: str, start: int = 0) -> torch.Tensor:
@@ -183,32 +198,35 @@ def to_sphere(rows: torch.Tensor, what: str, start: int = 0) -> torch.Tensor:
     Raises:
         ValueError: a row that is zero or has a NaN or infinite entry.
     """
-    invalid = _normalise(rows)
+    norms, invalid = _norms(rows)
     if invalid is not None:
-        row = int(invalid.nonzero()[0])
-        problem = "has a NaN or infinite entry" if bool(rows[row].any()) else "is zero"
-        raise ValueError(f"{what} row {start + row} {problem}, so it has no direction: remove it or embed it again")
-    return rows
+        _refuse(rows, invalid, what, start)
+    return rows.mul_(norms.reciprocal_())
 
 
-def _normalise(rows: torch.Tensor) -> torch.Tensor | None:
-    """Divide each row by its norm, in place; where a row has no direction, leave all as they are.
+def _norms(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Norms of rows [n, 1]; or, second, which have no direction: are zero or have a NaN or infinite entry, bool [n].
 
-    Returns:
-        None, or which rows are zero or have a NaN or infinite entry, bool [n].
+    Squares of entries near the ends of the exponent range overflow or vanish: such rows are brought to order one first,
+    in place, unless there is one without a direction.
     """
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    # Squares of entries near the ends of the exponent range overflow or vanish: bring such rows to order one first.
     safe = torch.isfinite(norms) & (norms > torch.finfo(rows.dtype).tiny ** 0.25)
-    if not bool(safe.all()):
-        peaks = rows.abs().amax(dim=1, keepdim=True)
-        valid = torch.isfinite(peaks) & (peaks > 0)
-        if not bool(valid.all()):
-            return ~valid.flatten()
-        rows.div_(torch.where(safe, torch.ones_like(peaks), peaks))
-        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    rows.mul_(norms.reciprocal_())
-    return None
+    if bool(safe.all()):
+        return norms, None
+    peaks = rows.abs().amax(dim=1, keepdim=True)
+    valid = torch.isfinite(peaks) & (peaks > 0)
+    if not bool(valid.all()):
+        return norms, ~valid.flatten()
+    rows.div_(torch.where(safe, torch.ones_like(peaks), peaks))
+    return torch.linalg.vector_norm(rows, dim=1, keepdim=True), None
+
+
+def _refuse(rows: torch.Tensor, invalid: torch.Tensor, what: str, start: int) -> NoReturn:
+    """Raises ValueError about the first of the rows that have no direction."""
+    row = int(invalid.nonzero()[0])
+    problem = "has a NaN or infinite entry" if bool(rows[row].any()) else "is zero"
+    raise ValueError(f"{what} row {start + row} {problem}, so it has no direction: remove it or embed it again")
 
 
 class MappedOntoZeroError(ValueError):

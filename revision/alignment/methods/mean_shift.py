@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from revision.alignment.base import Alignment
+from revision.alignment.chain import Chain
 from revision.alignment.fitting import Fitting
 from revision.alignment.rows import renormalise
 
@@ -24,3 +25,6 @@ class MeanShift(Alignment):
 
     def _map(self, rows: torch.Tensor, keys: np.ndarray | None, epoch: int) -> torch.Tensor:
         return renormalise(rows.add_(self._vector("shift", rows)))
+
+    def _chain(self) -> Chain:
+        return Chain(1.0, self._vectors["shift"][None])

@@ -7,6 +7,7 @@ import math
 import torch
 
 from revision.alignment.centroid import CentroidCorrected
+from revision.alignment.chain import Chain
 from revision.alignment.fitting import Fitting
 from revision.alignment.settings import flag
 
@@ -60,3 +61,7 @@ class ReAlign(CentroidCorrected):
 
     def _move(self, rows: torch.Tensor) -> torch.Tensor:
         return torch.add(self._vector("offset", rows), rows, alpha=float(self._vectors["scale"]), out=rows)
+
+    def _chain(self) -> Chain:
+        vectors = torch.cat([self._vectors["offset"][None], self._vectors["corrections"]])
+        return Chain(float(self._vectors["scale"]), vectors)

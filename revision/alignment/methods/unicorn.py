@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from revision.alignment.base import Alignment
+from revision.alignment.chain import Chain
 from revision.alignment.fitting import Fitting
 from revision.alignment.rows import renormalise
 
@@ -30,6 +31,9 @@ class Unicorn(Alignment):
 
     def _map(self, rows: torch.Tensor, keys: np.ndarray | None, epoch: int) -> torch.Tensor:
         return renormalise(rows.sub_(self._vector("text_mean", rows)))
+
+    def _chain(self) -> Chain:
+        return Chain(1.0, -self._vectors["text_mean"][None])
 
     def _map_image(self, rows: torch.Tensor) -> torch.Tensor:
         return renormalise(rows.sub_(self._vector("image_mean", rows)))

@@ -101,7 +101,7 @@ def test_chunks_and_order_do_not_matter(seed: int) -> None:
 def test_blocks_smaller_than_the_source_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = raw_rows()
     whole = measure(unit_blocks(rows, "text"))
-    monkeypatch.setattr("revision.alignment.rows.CPU_BLOCK", 7 * DIM)
+    monkeypatch.setattr("revision.alignment.rows.CPU_BLOCK", 7 * DIM * 8)
     blocks = [block.clone() for block in unit_blocks(rows, "text")]
     assert {len(block) for block in blocks[:-1]} == {7}
     parts = measure(blocks)

@@ -33,8 +33,8 @@ class Store(Protocol):
 Source: TypeAlias = Array | Store | Iterable[Array]
 
 STORE_CHUNK = 8192
-CPU_BLOCK = 2**19  # elements: 4 MiB of float64, about what a core keeps in its cache
-GPU_BLOCK = 2**25  # elements: launches, not caches, are what costs there
+CPU_BLOCK = 2**22  # bytes, about what a core keeps in its cache
+GPU_BLOCK = 2**28  # bytes: launches, not caches, are what costs there
 
 NUMPY_FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 TORCH_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -74,7 +74,8 @@ def blocks(rows: Array, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]
     """
     device = torch.device("cpu") if isinstance(rows, np.ndarray) else rows.device
     count, dim = rows.shape
-    size = max(1, min(count, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // max(1, dim)))
+    most = (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // (dim * dtype.itemsize)
+    size = max(1, min(count, most))
     buffer = torch.empty(size, dim, dtype=dtype, device=device)
     single = torch.empty(size, dim, dtype=torch.float32, device=device) if _goes_by_float32(rows, dtype) else None
     staging = None

@@ -6,7 +6,8 @@ python scripts/bench/stage1.py --copies 32 --batch 2 --steps 1 --repeats 1     a
 Naive: one embedding becomes 576 positions, each projected by itself, batches of random captions padded to the longest,
 logits at every position. Arm by arm one thing changes; each arm is a process of its own, the arms take turns, and the
 median of the repeats counts. The LLM is frozen in all of them, and in bfloat16 where the device has it; captions and
-steps are the same, and embeddings random: their values do not change the speed.
+steps are the same, and embeddings random: their values do not change the speed. Memory is the most that the device, or
+on a CPU the process, ever held; the model alone is its floor, which no arm can get below.
 """
 
 from __future__ import annotations
@@ -31,17 +32,20 @@ from torch import nn
 
 from revision import training
 from revision.building import build_model
-from revision.data.collators import Collator
+from revision.data.collators import Collator, PackedCollator
 from revision.data.conversation import IGNORED
 from revision.data.dataset import ConversationDataset, Sample
+from revision.data.packing import PackPlan, budget_for
 from revision.data.rows import Rows
 from revision.model import RevisionForConditionalGeneration
 from revision.progress import say
 from revision.records import Message, read_texts
+from revision.training.segments import SEGMENTS
 
 DIM = 512  # of the embeddings
 COPIES = 576  # positions that the authors' code gives an embedding; aims are for so many
-AIMS = {"parity": 1.8, "default": 10.0}  # times the naive loop; on CPU cores
+AIMS = {"parity": 1.8, "default": 10.0}  # times the naive loop
+MOST_MEMORY = {"default": 0.4}  # of what the naive loop takes, with as many samples a step
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,17 @@ class Arm:
     title: str
     one_by_one: bool = False  # a projection for each copy
     all_logits: bool = False  # also where nothing is learned
-    grouped: bool = True  # captions of like length in one batch
+    packed: bool = False  # a step's captions one after the other in rows without padding
     slots: bool = False  # `--slots` different tokens in place of copies
     trainer: bool = False  # through the Trainer, as `revision pretrain` runs it
 
 
 ARMS = {
-    "naive": Arm("naive loop", one_by_one=True, all_logits=True, grouped=False),
-    "once": Arm("projected once, then copied", all_logits=True, grouped=False),
-    "labels": Arm("logits where labels are", grouped=False),
-    "parity": Arm("captions of like length together"),
-    "slots": Arm("slots in place of copies", slots=True),
+    "naive": Arm("naive loop", one_by_one=True, all_logits=True),
+    "once": Arm("projected once, then copied", all_logits=True),
+    "labels": Arm("logits where labels are"),
+    "parity": Arm("packed", packed=True),
+    "slots": Arm("slots in place of copies", packed=True, slots=True),
     "default": Arm("through the Trainer", slots=True, trainer=True),
 }
 
@@ -102,30 +106,47 @@ def loss_of(model: RevisionForConditionalGeneration, batch: dict[str, torch.Tens
     )
 
 
-def batches_of(dataset: ConversationDataset, size: int, count: int, *, grouped: bool) -> list[list[int]]:
-    """Places of random captions, the same ones in every arm."""
+def steps_of(dataset: ConversationDataset, size: int, count: int) -> list[list[int]]:
+    """Places of random captions, step by step; the same ones in every arm."""
     places = np.random.default_rng(0).permutation(len(dataset))[: size * count]
-    if grouped:
-        lengths = dataset.lengths()
-        places = np.array(sorted(places.tolist(), key=lambda place: lengths[place]))
-    order = np.random.default_rng(1).permutation(count)
-    return [places[size * number : size * (number + 1)].tolist() for number in order]
+    return [part.tolist() for part in np.split(places, count)]
+
+
+def batch_of(dataset: ConversationDataset, places: list[int], arm: Arm, pad: int) -> dict[str, torch.Tensor]:
+    """The captions of one step as the arm takes them."""
+    examples = [dataset[place] for place in places]
+    if not arm.packed:
+        return Collator(pad)(examples)
+    lengths = np.array([len(example["input_ids"]) for example in examples])
+    [row] = PackPlan(lengths, budget_for(lengths, len(lengths))).epoch(0)
+    return PackedCollator(boundaries=not torch.cuda.is_available())([[examples[place] for place in row]])
 
 
 def plain_loop(model: RevisionForConditionalGeneration, dataset: ConversationDataset, arm: Arm, options: Any) -> float:
     """Samples a second of a bare training loop, its first step left out."""
+    device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training.select_parts(model, ["projector"], bf16=frozen_dtype() == torch.bfloat16)
-    model.set_attn_implementation("eager")  # on a CPU the faster one, as the stage itself chooses
-    model.train()
+    on_cpu = SEGMENTS if arm.packed else "eager"  # on a CPU the faster ones, as the stage itself chooses
+    model.set_attn_implementation("sdpa" if device.type == "cuda" else on_cpu)
+    model.to(device).train()
     optimizer = torch.optim.AdamW(model.projector.parameters(), lr=1e-3)
-    collate = Collator(dataset.processor.tokenizer.pad_token_id)
+    pad = dataset.processor.tokenizer.pad_token_id
     started = 0.0
-    for step, places in enumerate(batches_of(dataset, options.batch, options.steps + 1, grouped=arm.grouped)):
-        started = time.perf_counter() if step == 1 else started
-        loss_of(model, collate([dataset[place] for place in places]), arm).backward()
+    for step, places in enumerate(steps_of(dataset, options.batch, options.steps + 1)):
+        started = _seconds() if step == 1 else started
+        batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value
+                 for key, value in batch_of(dataset, places, arm, pad).items()}  # fmt: skip
+        loss_of(model, batch, arm).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return float(options.steps * options.batch / (time.perf_counter() - started))
+    return float(options.steps * options.batch / (_seconds() - started))
+
+
+def _seconds() -> float:
+    """The clock, once a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def trainer_loop(model: RevisionForConditionalGeneration, dataset: ConversationDataset, options: Any) -> float:
@@ -145,7 +166,7 @@ def trainer_loop(model: RevisionForConditionalGeneration, dataset: ConversationD
 
 
 def measure(arm: Arm, options: argparse.Namespace) -> dict[str, float]:
-    """One arm in this process: samples a second, and the memory of the process at its peak in GiB."""
+    """One arm in this process: samples a second, and the memory at its peak in GiB."""
     torch.manual_seed(0)
     model, processor = build_model(
         options.llm, chat_template=None, dtype=frozen_dtype(), seed=0, embed_dim=DIM,
@@ -158,7 +179,10 @@ def measure(arm: Arm, options: argparse.Namespace) -> dict[str, float]:
     ]
     dataset = ConversationDataset(samples, RandomRows(len(samples)), processor, max_length=100_000)
     speed = trainer_loop(model, dataset, options) if arm.trainer else plain_loop(model, dataset, arm, options)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"samples_per_second": speed, "memory_gib": peak / 2**30}
 
 
@@ -177,7 +201,10 @@ def compare(names: Sequence[str], options: argparse.Namespace, words: Sequence[s
     for _ in range(options.repeats):
         for name in names:
             runs[name].append(in_a_process(name, words))
-    speeds = {name: statistics.median(run["samples_per_second"] for run in found) for name, found in runs.items()}
+    speeds, memories = (
+        {name: statistics.median(run[number] for run in found) for name, found in runs.items()}
+        for number in ("samples_per_second", "memory_gib")
+    )
     say(
         f"{options.copies} copies or {options.slots} slots, batches of {options.batch}, "
         f"{torch.get_num_threads()} thread(s)"
@@ -185,16 +212,25 @@ def compare(names: Sequence[str], options: argparse.Namespace, words: Sequence[s
     say(f"{'arm':10}{'samples/s':>11}{'x naive':>9}{'x before':>10}{'GiB':>7}  what is new")
     before = first = speeds[names[0]]
     for name in names:
-        memory = statistics.median(run["memory_gib"] for run in runs[name])
         speed = speeds[name]
-        say(f"{name:10}{speed:11.2f}{speed / first:9.2f}{speed / before:10.2f}{memory:7.2f}  {ARMS[name].title}")
+        say(
+            f"{name:10}{speed:11.2f}{speed / first:9.2f}{speed / before:10.2f}{memories[name]:7.2f}  {ARMS[name].title}"
+        )
         before = speed
+    if names[0] != "naive" or options.copies != COPIES:
+        say("aims are for all copies, beside the naive loop: not held against them")
+        return True
     met = True
     for name, aim in AIMS.items():
-        if name in speeds and names[0] == "naive" and options.copies == COPIES:
+        if name in speeds:
             reached = speeds[name] / first
             met &= reached >= aim
             say(f"{name}: {reached:.2f} times the naive loop; aim {aim:g}: {'met' if reached >= aim else 'MISSED'}")
+    for name, most in MOST_MEMORY.items():
+        if name in memories:
+            share = memories[name] / memories["naive"]
+            met &= share <= most
+            say(f"{name}: {share:.0%} of its memory; aim {most:.0%}: {'met' if share <= most else 'MISSED'}")
     return met
 
 

@@ -7,15 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import tiny_training
 import torch
 from transformers import Trainer
 
 from revision.data.dataset import ConversationDataset, Sample
 from revision.records import Message
+from revision.training.gate import UpdateGate
 from revision.training.guard import Guard, LossWindow
 from revision.training.trainer import StageTrainer
 
@@ -35,6 +38,17 @@ def run(llm: Path, output: Path, guard: Guard, dataset: ConversationDataset | No
     return tiny_training.run(
         llm, output, guard=guard, dataset=dataset, **{"parts": ["projector"], **settings, **changes}
     )
+
+
+def in_two_processes(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program of the tests."""
+    root = Path(__file__).parent.parent
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.run(
+        [*launcher, str(root / "tests" / program), *words],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
 
 
 def faults(output: Path) -> list[dict[str, Any]]:
@@ -171,7 +185,6 @@ def test_a_spike_is_dealt_with(tiny_llm: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("policy", "settings", "why"),
     [
-        ("skip", {"deepspeed": {"zero_optimization": {"stage": 2}}}, "cannot be had with trainer.deepspeed"),
         ("skip", {"fp16": True}, "guard.policy=skip cannot be had with trainer.fp16"),
         ("roll_back", {"fp16": True}, "guard.policy=roll_back cannot be had with trainer.fp16"),
         ("roll_back", {}, "set trainer.save_steps"),
@@ -188,22 +201,55 @@ def test_a_policy_that_cannot_be_had_is_refused(
     class Arguments:
         """As much of TrainingArguments as is asked for."""
 
-        deepspeed, fsdp, fp16 = settings.get("deepspeed"), "", settings.get("fp16", False)
+        fsdp, fp16 = "", settings.get("fp16", False)
         save_strategy, save_steps = settings.get("save_strategy", "no"), settings.get("save_steps", 500)
 
     with pytest.raises(ValueError, match=why):
         Guard(policy).require_possible(Arguments())  # type: ignore[arg-type]
 
 
+def test_an_optimizer_that_cannot_leave_an_update_out_is_refused() -> None:
+    engine = SimpleNamespace(optimizer=torch.optim.SGD([torch.zeros(1, requires_grad=True)]))
+    with pytest.raises(ValueError, match=r"DeepSpeed's SGD out; set engine\.kind to zero1, zero2 or zero3, or guard"):
+        UpdateGate(engine, lambda bad: True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
+def test_deepspeed_leaves_bad_updates_out(tiny_llm: Path, tmp_path: Path, engine: str) -> None:
+    """Two processes, one of which meets a loss that is no number: weights and moments are those of the steps before."""
+    pieces = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if engine == "zero3" else {}
+    shared: dict[str, Any] = {
+        "llm": str(tiny_llm), "engine": engine, "parts": ["projector", "llm"], "options": pieces
+    }  # fmt: skip
+    runs = {
+        "short": {**shared, "max_steps": 2},
+        "skip": {**shared, "max_steps": 3, "guard": "skip", "spoiled": 2},
+        "longer": {**shared, "max_steps": 4, "guard": "skip", "spoiled": 1},
+        "back": {**shared, "max_steps": 4, "guard": "roll_back", "spoiled": 3, "save_steps": 2},
+        "further": {**shared, "max_steps": 5, "guard": "roll_back", "spoiled": 3, "save_steps": 2},
+        "short in half": {**shared, "max_steps": 2, "bf16": True},
+        "skip in half": {**shared, "max_steps": 3, "bf16": True, "guard": "skip", "spoiled": 2},
+        "rate": {**shared, "max_steps": 4, "guard": "skip", "spoiled": 2, "lr_scheduler_type": "linear"},
+    }  # fmt: skip
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    done = in_two_processes("tiny_engines.py", str(tmp_path / "runs.json"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {name: safetensors.torch.load_file(tmp_path / name / "model" / "model.safetensors") for name in runs}
+    for name, one in found["short"].items():
+        assert torch.equal(one, found["skip"][name]) and torch.equal(one, found["back"][name]), name
+        assert torch.equal(found["short in half"][name], found["skip in half"][name]), name
+    for other in (found["longer"], found["further"]):
+        assert all(one.isfinite().all() for one in other.values())
+        assert any(not torch.equal(one, other[name]) for name, one in found["short"].items()), "it goes on"
+    assert [row["step"] for name in ("skip", "longer", "back") for row in faults(tmp_path / name)] == [2, 1, 3]
+    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "rate" / "log.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3]), "the schedule goes on"
+
+
 @pytest.mark.slow
 def test_a_bad_loss_on_one_process_stops_all(tiny_llm: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [*words, str(root / "tests" / "bad_rank.py"), str(tiny_llm), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+    done = in_two_processes("bad_rank.py", str(tiny_llm), str(tmp_path))
     said = [(tmp_path / f"said-{rank}.txt").read_text() for rank in range(2)]
     assert said[0] == said[1], done.stderr
     assert "the loss is nan after step 1, at samples" in said[0]

@@ -11,17 +11,21 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from tiny_training import DIM, SAMPLES, K, Rows
+from transformers import Trainer
 
 from revision import building, training
 from revision.data.dataset import ConversationDataset, Sample
 from revision.records import Message
 from revision.training import sharding
 from revision.training.adapters import Adapter
+from revision.training.guard import Guard
 
 SHAPE: dict[str, Any] = {"embed_dim": DIM, "num_visual_tokens": K, "visual_tokens": "slots"}
 TRAINER: dict[str, Any] = {
@@ -53,6 +57,8 @@ def run(
     rates: dict[str, dict[str, float]] | None = None,
     rank: int | None = None,
     regress: int | None = None,
+    guard: str = "stop",
+    spoiled: int | None = None,
     **trainer: Any,
 ) -> Any:
     """Trains and saves; returns the arguments, for `training.conclude`.
@@ -60,6 +66,8 @@ def run(
     init: folder of a model to start from.
     rank: of LoRA matrices on the LLM.
     regress: begin with a projector that is solved for, and so many steps of its own.
+    guard: policy for bad steps.
+    spoiled: step in which the loss of the last process is no number, and so are the gradients of all.
     """
     output.mkdir(parents=True, exist_ok=True)
     arguments = training.build_arguments(
@@ -91,12 +99,30 @@ def run(
         building.save_model(model, processor, output / "model", alignment=None, dtype=dtype, weights=weights)
         (output / "facts.json").write_text(json.dumps({**facts, "gathered": gathered}))
 
-    training.train(
-        model=model, processor=processor, dataset=make_dataset(processor), parts=parts, rates=rates,
-        arguments=arguments, output=output, engine=engine, processes=processes, save=save,
-        regress=regress,
-    )  # fmt: skip
+    with spoiling(spoiled):
+        training.train(
+            model=model, processor=processor, dataset=make_dataset(processor), parts=parts, rates=rates,
+            arguments=arguments, output=output, engine=engine, processes=processes, save=save,
+            regress=regress, guard=Guard(guard),
+        )  # fmt: skip
     return arguments
+
+
+@contextmanager
+def spoiling(step: int | None) -> Iterator[None]:
+    """The last process multiplies its losses of one step by what is no number, before it goes backwards."""
+    original = Trainer.compute_loss
+
+    def compute_loss(self: Trainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = original(self, *args, **kwargs)
+        last = self.args.process_index == self.args.world_size - 1
+        return loss * torch.nan if last and self.state.global_step == step else loss
+
+    Trainer.compute_loss = compute_loss  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Trainer.compute_loss = original  # type: ignore[method-assign]
 
 
 def do_without_a_compiler() -> None:

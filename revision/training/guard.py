@@ -41,11 +41,6 @@ class Guard:
         Raises:
             ValueError: it cannot.
         """
-        if self.policy != "stop" and arguments.deepspeed:
-            raise ValueError(
-                f"guard.policy={self.policy} cannot be had with trainer.deepspeed, which updates within its backward "
-                "pass; set guard.policy=stop, or train without it"
-            )
         if self.policy != "stop" and arguments.fp16:
             raise ValueError(
                 f"guard.policy={self.policy} cannot be had with trainer.fp16, whose gradient scaler updates by a rule "

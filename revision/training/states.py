@@ -54,7 +54,7 @@ def save(trainer: StageTrainer, folder: Path) -> None:
         tensors, state["optimizer"] = _split(trainer.optimizer.state_dict())
         scaler = trainer.accelerator.scaler
         state["scaler"] = None if scaler is None else scaler.state_dict()
-    if not _engine_has_scheduler(trainer):
+    if not engine_has_scheduler(trainer):
         state["scheduler"] = trainer.lr_scheduler.state_dict()
     text = json.dumps(state, default=_refuse)  # on every process, so that all of them stop where it is refused
     if not trainer.args.should_save:
@@ -85,8 +85,21 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     model.load_state_dict(stored, strict=False)
 
 
-def load_optimizer(trainer: StageTrainer, folder: Path) -> None:
-    """Puts the optimizer's state back in place; one process and DDP."""
+def load_parameters(trainer: StageTrainer, folder: Path) -> None:
+    """Puts weights and optimizer alone back in place, in the midst of a run; one process, DDP and DeepSpeed."""
+    if trainer.is_deepspeed_enabled:
+        _load_engine(trainer, folder, load_lr_scheduler_states=False)
+    else:
+        load_weights(trainer.model, folder)
+        _load_optimizer(trainer, folder)
+
+
+def _load_engine(trainer: StageTrainer, folder: Path, **options: Any) -> None:
+    loaded, _ = trainer.model_wrapped.load_checkpoint(str(folder), tag=_ENGINE_TAG, load_module_strict=False, **options)
+    assert loaded is not None, f"DeepSpeed found nothing in {folder}"
+
+
+def _load_optimizer(trainer: StageTrainer, folder: Path) -> None:
     content = json.loads((folder / STATE).read_text(encoding="utf-8"))["optimizer"]
     trainer.optimizer.load_state_dict(_join(safetensors.torch.load_file(folder / OPTIMIZER), content))
 
@@ -105,16 +118,15 @@ def load(trainer: StageTrainer, folder: Path) -> None:
             "with as many, or delete the folder to start anew"
         )
     if trainer.is_deepspeed_enabled:
-        loaded, _ = trainer.model_wrapped.load_checkpoint(str(folder), tag=_ENGINE_TAG, load_module_strict=False)
-        assert loaded is not None, f"DeepSpeed found nothing in {folder}"
+        _load_engine(trainer, folder)
     elif trainer.is_fsdp_enabled:
         Trainer._load_from_checkpoint(trainer, str(folder), trainer.model_wrapped)
         Trainer._load_optimizer_and_scheduler(trainer, str(folder))
     else:
-        load_optimizer(trainer, folder)
+        _load_optimizer(trainer, folder)
         if content["scaler"] is not None:
             trainer.accelerator.scaler.load_state_dict(content["scaler"])
-    if not _engine_has_scheduler(trainer):
+    if not engine_has_scheduler(trainer):
         trainer.lr_scheduler.load_state_dict(content["scheduler"])
     trainer.sync.restore(content["sync"])
     sums = content["logged"]["sums"]
@@ -122,7 +134,7 @@ def load(trainer: StageTrainer, folder: Path) -> None:
     trainer.resumed_log = (content["logged"]["step"], mine)
 
 
-def _engine_has_scheduler(trainer: StageTrainer) -> bool:
+def engine_has_scheduler(trainer: StageTrainer) -> bool:
     """Whether the engine steps the schedule and keeps it in its own files."""
     from accelerate.utils import DeepSpeedSchedulerWrapper
 

@@ -2,7 +2,8 @@
 
 One all-reduce of a few numbers just before the update carries everything that only one process may know: a loss that is
 no number, a signal, the clock, a record that cannot be learned from, a log that cannot be written. So nobody waits for
-one that has stopped, and all do the same.
+one that has stopped, and all do the same. DeepSpeed updates within its backward pass: where an update may have to be
+left out, the exchange is made there (`gate`), otherwise after it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from revision.interrupts import WATCHED, SignalWatch
 from revision.progress import say
 from revision.training import ranks
 from revision.training.curve import append
+from revision.training.gate import UpdateGate
 from revision.training.guard import Guard, LossWindow
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ class StepSync(TrainerCallback):
         self.bad_steps = 0
         self._save = False
         self._signal: signal.Signals | None = None
+        self._gate: UpdateGate | None = None
+        self._fault: str | None = None  # of this step, which is to be dealt with
         self._saved_at = time.monotonic()
         self.left: signal.Signals | None = None
 
@@ -86,6 +90,8 @@ class StepSync(TrainerCallback):
             write_whole(self._log, lambda file: file.write("".join(kept).encode()))
         self._saved_at = time.monotonic()
         self._trainer.resume_log()
+        if args.deepspeed and self._guard.policy != "stop":
+            self._gate = UpdateGate(self._trainer.model_wrapped, self._may_update)
         if self._guard.policy == "roll_back" and state.global_step == 0:
             self._trainer.save_checkpoint()
 
@@ -100,13 +106,38 @@ class StepSync(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Exchanges what each process knows, and deals with a bad step before it reaches the weights.
+        """Exchanges what each process knows, unless that is done, and deals with a bad step.
 
         Raises ValueError on all processes where one has failed, or the guard says so."""
+        if self._gate is None:
+            self._exchange()
+        elif self._gate.pass_by():
+            assert self._fault is not None, "an update is left out for a reason"
+        if self._fault is None:
+            return
+        if self._guard.policy == "skip":
+            self._trainer.skip_update()
+            done = "its update is left out"
+        else:
+            done = f"back to {self._trainer.roll_back()}, and on with the samples that follow"
+        if ranks.rank() == 0:
+            say(f"{self._fault}: {done}")
+
+    def _may_update(self, bad_gradient: bool) -> bool:
+        """Makes the exchange before an update of DeepSpeed."""
+        self._trainer.bad_norm = torch.tensor(float(bad_gradient), device=self._trainer.args.device)
+        self._exchange()
+        return self._fault is None
+
+    def _exchange(self) -> None:
+        """What each process knows of this step becomes known to all; a bad one is written down.
+
+        Raises ValueError on all processes where one has failed, or the guard stops at this step."""
+        state = self._trainer.state
         losses = self._trainer.losses
         due = self._minutes is not None and time.monotonic() - self._saved_at >= 60 * self._minutes
         failure = next(iter(self._trainer.failures), None)
-        known = [float(failure is not None), float(due and args.process_index == 0)]
+        known = [float(failure is not None), float(due and ranks.rank() == 0)]
         known += [float(one in self._watch.received) for one in WATCHED]
         mine = torch.stack([torch.stack(losses).sum().float(), self._trainer.bad_norm])
         values = ranks.total(torch.cat([mine, torch.tensor(known, device=mine.device)])).tolist()
@@ -117,12 +148,14 @@ class StepSync(TrainerCallback):
         self._signal = next((one for one, count in zip(WATCHED, signals, strict=True) if count > 0), None)
         loss /= ranks.world()
         ceiling = self._window.ceiling()
+        self._fault = None
         if not math.isfinite(loss):
-            self._fault(state.global_step, loss, f"the loss is {loss}")
+            self._fault = self._note(state.global_step, loss, f"the loss is {loss}")
         elif bad_norm > 0:
-            self._fault(state.global_step, loss, "the gradient is no number")
+            self._fault = self._note(state.global_step, loss, "the gradient is no number")
         elif loss > ceiling:
-            self._fault(state.global_step, loss, f"the loss is {loss:.4g}, above {ceiling:.4g}, which makes it a spike")
+            why = f"the loss is {loss:.4g}, above {ceiling:.4g}, which makes it a spike"
+            self._fault = self._note(state.global_step, loss, why)
         else:
             self._window.add(loss)
 
@@ -138,8 +171,10 @@ class StepSync(TrainerCallback):
         """Starts the clock anew."""
         self._saved_at = time.monotonic()
 
-    def _fault(self, step: int, loss: float, what: str) -> None:
-        """Called by all processes alike."""
+    def _note(self, step: int, loss: float, what: str) -> str:
+        """Writes a bad step down and says in a sentence what and where it was. Called by all processes alike.
+
+        Raises ValueError where it ends the run."""
         shares = ranks.gather(self._trainer.suspects())
         ids = [name for bad, _ in shares for name in bad] or [name for _, every in shares for name in every]
         self.bad_steps += 1
@@ -155,13 +190,7 @@ class StepSync(TrainerCallback):
                 f"{where}{why}; {onward} goes on from the last checkpoint, and a lower trainer.learning_rate, float32 "
                 f"or other records (all are in {self._log}) begin anew, with {self._trainer.checkpoints.folder} deleted"
             )
-        if policy == "skip":
-            self._trainer.skip_update()
-            done = "its update is left out"
-        else:
-            done = f"back to {self._trainer.roll_back()}, and on with the samples that follow"
-        if ranks.rank() == 0:
-            say(f"{where}: {done}")
+        return where
 
     def _append(self, row: dict[str, Any]) -> None:
         """Writes one bad step down. Called by all processes, all of which raise ValueError where the disk refuses."""

@@ -146,7 +146,13 @@ class StageTrainer(Trainer):
         """Keeps the loss, on the device, for the exchange before the update."""
         self.meter.count(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
-        self.losses.append(loss)
+        self.losses[-1] = loss
+        return loss
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's own, which is kept already: DeepSpeed makes its exchange within the backward pass."""
+        loss = super().compute_loss(*args, **kwargs)
+        self.losses.append((loss[0] if isinstance(loss, tuple) else loss).detach())
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -168,9 +174,15 @@ class StageTrainer(Trainer):
         return bad, every
 
     def skip_update(self) -> None:
-        """Called just before an update that is to be left out; the loss that is logged leaves the step out too."""
+        """Called just before an update that is to be left out; the loss that is logged leaves the step out too.
+
+        DeepSpeed has left it out already, and with it the schedule where that is the engine's.
+        """
         assert self.accelerator.scaler is None, "a scaler would be left in the middle of its step"
-        self.accelerator.gradient_state._set_sync_gradients(False)
+        if not self.is_deepspeed_enabled:
+            self.accelerator.gradient_state._set_sync_gradients(False)
+        elif states.engine_has_scheduler(self):
+            self.model_wrapped.lr_scheduler.step()
         steps = self.state.global_step - self._globalstep_last_logged
         logged = [row["loss"] for row in self.state.log_history if "loss" in row]
         before = float(self._logged_before)
@@ -181,8 +193,7 @@ class StageTrainer(Trainer):
         folder = self.checkpoints.regular()
         assert folder is not None, "a run that may roll back keeps a regular checkpoint from its beginning on"
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        states.load_weights(self.model, folder)
-        states.load_optimizer(self, folder)
+        states.load_parameters(self, folder)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.skip_update()

@@ -23,6 +23,7 @@ from typing import Any
 
 import deepspeed  # noqa: F401  (the Trainer imports it: once for all lives)
 import safetensors.torch
+import tiny_engines
 import tiny_training
 import torch
 
@@ -44,6 +45,7 @@ class Plan:
         batch: samples a micro-batch over all processes.
         trainer: TrainingArguments.
         engine: one of `revision.training.engines.ENGINES`.
+        options: of the engine.
         seed: of the kills.
     """
 
@@ -55,6 +57,7 @@ class Plan:
     batch: int = 4
     trainer: dict[str, Any] = field(default_factory=dict)
     engine: str = "ddp"
+    options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
 
@@ -115,6 +118,7 @@ def live(plan: Plan, output: Path, life: int, rank: int, fatal: int | None, port
     settings = dict(plan.trainer)
     settings["per_device_train_batch_size"] = plan.batch // processes
     settings["dataloader_num_workers"] = workers
+    settings |= tiny_engines.prepare(plan.engine)
     try:
         tiny_training.run(
             Path(plan.llm),
@@ -122,6 +126,7 @@ def live(plan: Plan, output: Path, life: int, rank: int, fatal: int | None, port
             parts=["projector", "llm"],
             processes=processes,
             engine=plan.engine,
+            options=plan.options,
             dataset=dataset,
             **settings,
         )

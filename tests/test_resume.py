@@ -101,8 +101,11 @@ def test_another_number_of_processes_learns_from_the_same_batches(tiny_llm: Path
 
 
 @pytest.mark.slow
-def test_kills_under_deepspeed_leave_no_trace(tiny_llm: Path, tmp_path: Path) -> None:
-    outlive(tiny_llm, tmp_path, 6, seed=2, processes=[2], engine="zero2")
+@pytest.mark.parametrize(("engine", "kills"), [("zero2", 20), ("zero3", 20), ("fsdp2", 6)])
+def test_kills_under_engines_leave_no_trace(tiny_llm: Path, tmp_path: Path, engine: str, kills: int) -> None:
+    # So small a model would else be kept whole for speed.
+    pieces = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if engine == "zero3" else {}
+    outlive(tiny_llm, tmp_path, kills, seed=2, processes=[2], engine=engine, options=pieces, trainer={"save_steps": 1})
     assert farthest(tmp_path) == 0
 
 

@@ -144,14 +144,21 @@ def take_the_cpu_for_an_accelerator() -> None:
     setattr(PartialState, "_prepare_backend", lambda *_, **__: ("gloo", DistributedType.MULTI_GPU))  # noqa: B010
 
 
+def prepare(engine: str) -> dict[str, Any]:
+    """Has an engine run on a CPU, in this process; the settings of the Trainer that it takes besides."""
+    if engine.startswith("zero"):
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        do_without_a_compiler()
+    if engine == "fsdp2":
+        take_the_cpu_for_an_accelerator()
+        return {"use_cpu": False}
+    return {}
+
+
 if __name__ == "__main__":
     os.environ["DS_ACCELERATOR"] = "cpu"
     for name, settings in json.loads(Path(sys.argv[1]).read_text()).items():
-        if settings["engine"].startswith("zero"):
-            do_without_a_compiler()
-        if settings["engine"] == "fsdp2":
-            take_the_cpu_for_an_accelerator()
-            settings["use_cpu"] = False
+        settings |= prepare(settings["engine"])
         done = run(Path(sys.argv[1]).parent / name, processes=int(os.environ["WORLD_SIZE"]), **settings)
         for variable in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
             os.environ.pop(variable, None)  # accelerate sets them for itself as well, and leaves them

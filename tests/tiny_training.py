@@ -22,6 +22,7 @@ from revision.records import Message
 from revision.training.guard import Guard
 
 DIM, K, SAMPLES = 16, 3, 32
+WEIGHTS = "weights.safetensors"  # of the trained model, in its folder
 
 
 class Rows(StoredRows):
@@ -74,6 +75,7 @@ def run(
     rates: Any = None,
     processes: int = 1,
     engine: str = "ddp",
+    options: dict[str, Any] | None = None,
     peak_tflops: float | None = None,
     identity: dict[str, Any] | None = None,
     minutes: float | None = None,
@@ -86,7 +88,7 @@ def run(
 ) -> tuple[RevisionForConditionalGeneration, dict[str, float]]:
     """Trains and returns the model and the summary; packed into rows where their tokens are given."""
     settings = {"learning_rate": 1e-2, "max_steps": 4, "logging_steps": 1, "lr_scheduler_type": "constant", **trainer}
-    arguments = training.build_arguments(settings, output=output, seed=0, engine=engine)
+    arguments = training.build_arguments(settings, output=output, seed=0, engine=engine, engine_options=options or {})
     output.mkdir(parents=True, exist_ok=True)
     dataset = make_dataset(llm) if dataset is None else dataset
     learned: ConversationDataset | PackedDataset = dataset
@@ -94,6 +96,13 @@ def run(
         dataset.keep(np.array([len(dataset[place]["input_ids"]) for place in range(SAMPLES)], dtype=np.int32))
         learned = PackedDataset(dataset, tokens=pack_tokens, processes=arguments.world_size)
     model = make_model(llm) if model is None else model
+
+    def save(whole: dict[str, torch.Tensor] | None, summary: dict[str, float]) -> None:
+        safetensors.torch.save_file(
+            {name: one for name, one in (whole or weights(model)).items() if name in names}, output / WEIGHTS
+        )
+
+    names = {name for name, _ in model.named_parameters()}
     summary = training.train(
         model=model,
         processor=dataset.processor,
@@ -109,9 +118,8 @@ def run(
         peak_tflops=peak_tflops,
         minutes=minutes,
         guard=guard,
+        save=save,
     )
-    if arguments.process_index == 0:
-        safetensors.torch.save_file(weights(model), output / "weights.safetensors")
     training.conclude(arguments)
     return model, summary
 

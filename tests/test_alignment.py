@@ -134,7 +134,7 @@ def test_chunks_do_not_matter(method: str, monkeypatch: pytest.MonkeyPatch) -> N
     text, image = (side.astype(np.float32) for side in two_sides())
     whole = built(method, centroid_steps=2).fit(text, image)
     reference = whole.apply(text.astype(np.float64), row_ids=range(400), epoch=1)
-    monkeypatch.setattr("revision.alignment.rows.CPU_BLOCK", 11 * DIM * 8)  # eleven float64 rows
+    monkeypatch.setattr("revision.alignment.rows.CPU_BLOCK", 11 * DIM * 8)  # eleven float64 rows a thread
     parts = built(method, centroid_steps=2).fit([text[:7], text[7:]], np.array_split(image, 9))
     found = parts.apply(text.astype(np.float64), row_ids=range(400), epoch=1)
     np.testing.assert_allclose(found, reference, rtol=0, atol=TOLERANCE[method])

@@ -102,6 +102,7 @@ def test_blocks_smaller_than_the_source_do_not_matter(monkeypatch: pytest.Monkey
     rows = raw_rows()
     whole = measure(unit_blocks(rows, "text"))
     monkeypatch.setattr("revision.alignment.rows.CPU_BLOCK", 7 * DIM * 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     blocks = [block.clone() for block in unit_blocks(rows, "text")]
     assert {len(block) for block in blocks[:-1]} == {7}
     parts = measure(blocks)

@@ -47,18 +47,20 @@ class Chain:
 
     def _factors(self, products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """a [n] and b [k + 1, n] of each row, from u . v_j [k + 1, n]; None where digits would be lost."""
-        gram = (self.vectors @ self.vectors.T).to(products.device)
+        gram = (self.vectors @ self.vectors.T).tolist()
         of_row = torch.full_like(products[0], self.scale)
         of_vectors = torch.zeros_like(products)
         own = self.scale**2  # squared length of what the next vector is added to
         for step, product in enumerate(products):
-            inner = of_row * product + gram[step, :step] @ of_vectors[:step]
-            square = own + 2 * inner + gram[step, step]
-            if bool((square < LEAST_SQUARE * (own + gram[step, step])).any()):
+            inner = of_row * product
+            for before in range(step):
+                inner.add_(of_vectors[before], alpha=gram[step][before])
+            square = inner.mul_(2).add_(own + gram[step][step])
+            if float(square.min()) < LEAST_SQUARE * (own + gram[step][step]):
                 return None
+            shrink = square.rsqrt_()
             of_vectors[step] = 1.0
-            shrink = square.rsqrt()
             of_row *= shrink
-            of_vectors *= shrink
+            of_vectors[: step + 1] *= shrink
             own = 1.0
         return of_row, of_vectors

@@ -7,6 +7,7 @@ cache while they are worked on, so that memory stays constant whatever the sourc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, NoReturn, Protocol, TypeAlias, runtime_checkable
@@ -33,7 +34,7 @@ class Store(Protocol):
 Source: TypeAlias = Array | Store | Iterable[Array]
 
 STORE_CHUNK = 8192
-CPU_BLOCK = 2**22  # bytes, about what a core keeps in its cache
+CPU_BLOCK = 2**22  # bytes a thread, about what a core keeps in its cache
 GPU_BLOCK = 2**28  # bytes: launches, not caches, are what costs there
 
 NUMPY_FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
@@ -74,7 +75,7 @@ def blocks(rows: Array, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]
     """
     device = torch.device("cpu") if isinstance(rows, np.ndarray) else rows.device
     count, dim = rows.shape
-    most = (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // (dim * dtype.itemsize)
+    most = (CPU_BLOCK * torch.get_num_threads() if device.type == "cpu" else GPU_BLOCK) // (dim * dtype.itemsize)
     size = max(1, min(count, most))
     buffer = torch.empty(size, dim, dtype=dtype, device=device)
     single = torch.empty(size, dim, dtype=torch.float32, device=device) if _goes_by_float32(rows, dtype) else None
@@ -212,15 +213,22 @@ def _norms(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     in place, unless there is one without a direction.
     """
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    safe = torch.isfinite(norms) & (norms > torch.finfo(rows.dtype).tiny ** 0.25)
-    if bool(safe.all()):
+    least = torch.finfo(rows.dtype).tiny ** 0.25
+    if not len(rows) or _within(norms, least):
         return norms, None
+    safe = torch.isfinite(norms) & (norms > least)
     peaks = rows.abs().amax(dim=1, keepdim=True)
     valid = torch.isfinite(peaks) & (peaks > 0)
     if not bool(valid.all()):
         return norms, ~valid.flatten()
     rows.div_(torch.where(safe, torch.ones_like(peaks), peaks))
     return torch.linalg.vector_norm(rows, dim=1, keepdim=True), None
+
+
+def _within(norms: torch.Tensor, least: float) -> bool:
+    """Whether all norms are finite and above the least; two numbers say so, which no NaN does."""
+    lowest, highest = (float(one) for one in torch.aminmax(norms))
+    return lowest > least and highest < math.inf
 
 
 def _refuse(rows: torch.Tensor, invalid: torch.Tensor, what: str, start: int) -> NoReturn:

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +56,10 @@ def from_a_map(text: np.ndarray, image: np.ndarray) -> None:
     """Fit beside sums that read the same bytes as often."""
     passes = (text, image, text, text)
     alignment = ReAlign()
-    plain = seconds(lambda: [plain_sum(rows) for rows in passes])
-    quickest = seconds(lambda: [quickest_sum(rows) for rows in passes])
+    plain = seconds(lambda: [plain_sum(rows) for rows in passes], repeats=4)
+    quickest = seconds(lambda: [quickest_sum(rows) for rows in passes], repeats=4)
     with PeakMemory() as memory:
-        fit = seconds(lambda: alignment.fit(text, image))
+        fit = seconds(lambda: alignment.fit(text, image), repeats=4)
     say(f"{len(text):,} rows of {DIM} float16 a side from a map; {PASSES}; {torch.get_num_threads()} thread(s)")
     report("fit", fit, "s")
     report("fit / numpy's sums over the same bytes", fit / plain, "", most=2)
@@ -85,7 +85,7 @@ def beside_whole_arrays(text: np.ndarray, image: np.ndarray) -> None:
     with PeakMemory() as memory:
         plain = seconds(lambda: in_whole_arrays(text, image), repeats=1)
     with PeakMemory() as ours:
-        fit = seconds(lambda: ReAlign().fit(text, image, measure_gap=False))
+        fit = seconds(lambda: ReAlign().fit(text, image, measure_gap=False), repeats=4)
     bound = seconds(lambda: [quickest_sum(rows) for rows in (text, image, text)])
     some = slice(0, 200)
     apart = np.abs(ReAlign().fit(text, image).apply(text[some].astype(np.float64)) - in_whole_arrays(text, image)[some])
@@ -117,10 +117,10 @@ def as_rows_grow(counts: list[int], dim: int) -> None:
     costs = []
     say(f"rows of {dim} that are made while they are read")
     for count in counts:
-        started, before = time.perf_counter(), anonymous()
+        text, image, before = Made(count, dim, 0), Made(count, dim, 1), anonymous()
         with PeakMemory() as memory:
-            ReAlign().fit(Made(count, dim, 0), Made(count, dim, 1), measure_gap=False)
-        costs.append((time.perf_counter() - started) / count * 1e6)
+            spent = seconds(partial(ReAlign().fit, text, image, measure_gap=False), repeats=3)
+        costs.append(spent / count * 1e6)
         report(f"{count:,} rows a side: seconds a million", costs[-1], "s")
         report(f"{count:,} rows a side: memory, and what is left of it", memory.bytes / GIB, "GiB", most=1)
         assert anonymous() - before < GIB, "memory is given back"
@@ -128,18 +128,22 @@ def as_rows_grow(counts: list[int], dim: int) -> None:
 
 
 def share_of_a_process(rank: int, world: int, text: str, image: str, rendezvous: str, answer: str) -> None:
-    """Fits on one process's share and leaves the time of the slowest."""
+    """Fits on one process's share a few times and leaves the fastest time of the slowest process."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     maps = [np.load(path, mmap_mode="c") for path in (text, image)]
     shares = [rows[len(rows) * rank // world : len(rows) * (rank + 1) // world] for rows in maps]
     ReAlign().fit(*(rows[:1000] for rows in shares), distributed=True)
     dist.barrier()
-    started = time.perf_counter()
-    ReAlign().fit(*shares, distributed=True)
-    dist.barrier()
+
+    def together() -> None:
+        """Until the last has done."""
+        ReAlign().fit(*shares, distributed=True)
+        dist.barrier()
+
+    spent = seconds(together, repeats=4)
     if rank == 0:
-        Path(answer).write_text(str(time.perf_counter() - started))
+        Path(answer).write_text(str(spent))
     dist.destroy_process_group()
 
 

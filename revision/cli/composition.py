@@ -7,12 +7,13 @@ so. Nothing heavier than Hydra is imported.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from hydra import version
@@ -153,7 +154,7 @@ def check_overrides(hydra: Hydra, overrides: Sequence[str]) -> list[str]:
         if not override.key_or_group:
             raise ConfigError(f"'{text}' on the command line names no field: write field=value.")
         try:
-            is_group = bool(options(override.key_or_group))
+            is_group = "." not in override.key_or_group and bool(options(override.key_or_group))
             if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
                 _check_glob(options(override.key_or_group), override)
             if is_group and not any(isinstance(value, dict) for value in _values(override)):
@@ -236,7 +237,7 @@ def _check_field(override: Override) -> None:
             raise ConfigError(f"{name} cannot be removed: give it another value instead.")
         return
     for value in _values(override):
-        tree = OmegaConf.structured(Config)
+        tree = OmegaConf.structured(_part_with(re.split(r"[.\[]", name)[0]))
         if name.startswith("data.sources."):
             tree.data.sources[name.split(".")[2]] = SourceConfig()  # whether it is there, Hydra finds
         try:
@@ -248,6 +249,15 @@ def _check_field(override: Override) -> None:
                 require_method(str(value), name)
             except ValueError as error:
                 raise ConfigError(str(error)) from error
+
+
+@cache
+def _part_with(section: str) -> type:
+    """The root of the schema with one field alone: what a value of that field is held against in little time."""
+    [one] = (one for one in dataclasses.fields(Config) if one.name == section)
+    default = {name: getattr(one, name) for name in ("default", "default_factory")}
+    whole = dataclasses.field(**{name: how for name, how in default.items() if how is not dataclasses.MISSING})
+    return dataclasses.make_dataclass("Config", [(section, get_type_hints(Config)[section], whole)])
 
 
 def _sentence(error: OmegaConfBaseException, name: str = "", value: Any = None) -> str:

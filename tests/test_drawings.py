@@ -36,9 +36,9 @@ SMALL = {
     "recipe": ["--every", "25"],
     "train": ["--epochs", "2", "--batch-size", "32"],
     "revision": ["model.num_visual_tokens=2", "model.projector.hidden_size=32", "pretrain.trainer.max_steps=3",
-                 "pretrain.trainer.per_device_train_batch_size=2", "gap.sample=100", "gap.neighbours=[2]",
-                 "evaluate.candidates=3", "evaluate.bootstrap=5", "evaluate.sheet=2", "evaluate.max_new_tokens=2",
-                 "chat.max_new_tokens=3"],
+                 "pretrain.start_steps=2", "pretrain.trainer.per_device_train_batch_size=2", "gap.sample=100",
+                 "gap.neighbours=[2]", "evaluate.candidates=3", "evaluate.bootstrap=5", "evaluate.sheet=2",
+                 "evaluate.max_new_tokens=2", "chat.max_new_tokens=3"],
 }  # fmt: skip
 
 

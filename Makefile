@@ -45,8 +45,8 @@ SWEEP_ALL = failed=0; sweep() { $(REVISION) run -m "$$@" || failed=1; }
 
 nano-table: $(NANO) ## four alignments and real pairs: stage 1 with three seeds, stage 2 with one, one table
 	$(SWEEP_ALL); \
-	sweep experiment=nano_table; \
-	sweep experiment=nano_table $(PAIRS); \
+	sweep experiment=nano_table seed=1,2; \
+	sweep experiment=nano_table seed=1,2 $(PAIRS); \
 	sweep experiment=nano_table seed=0 $(BOTH); \
 	sweep experiment=nano_table seed=0 $(BOTH) $(PAIRS); \
 	exit $$failed

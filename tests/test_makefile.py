@@ -25,3 +25,19 @@ def test_a_sweep_that_fails_does_not_cost_the_next(target: str, failing: int | N
     assert len(lines) == SWEEPS[target] and all(line.startswith("run -m experiment=nano_") for line in lines)
     assert len({*lines}) == len(lines)
     assert (done.returncode != 0) == (failing is not None)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_no_job_of_the_table_is_in_two_sweeps(tmp_path: Path) -> None:
+    """Else each would evaluate it again, since they ask for other models."""
+    done = subprocess.run(
+        ["make", "nano-table", "REVISION=echo", "NANO=", "--silent"], cwd=ROOT, capture_output=True, text=True
+    )
+    words = [set(line.split()) for line in done.stdout.splitlines() if line.startswith("run -m")]
+    for given in ({"pretrain.input=pairs"}, set()):
+        seeds = [
+            one.removeprefix("seed=").split(",")
+            for line in words if line & {"pretrain.input=pairs"} == given
+            for one in line if one.startswith("seed=")
+        ]  # fmt: skip
+        assert sorted(seed for some in seeds for seed in some) == ["0", "1", "2"]

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from revision.alignment.base import Alignment, Statistics
+    from revision.alignment.base import Alignment
     from revision.alignment.images import ImageSide
     from revision.alignment.loading import build_alignment, load_alignment
     from revision.alignment.methods.blockwise import Blockwise
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from revision.alignment.methods.shrunk_ot import ShrunkOT
     from revision.alignment.methods.unicorn import Unicorn
     from revision.alignment.moments import Detail, Moments
+    from revision.alignment.statistics import Statistics
 
 _HOMES = {
     "Alignment": "base",
@@ -39,7 +40,7 @@ _HOMES = {
     "ReAlign": "methods.realign",
     "ResidualNoise": "methods.residual_noise",
     "ShrunkOT": "methods.shrunk_ot",
-    "Statistics": "base",
+    "Statistics": "statistics",
     "Unicorn": "methods.unicorn",
     "build_alignment": "loading",
     "load_alignment": "loading",

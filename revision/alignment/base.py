@@ -14,7 +14,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, overload
 
@@ -28,33 +28,8 @@ from revision.alignment.fitting import Fitting, refused_together
 from revision.alignment.moments import Detail, Moments
 from revision.alignment.noise import RowIds, row_keys
 from revision.alignment.rows import Array, Source, Store
+from revision.alignment.statistics import Statistics, distance
 from revision.alignment.stores import opened_sides
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What an alignment was fitted on.
-
-    Attributes:
-        text, image: moments of the unit rows of each side.
-        text_fingerprint, image_fingerprint: of the stores they came from; None for rows that came from elsewhere.
-        gap_after: distance between the mean of the mapped text rows (no noise added) and the image mean; None where the
-            caller did without the pass that measures it.
-        text_skipped, image_skipped: rows without a direction that `fit` was asked to leave out.
-    """
-
-    text: Moments
-    image: Moments
-    text_fingerprint: str | None
-    image_fingerprint: str | None
-    gap_after: float | None
-    text_skipped: int = 0
-    image_skipped: int = 0
-
-    @property
-    def gap_before(self) -> float:
-        """Distance between the two means, ||mu_y - mu_x||."""
-        return distance(self.text.mean, self.image.mean)
 
 
 class Alignment(ABC):
@@ -102,14 +77,9 @@ class Alignment(ABC):
 
     def _mapped_mean(self, fitting: Fitting) -> torch.Tensor:
         """Mean of the mapped text, float64 [d], no noise added: one pass."""
-
-        def mapping(rows: torch.Tensor) -> torch.Tensor:
-            return self._map(rows, None, 0)
-
+        mapping = partial(self._map, keys=None, epoch=0)
         chain = self._chain()
-        if chain is None:
-            return fitting.measure("text", mapping).mean
-        return fitting.mean_along(chain, "text", mapping)
+        return fitting.measure("text", mapping).mean if chain is None else fitting.mean_along(chain, "text", mapping)
 
     def _vector(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """A vector in the dtype and on the device of the rows it meets; converted once, since a matrix is large."""
@@ -321,11 +291,6 @@ class Alignment(ABC):
             facts["image"].get("skipped", 0),
         )
         return self
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Euclidean distance of two vectors."""
-    return float(torch.linalg.vector_norm(a - b))
 
 
 def _fingerprint(source: Source) -> str | None:

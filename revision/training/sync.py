@@ -101,6 +101,7 @@ class StepSync(TrainerCallback):
         """Random numbers of a step (dropout) depend on (seed, step, rank) alone, so that none have to be kept."""
         entropy = np.random.SeedSequence([args.seed, state.global_step, args.process_index])
         set_seed(int(entropy.generate_state(1)[0]))
+        self._fault = None
         self._trainer.begin_step()
 
     def on_pre_optimizer_step(
@@ -148,7 +149,6 @@ class StepSync(TrainerCallback):
         self._signal = next((one for one, count in zip(WATCHED, signals, strict=True) if count > 0), None)
         loss /= ranks.world()
         ceiling = self._window.ceiling()
-        self._fault = None
         if not math.isfinite(loss):
             self._fault = self._note(state.global_step, loss, f"the loss is {loss}")
         elif bad_norm > 0:

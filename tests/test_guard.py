@@ -248,6 +248,18 @@ def test_deepspeed_leaves_bad_updates_out(tiny_llm: Path, tmp_path: Path, engine
 
 
 @pytest.mark.slow
+def test_fsdp_leaves_bad_updates_out(tiny_llm: Path, tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"llm": str(tiny_llm), "engine": "fsdp2", "parts": ["projector", "llm"]}
+    runs = {"short": {**shared, "max_steps": 2}, "skip": {**shared, "max_steps": 3, "guard": "skip", "spoiled": 2}}
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    done = in_two_processes("tiny_engines.py", str(tmp_path / "runs.json"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    short, skip = (safetensors.torch.load_file(tmp_path / name / "model" / "model.safetensors") for name in runs)
+    assert all(torch.equal(one, skip[name]) for name, one in short.items())
+    assert [row["step"] for row in faults(tmp_path / "skip")] == [2]
+
+
+@pytest.mark.slow
 def test_a_bad_loss_on_one_process_stops_all(tiny_llm: Path, tmp_path: Path) -> None:
     done = in_two_processes("bad_rank.py", str(tiny_llm), str(tmp_path))
     said = [(tmp_path / f"said-{rank}.txt").read_text() for rank in range(2)]

@@ -15,6 +15,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self, overload
 
@@ -22,7 +24,7 @@ import numpy as np
 import torch
 
 from revision.alignment import files
-from revision.alignment.applying import Stream, applied
+from revision.alignment.applying import Kernel, Stream, applied
 from revision.alignment.chain import Chain
 from revision.alignment.fitting import Fitting, refused_together
 from revision.alignment.moments import Detail, Moments
@@ -41,6 +43,7 @@ class Alignment(ABC):
             JSON values.
         needs: detail of the moments of text and image that `_solve` reads.
         matches_trace: whether the map brings the trace of the text to that of the images.
+        draws_noise: whether training, where rows have ids, adds noise.
         moves_images: whether images are mapped too, by `apply_to_images`, wherever the trained model meets them.
     """
 
@@ -48,6 +51,7 @@ class Alignment(ABC):
     settings: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[Detail, Detail]] = (Detail.TRACE, Detail.TRACE)
     matches_trace: ClassVar[bool] = False
+    draws_noise: ClassVar[bool] = False
     moves_images: ClassVar[bool] = False
 
     def __init_subclass__(cls, **further: Any) -> None:
@@ -57,6 +61,7 @@ class Alignment(ABC):
     def __init__(self) -> None:
         self._statistics: Statistics | None = None
         self._vectors: dict[str, torch.Tensor] = {}
+        self._kernel: Kernel | None = None
         self._converted: dict[tuple[str, torch.dtype, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
 
     @abstractmethod
@@ -147,7 +152,7 @@ class Alignment(ABC):
                 number), statistics that the method cannot use, a path that holds no such embeddings, or `distributed`
                 without an initialised process group.
         """
-        self._statistics = None
+        self._statistics = self._kernel = None
         self._converted = {}
         with refused_together(distributed):
             text, image = opened_sides(text, image)
@@ -204,7 +209,33 @@ class Alignment(ABC):
             """The method's map at this epoch."""
             return self._map(unit, of, epoch)
 
-        return applied(rows, keys, "text", mapping, self.dim)
+        kernel = self._kernel if keys is None or not self.draws_noise else None
+        return applied(rows, keys, "text", mapping, self.dim, kernel)
+
+    def compile(self) -> Self:
+        """Map rows of half precision on the CPU by machine code from now on, several times as fast; needs numba.
+
+        The result still depends on its own row alone, but its sums are taken in another order: of the entries, a few in
+        ten thousand differ by one unit in the last place from those before. It takes two seconds in each process. Rows
+        of float32 and float64, rows on a GPU and training with noise go on as before. A new `fit` undoes it, and a
+        saved alignment knows nothing of it.
+
+        Returns:
+            The alignment itself.
+
+        Raises:
+            ValueError: not fitted, a method that does more than shift rows and put them back on the sphere, or numba is
+                not installed.
+        """
+        chain = self._chain() if self.statistics else None
+        if chain is None:
+            raise ValueError(
+                f"{type(self).__name__} has no compiled form, since its map is no chain of shifts; use apply as it is"
+            )
+        if find_spec("numba") is None:
+            raise ValueError("compile needs numba, which is not installed: pip install 'revision-mllm[compiled]'")
+        self._kernel = import_module("revision.alignment.compiled").CompiledChain(chain)
+        return self
 
     @overload
     def apply_to_images(self, rows: np.ndarray) -> np.ndarray: ...  # type: ignore[overload-overlap]

@@ -32,6 +32,7 @@ class C3(MeanShift):
     """
 
     method = "c3"
+    draws_noise = True
 
     def __init__(self, noise_std: float = NOISE_STD, seed: int = 0) -> None:
         super().__init__()

@@ -32,6 +32,7 @@ class Diagonal(Alignment):
     """
 
     method = "diagonal"
+    draws_noise = True
     needs = (Detail.VARIANCES, Detail.VARIANCES)
     matches_trace = True
 

@@ -49,6 +49,7 @@ class ResidualNoise(ReAlign):
     """
 
     method = "residual_noise"
+    draws_noise = True
     needs = (Detail.TRACE, Detail.COVARIANCE)
 
     def __init__(

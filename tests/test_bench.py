@@ -39,11 +39,17 @@ def run(script: str, *words: str, folder: Path) -> subprocess.CompletedProcess[s
     return subprocess.run(words, env=environment, capture_output=True, text=True)
 
 
+def assert_measured(done: subprocess.CompletedProcess[str]) -> None:
+    """It came to its end. Whether limits are kept is left open: these sizes are too small, and a test is not alone."""
+    assert done.returncode == (1 if "\nnot reached: " in f"\n{done.stderr}" else 0), done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SAID)
 def test_a_quick_run(script: str, tmp_path: Path) -> None:
     done = run(script, "--quick", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert_measured(done)
     assert [part for part in SAID[script] if part not in done.stdout] == []
     left = [one.name for one in tmp_path.iterdir() if not one.name.startswith("torchinductor_")]  # torch makes it
     assert left == [], "what was made to be measured is deleted"
@@ -51,14 +57,13 @@ def test_a_quick_run(script: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_packing_on_a_tiny_corpus(tiny_llm: Path, tmp_path: Path) -> None:
-    """So small a model is below the limit or above it by chance; without data there is no measurement at all."""
     corpus = make_corpus(tmp_path / "corpus", tiny_llm)
     done = run("packing", f"--data={corpus}", "--samples=6", "--batch=2", "--rounds=1", folder=tmp_path)
-    assert "Traceback" not in done.stderr
+    assert_measured(done)
     for part in ("texts: ", "conversations: ", "padded, grouped by length", "packed / padded"):
         assert part in done.stdout
     limits = [float(one) for one in re.findall(r"packed / padded ([\d.]+) \(limit", done.stdout)]
-    assert len(limits) == 2 and done.returncode in (0, 1)
+    assert len(limits) == 2
     refused = run("packing", f"--data={tmp_path / 'none'}", folder=tmp_path)
     assert refused.returncode == 1 and "has no assets/llm: `make run` makes it" in refused.stderr
 
@@ -68,7 +73,7 @@ def test_stage_1_on_a_tiny_corpus(tiny_llm: Path, tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", tiny_llm)
     sizes = ["--copies=4", "--slots=2", "--batch=2", "--steps=1", "--repeats=1", "--arms", "naive", "default"]
     done = run("stage1", f"--llm={tiny_llm}", f"--texts={corpus / 'texts.jsonl'}", *sizes, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert_measured(done)
     assert "naive loop" in done.stdout and "through the Trainer" in done.stdout
 
 
@@ -77,7 +82,7 @@ def test_embed_beside_the_encoder_alone(tmp_path: Path, tiny_llm: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", tiny_llm)
     (tmp_path / "temporary").mkdir()
     done = run("embed", "--quick", "--data", str(corpus), "--workers", "0", "1", folder=tmp_path / "temporary")
-    assert done.returncode == 0, done.stderr
+    assert_measured(done)
     for part in ("texts: share", "limit >= 0.8", "pictures: embed, 0 decoding", "pictures: embed, 1 decoding"):
         assert part in done.stdout
     assert list((tmp_path / "temporary").iterdir()) == [], "what was made to be measured is deleted"

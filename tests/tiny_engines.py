@@ -25,7 +25,7 @@ from revision.data.dataset import ConversationDataset, Sample
 from revision.records import Message
 from revision.training import sharding
 from revision.training.adapters import Adapter
-from revision.training.guard import Guard
+from revision.training.guard import Guard, Policy
 
 SHAPE: dict[str, Any] = {"embed_dim": DIM, "num_visual_tokens": K, "visual_tokens": "slots"}
 TRAINER: dict[str, Any] = {
@@ -57,7 +57,7 @@ def run(
     rates: dict[str, dict[str, float]] | None = None,
     rank: int | None = None,
     regress: int | None = None,
-    guard: str = "stop",
+    guard: Policy = "stop",
     spoiled: int | None = None,
     **trainer: Any,
 ) -> Any:
@@ -113,8 +113,8 @@ def spoiling(step: int | None) -> Iterator[None]:
     """The last process multiplies its losses of one step by what is no number, before it goes backwards."""
     original = Trainer.compute_loss
 
-    def compute_loss(self: Trainer, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = original(self, *args, **kwargs)
+    def compute_loss(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        loss: Any = original(self, *args, **kwargs)
         last = self.args.process_index == self.args.world_size - 1
         return loss * torch.nan if last and self.state.global_step == step else loss
 

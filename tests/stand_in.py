@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from revision import cli
 from revision.runs import processes, rundir
-from revision.schema import STEPS, Config
+from revision.schema import MODEL_STEPS, STEPS, Config
 
 
 def stand_in_line(command: str, arguments: Sequence[str]) -> list[str]:
@@ -46,6 +46,8 @@ def _step(name: str, after: Callable[[Config], None] | None) -> ModuleType:
         for output in rundir._shared_outputs(config, name):
             output.parent.mkdir(parents=True, exist_ok=True)
             output.touch()
+        if name in MODEL_STEPS:
+            (rundir.folder(config, name) / "model").mkdir(exist_ok=True)
         if after is not None:
             after(config)
         rundir.finish(config, name)

@@ -64,6 +64,17 @@ def test_a_changed_setting_repeats_what_depends_on_it() -> None:
     assert steps_run() == ["pretrain"]
 
 
+def test_a_deleted_model_is_made_again_where_something_still_reads_it(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("run.steps=[pretrain,evaluate]") == 0
+    log()
+    Path("runs/default/pretrain/model").rmdir()
+    assert run("run.steps=[pretrain,evaluate]") == 0
+    assert steps_run() == []  # its scores are there, which is what was wanted of it
+    assert run("run.steps=[pretrain,instruct,evaluate]") == 0
+    assert steps_run() == ["pretrain", "instruct", "evaluate"]
+    assert "its model is gone and instruct reads it: made again" in capfd.readouterr().out
+
+
 def test_children_get_the_same_configuration() -> None:
     assert (
         run(

@@ -39,8 +39,11 @@ def run(config: Config) -> None:
     for place, step in enumerate(steps, start=1):
         get_console().rule(f"{step} ({place} of {len(steps)})", align="left")
         if rundir.is_finished(config, step):
-            say(f"finished and unchanged: {rundir.folder(config, step)}")
-            continue
+            reader = rundir.lost_model(config, step, steps[place:])
+            if reader is None:
+                say(f"finished and unchanged: {rundir.folder(config, step)}")
+                continue
+            say(f"finished, but its model is gone and {reader} reads it: made again")
         started = time.monotonic()
         code, asked = processes.attend(processes.command_line(step, arguments))
         if (left := signal_of(code)) is not None:

@@ -85,6 +85,13 @@ def reads_alignment(config: Config, command: str) -> bool:
     return command in MODEL_STEPS and bool(sources_read(config, command)["text"])
 
 
+def models_read(config: Config, command: str) -> list[str]:
+    """The stages of the run whose models `command` reads."""
+    if command in MODEL_STEPS:
+        return [model for model in MODEL_STEPS if model == vars(config)[command].init]
+    return [model for model in MODEL_STEPS if command == "evaluate" and model in config.evaluate.models]
+
+
 def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
     """The table of dependencies: what each command reads from the config, from stores, and from other commands.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from revision.runs.dependencies import (
     fingerprint,
     folder,
     identity,
+    models_read,
     reads_alignment,
     settings,
 )
 from revision.runs.provenance import provenance
-from revision.schema import MODEL_STEPS, Config
+from revision.schema import Config
 
 __all__ = [
     "CONFIG",
@@ -102,6 +103,17 @@ def is_finished(config: Config, command: str) -> bool:
     return all(output.is_file() for output in _shared_outputs(config, command))
 
 
+def lost_model(config: Config, command: str, later: Iterable[str]) -> str | None:
+    """The first of the commands after `command` that still needs its model where that is gone; None: none does.
+
+    A model may be deleted once what reads it is finished: of a sweep, scores are kept.
+    """
+    if (folder(config, command) / "model").is_dir():
+        return None
+    needing = (one for one in later if command in models_read(config, one) and not is_finished(config, one))
+    return next(needing, None)
+
+
 def require(config: Config, command: str, wanted_by: str) -> Path:
     """The folder of the finished `command`.
 
@@ -169,9 +181,7 @@ def _shared_outputs(config: Config, command: str) -> list[Path]:
 
 def _is_guarded(config: Config, command: str, facts: Mapping[str, Any]) -> bool:
     """Whether the guard may have dealt with a bad step of the command, or of a stage of this run that it reads."""
-    read = config.evaluate.models if command == "evaluate" else []
-    read = [str(vars(config)[command].init)] if command in MODEL_STEPS else read
-    marks = [folder(config, model) / FINISHED for model in read if model in MODEL_STEPS]
+    marks = [folder(config, model) / FINISHED for model in models_read(config, command)]
     before = [not mark.is_file() or json.loads(mark.read_text()).get("guarded", True) for mark in marks]
     return bool(facts.get("bad_steps")) or any(before)
 

@@ -35,7 +35,7 @@ LAYERS = [
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # Rooms whose own modules lie in layers too.
 WITHIN = {
-    "cli": [["command_line"], ["helptext", "search"], ["multirun"], ["composition", "proposals"]],
+    "cli": [["command_line"], ["helptext", "search"], ["multirun"], ["composition", "proposals"], ["loading"]],
     "data": [["collators", "contents", "inspection", "lengths", "packing"], ["dataset"],
              ["conversation", "rows"], ["lines", "templates"]],
     "runs": [["processes", "rundir"], ["dependencies"], ["provenance"]],

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig
 
 import revision
 from revision.alignment.methods import built_in
@@ -113,6 +116,21 @@ def test_command_gets_the_typed_tree(received: list[Config]) -> None:
     assert config.instruct.init is None
     assert config.gap.neighbours == [5]
     assert config.data.sources["texts"].records == "data/nano/texts.jsonl", "interpolations are resolved"
+
+
+def test_a_command_line_is_composed_once(received: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    composed = []
+    compose = ConfigLoaderImpl.load_configuration
+
+    def count(*arguments: Any, **further: Any) -> DictConfig:
+        composed.append(compose(*arguments, **further))
+        return composed[-1]
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", count)
+    assert main(["embed", "experiment=nano", "seed=3", "alignment=c3", "gap.sample=7"]) == 0
+    assert len(composed) == 1
+    assert composed[0].hydra.mode is None and composed[0].gap.sample == 7  # as it came: what ran has copies
+    assert received[0].gap.sample == 7
 
 
 def test_later_files_win(received: list[Config], tmp_path: Path) -> None:

@@ -238,6 +238,17 @@ def test_an_experiment_can_be_a_sweep(tmp_path: Path) -> None:
     assert [line["config"]["name"] for line in log()] == ["sweep/alignment=none", "sweep/alignment=realign"]
 
 
+def test_an_experiment_may_leave_a_group_to_its_sweep(tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "sweep.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /alignment: ???\nname: sweep\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {alignment: 'none,c3'}}}\n"
+    )
+    assert main(["align", "experiment=sweep", "--config-dir", "mine"]) == 0
+    assert [line["config"]["alignment"]["method"] for line in log()] == ["none", "c3"]
+
+
 def test_broken_rule_in_one_job_is_that_jobs_failure(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["align", "-m", "embed.shard_size=0,8"]) == 1
     assert [line["config"]["embed"]["shard_size"] for line in log()] == [8]

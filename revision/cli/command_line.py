@@ -99,10 +99,16 @@ def _run(command: str, words: list[str]) -> int:
 
 def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Namespace) -> int:
     """Show the configuration, sweep, start a launcher, or run the command here."""
-    from hydra.types import RunMode
-
     from revision.cli import multirun
-    from revision.cli.composition import ROOT, check_overrides, compose, refuse_intervals, refuse_sweeps, typed
+    from revision.cli.composition import (
+        ROOT,
+        asks_for_sweep,
+        check_overrides,
+        compose,
+        refuse_intervals,
+        refuse_sweeps,
+        typed,
+    )
     from revision.runs import processes
 
     overrides = check_overrides(hydra, options.overrides)
@@ -111,7 +117,7 @@ def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Na
         compose(hydra, overrides)
         _show(hydra, command, overrides, options)
         return 0
-    if options.multirun or hydra.get_mode(ROOT, overrides) == RunMode.MULTIRUN:
+    if options.multirun or asks_for_sweep(hydra, overrides):
         composed = compose(hydra, overrides, multirun=True)
         if composed.search.trials is not None:
             from revision.cli.search import search

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,14 @@ import pytest
 from stand_in import stand_in_line
 from tiny_corpus import make_corpus, make_groups
 
+from revision.assembly import store_path
 from revision.cli import main
+from revision.cli.composition import compose, open_hydra, typed
 from revision.cli.multirun import LONGEST_NAME, job_name
 from revision.runs import processes
 
+run_command = import_module("revision.commands.run")
+is_of_other_stores = run_command._is_of_other_stores  # the stand-ins make no stores
 STEPS = "run.steps=[embed,align,pretrain]"  # three, so that one can fail between others
 
 
@@ -29,6 +35,7 @@ def stand_ins(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log.jsonl"))
     monkeypatch.delenv("STAND_IN_FAIL", raising=False)
     monkeypatch.setattr(processes, "command_line", stand_in_line)
+    monkeypatch.setattr(run_command, "_is_of_other_stores", lambda config: False)
 
 
 def log() -> list[dict[str, Any]]:
@@ -73,6 +80,34 @@ def test_a_deleted_model_is_made_again_where_something_still_reads_it(capfd: pyt
     assert run("run.steps=[pretrain,instruct,evaluate]") == 0
     assert steps_run() == ["pretrain", "instruct", "evaluate"]
     assert "its model is gone and instruct reads it: made again" in capfd.readouterr().out
+
+
+def test_an_alignment_of_other_embeddings_is_fitted_again_for_what_still_reads_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run() == 0
+    Path("runs/default/pretrain/finished.json").unlink()
+    monkeypatch.setattr(run_command, "_is_of_other_stores", lambda config: True)
+    assert run("run.steps=[embed,align]") == 0
+    assert run() == 0
+    assert steps_run() == ["embed", "align", "pretrain", "align", "pretrain"]
+    assert "finished, but its embeddings are others now and pretrain reads it: made again" in capfd.readouterr().out
+
+
+def test_stores_that_another_run_has_made_anew_are_noticed(tiny_llm: Path, tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", tiny_llm)
+    arguments = ["data=tiny", "encoder=tiny", "--config-dir", str(make_groups(tmp_path / "configs", corpus))]
+    assert [main([step, *arguments]) for step in ("embed", "align")] == [0, 0]
+    with open_hydra("run", arguments[-1]) as hydra:
+        config = typed(compose(hydra, arguments[:2]))
+    assert not is_of_other_stores(config)
+    shutil.rmtree(store_path(config, "texts"))
+    assert main(["embed", *arguments, "name=other"]) == 0
+    assert not is_of_other_stores(config)  # the same again
+    shutil.rmtree(store_path(config, "texts"))
+    (corpus / "texts.jsonl").write_text((corpus / "texts.jsonl").read_text().replace("a red", "a big red"))
+    assert main(["embed", *arguments, "name=other"]) == 0
+    assert is_of_other_stores(config)
 
 
 def test_children_get_the_same_configuration() -> None:

@@ -7,6 +7,7 @@ same command continues it.
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -39,11 +40,11 @@ def run(config: Config) -> None:
     for place, step in enumerate(steps, start=1):
         get_console().rule(f"{step} ({place} of {len(steps)})", align="left")
         if rundir.is_finished(config, step):
-            reader = rundir.lost_model(config, step, steps[place:])
-            if reader is None:
+            lost = _lost(config, step, steps[place:])
+            if lost is None:
                 say(f"finished and unchanged: {rundir.folder(config, step)}")
                 continue
-            say(f"finished, but its model is gone and {reader} reads it: made again")
+            say(f"finished, but {lost}: made again")
         started = time.monotonic()
         code, asked = processes.attend(processes.command_line(step, arguments))
         if (left := signal_of(code)) is not None:
@@ -74,6 +75,35 @@ def _steps(config: Config) -> list[str]:
         return steps
     rest = [step for step in steps[readers[0] :] if step != "align"]
     return [*steps[: readers[0]], "align", *rest]
+
+
+def _lost(config: Config, step: str, later: Sequence[str]) -> str | None:
+    """Why what a finished step has made is of no use to an unfinished one after it; None: it is, or none needs it.
+
+    A model may be deleted once what reads it is finished: of a sweep, scores are kept.
+    """
+    from revision.runs import rundir
+
+    reader = rundir.waiting(config, step, later)
+    if reader is None:
+        return None
+    if step == "align":
+        return f"its embeddings are others now and {reader} reads it" if _is_of_other_stores(config) else None
+    return None if (rundir.folder(config, step) / "model").is_dir() else f"its model is gone and {reader} reads it"
+
+
+def _is_of_other_stores(config: Config) -> bool:
+    """Whether texts or pictures have been embedded again since the alignment was fitted, by another run perhaps."""
+    from revision.alignment.stores import open_sides
+    from revision.assembly import store_path
+    from revision.runs import rundir
+
+    facts = json.loads((rundir.folder(config, "align") / rundir.FINISHED).read_text())["facts"]
+    paths = (store_path(config, source) for source in (config.data.texts, config.data.statistics))
+    sides = open_sides(*paths, encoder=config.encoder.name)
+    return any(
+        facts[name]["fingerprint"] != side.fingerprint() for name, side in zip(("text", "image"), sides, strict=True)
+    )
 
 
 def _make_records(config: Config) -> bool:

@@ -103,15 +103,10 @@ def is_finished(config: Config, command: str) -> bool:
     return all(output.is_file() for output in _shared_outputs(config, command))
 
 
-def lost_model(config: Config, command: str, later: Iterable[str]) -> str | None:
-    """The first of the commands after `command` that still needs its model where that is gone; None: none does.
-
-    A model may be deleted once what reads it is finished: of a sweep, scores are kept.
-    """
-    if (folder(config, command) / "model").is_dir():
-        return None
-    needing = (one for one in later if command in models_read(config, one) and not is_finished(config, one))
-    return next(needing, None)
+def waiting(config: Config, command: str, later: Iterable[str]) -> str | None:
+    """The first of the commands after `command` that is not finished and reads its model, or alignment; None: none."""
+    readers = (one for one in later if command in [*models_read(config, one), *(["align"] * _aligned(config, one))])
+    return next((one for one in readers if not is_finished(config, one)), None)
 
 
 def require(config: Config, command: str, wanted_by: str) -> Path:
@@ -177,6 +172,11 @@ def _shared_outputs(config: Config, command: str) -> list[Path]:
     if command == "align" and config.align.export:
         return [Path(config.align.export) / "export.json"]
     return []
+
+
+def _aligned(config: Config, command: str) -> bool:
+    """Whether `command` reads the alignment of the run."""
+    return command == "gap" or reads_alignment(config, command)
 
 
 def _is_guarded(config: Config, command: str, facts: Mapping[str, Any]) -> bool:

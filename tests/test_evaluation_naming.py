@@ -1,5 +1,6 @@
 """Naming, captions and questions: what is made of likelihoods, with readers whose likelihoods are known."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from revision.evaluation.benchmarks import Picture, Question
 from revision.evaluation.naming import Candidate, centred, ranks, read_pictures_aloud
@@ -194,6 +196,19 @@ def test_report_sets_models_side_by_side() -> None:
     assert page.startswith("# nano\n")
     assert "## known concepts, 9 pictures\n\n|  | pretrain | instruct |\n| --- | --- | --- |\n" in page
     assert pictures.rich().row_count == 2
+
+
+def test_a_terminal_of_eighty_characters_holds_the_questions() -> None:
+    names = ["accuracy", "accuracy_blind", "exact", "exact_blind", "exact_gain", "choice", "f1", "constant"]
+    kinds = {"category": {name: number(0.5) for name in names}, "presence": {name: number(0.25) for name in names}}
+    scores = {"instruct": {"pictures": {"known": {"margin": number(1.0)}}, "questions": {"known": kinds}}}
+    table = score_tables(scores)[1]
+    assert len(table.head) == 10  # as table.md has it
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table.rich())
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["│", "category", "│", "9", *["│", "50.0"] * 4, "│"] in lines
+    assert ["│", "│", *["│", "[40.0,", "60.0]"] * 4, "│"] in lines
 
 
 def test_sheet_has_a_card_for_every_picture(tmp_path: Path) -> None:

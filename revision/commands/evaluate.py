@@ -56,7 +56,7 @@ def run(config: Config) -> None:
     from revision.evaluation.metrics import scores
     from revision.evaluation.reader import Reader, release_memory
     from revision.evaluation.report import report, score_tables
-    from revision.progress import hide_bars_of_transformers
+    from revision.progress import hide_bars_of_transformers, say
     from revision.runs import rundir
 
     hide_bars_of_transformers()
@@ -90,6 +90,7 @@ def run(config: Config) -> None:
     _draw_sheet(config, folder / "sheet.png", benchmark, predictions)
     for table in score_tables(found):
         get_console().print(table.rich())
+    say(f"all columns: {folder / 'table.md'}; all numbers: scores.json, in a folder for each model beside it")
     rundir.finish(config, "evaluate", models={label: str(path) for label, path in models.items()})
 
 

@@ -12,26 +12,37 @@ from rich.table import Table as RichTable
 from revision.evaluation.metrics import ALL_KINDS, PICTURE_METRICS, QUESTION_METRICS, Metric
 from revision.evaluation.statistics import LEVEL, Estimate
 
+BRIEF = {"accuracy", "accuracy_blind", "exact_gain", "constant"}  # metrics of questions that a terminal has room for
+
 
 @dataclass(frozen=True)
 class Table:
-    """A title, the names of the columns, and the lines of cells."""
+    """A title, the names of the columns, and the lines of cells.
+
+    brief: numbers of the columns that a terminal shows; None: all of them.
+    """
 
     title: str
     head: list[str]
     lines: list[list[str]]
+    brief: tuple[int, ...] | None = None
 
     def markdown(self) -> str:
         """A heading and a Markdown table."""
         return f"## {self.title}\n\n{markdown(self.head, self.lines)}"
 
     def rich(self) -> RichTable:
-        """The table for a terminal: the first column on the left, numbers on the right."""
+        """The table for a terminal: the first column on the left, numbers on the right.
+
+        Intervals stand below their values where not all columns are shown, so that eighty characters hold a line.
+        """
         table = RichTable(title=self.title, title_justify="left", title_style="bold")
-        for place, name in enumerate(self.head):
-            table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
+        shown = range(len(self.head)) if self.brief is None else self.brief
+        for place in shown:
+            table.add_column(self.head[place], justify="left" if place == 0 else "right", overflow="fold")
         for line in self.lines:
-            table.add_row(*line)
+            cells = (line[place] for place in shown)
+            table.add_row(*(cell if self.brief is None else cell.replace(" [", "\n[") for cell in cells))
         return table
 
 
@@ -77,13 +88,14 @@ def _benchmarks(found: Mapping[str, Any]) -> list[str]:
 
 
 def _question_table(title: str, first: str, lines: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A line for each set of questions; metrics that none of them has are no column."""
+    """A line for each set of questions; metrics that none of them has are no column, and a terminal shows a few."""
     metrics = [metric for metric in QUESTION_METRICS if any(metric.name in numbers for numbers in lines.values())]
     cells = [
         [name, str(next(iter(numbers.values()))["n"]), *(_number(numbers, metric) for metric in metrics)]
         for name, numbers in lines.items()
     ]
-    return Table(title, [first, "n", *(metric.title for metric in metrics)], cells)
+    brief = (0, 1, *(place for place, metric in enumerate(metrics, start=2) if metric.name in BRIEF))
+    return Table(title, [first, "n", *(metric.title for metric in metrics)], cells, brief)
 
 
 def report(scores: Mapping[str, Mapping[str, Any]], *, title: str) -> str:

@@ -1,6 +1,7 @@
 """Measures that compare rows one by one, and measures of pairs, each against a naive float64 computation of its own."""
 
 import math
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -118,6 +119,27 @@ def test_faiss_leaves_a_row_out_of_its_own_neighbours_among_duplicates() -> None
     assert (found // 10 == np.arange(40)[:, None] // 10).all()  # all of them duplicates
 
 
+def test_rows_off_the_sphere_are_refused() -> None:
+    rows = cloud(9)
+    half = rows.astype(np.float16)
+    assert pairwise.neighbours(half, 2).shape == (9, 2)  # rounded, but of norm one
+    for value, norm in ((2.0, "2"), (0.0, "0"), (np.nan, "nan")):
+        spoiled = rows.copy()
+        spoiled[3] *= value
+        for measure in (pairwise.cosine_density, partial(pairwise.neighbours, k=2), partial(pairwise.retrieval, rows)):
+            with pytest.raises(ValueError, match=f"row 3 has norm {norm}, .* divide each row by its norm first"):
+                measure(spoiled)
+    with pytest.raises(ValueError, match=r"shape \[9\]; rows must be \[n, d\]"):
+        pairwise.cosine_density(rows[:, 0])
+    narrow = np.eye(9, DIM - 1)
+    with pytest.raises(ValueError, match=f"candidates has {DIM - 1} columns but queries {DIM}"):
+        pairwise.retrieval(rows, narrow)
+    with pytest.raises(ValueError, match="9 queries but 8 candidates: give pairs"):
+        pairwise.retrieval(rows, rows[:8])
+    with pytest.raises(ValueError, match="9 texts but 8 images: give pairs"):
+        paired.compare_pairs(rows, rows[:8], fit_frame(rows, rows, 0.9))
+
+
 @pytest.mark.parametrize("block", [1, 97, 10**6])
 def test_block_size_and_row_order_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     text, image = cloud(90), cloud(70, 1, 0.15)
@@ -132,6 +154,7 @@ def test_block_size_and_row_order_change_nothing(block: int, monkeypatch: pytest
         ]
 
     mapped = text + np.random.default_rng(5).normal(size=(90, DIM)) * 0.1
+    mapped /= np.linalg.norm(mapped, axis=1, keepdims=True)
     expected = measured(text, image, mapped)
     monkeypatch.setattr(pairwise, "BLOCK", block)
     np.testing.assert_allclose(measured(text, image, mapped), expected, rtol=1e-12)

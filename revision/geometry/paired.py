@@ -13,6 +13,7 @@ import numpy as np
 
 from revision.geometry import frame, measures, pairwise
 from revision.geometry.frame import Frame
+from revision.geometry.rows import require_unit
 
 RANKS = (1, 5, 10)  # of retrieval
 
@@ -29,10 +30,13 @@ def compare_pairs(text: np.ndarray, image: np.ndarray, axes: Frame) -> dict[str,
         `image_to_text`; and `decomposition`, of `split_gap`.
 
     Raises:
-        ValueError: fewer than three pairs.
+        ValueError: fewer than three pairs, sides of different length or width, or a row that is not of norm one.
     """
     if len(text) < 3:
         raise ValueError(f"measures of pairs need at least 3 pairs, there are {len(text)}: give more pairs")
+    require_unit(text=text, image=image)
+    if len(text) != len(image):
+        raise ValueError(f"there are {len(text)} texts but {len(image)} images: give pairs, row by row")
     cosines = paired_cosines(text, image)
     return {
         "cosine": float(cosines.mean()),

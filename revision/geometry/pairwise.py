@@ -14,6 +14,8 @@ from importlib.util import find_spec
 
 import numpy as np
 
+from revision.geometry.rows import require_unit
+
 BLOCK = 2**22  # entries of a block of the similarity matrix: 16 MiB of float32
 
 
@@ -24,8 +26,9 @@ def cosine_density(rows: np.ndarray, bins: int = 200) -> np.ndarray:
         float64 [bins]; sums to one when multiplied by the bin width 2 / bins.
 
     Raises:
-        ValueError: fewer than two rows.
+        ValueError: fewer than two rows, or one that is not of norm one.
     """
+    require_unit(rows=rows)
     if len(rows) < 2:
         raise ValueError(f"pairwise cosines need at least 2 rows, there are {len(rows)}: use more rows")
     counts = np.zeros(bins, dtype=np.int64)
@@ -60,7 +63,7 @@ def neighbours(rows: np.ndarray, k: int, *, faiss: bool | None = None) -> np.nda
     """The k rows with the largest cosine to each row, itself excluded.
 
     Args:
-        rows: [n, d].
+        rows: unit rows [n, d].
         k: number of neighbours.
         faiss: search with faiss's flat index, which is exact too and works in float32, or block by block in numpy;
             None: with faiss where it is installed and the rows are float32. Only ties may come out differently.
@@ -69,8 +72,9 @@ def neighbours(rows: np.ndarray, k: int, *, faiss: bool | None = None) -> np.nda
         int64 [n, k], nearest first.
 
     Raises:
-        ValueError: k is not between 1 and n - 1.
+        ValueError: k is not between 1 and n - 1, or a row is not of norm one.
     """
+    require_unit(rows=rows)
     if not 1 <= k < len(rows):
         raise ValueError(f"k={k} neighbours cannot be found among {len(rows)} rows: lower k or use more rows")
     if faiss is None:
@@ -155,9 +159,15 @@ def retrieval(queries: np.ndarray, candidates: np.ndarray, ks: Sequence[int] = (
     for the half of the time, and candidates that are all alike give chance, k / n, not 1.
 
     Args:
-        queries, candidates: [n, d], row i of one belongs to row i of the other.
+        queries, candidates: unit rows [n, d], row i of one belongs to row i of the other.
         ks: numbers of candidates looked at; those beyond n count as n.
+
+    Raises:
+        ValueError: sides of different length or width, or a row that is not of norm one.
     """
+    require_unit(queries=queries, candidates=candidates)
+    if len(queries) != len(candidates):
+        raise ValueError(f"there are {len(queries)} queries but {len(candidates)} candidates: give pairs, row by row")
     hits = dict.fromkeys(ks, 0.0)
     for start, similar in _similarities(queries, candidates):
         block = np.arange(len(similar))

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,7 @@ def train(
             model=model, args=arguments, train_dataset=dataset, data_collator=collator, callbacks=[curve],
         )  # fmt: skip
         refine_precision(trainer, engine)
-        trainer.remove_callback(PrinterCallback)
-        check = StartCheck(trainer, engine)
-        trainer.add_callback(check)
-        if isinstance(collator, PackedCollator):
-            trainer.add_callback(SeparationCheck(trainer, collator))
+        check = _add_checks(trainer, engine, collator)
         begin()
         try:
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
@@ -134,12 +131,8 @@ def train(
     require_moved(check.before, checksums(model), chosen, steps=trainer.state.global_step, **resumed)
     weights = whole_weights(model, keep=arguments.process_index == 0)
     summary = {**curve.summary(), "bad_steps": trainer.sync.bad_steps}
-    try:
-        if save is not None and arguments.process_index == 0:
-            save(weights, summary)
-    except ValueError as error:
-        ranks.agree(str(error))
-    ranks.agree(None)
+    if save is not None:
+        _save_once(partial(save, weights, summary), arguments)
     return summary
 
 
@@ -154,6 +147,26 @@ def conclude(arguments: TrainingArguments) -> None:
         shutil.rmtree(gone, ignore_errors=True)
     ranks.part()
     gc.collect()
+
+
+def _add_checks(trainer: StageTrainer, engine: str, collator: Collator | PackedCollator) -> StartCheck:
+    """Has the trainer look at its first step, and leave lines of numbers to the curve; gives the look at the start."""
+    trainer.remove_callback(PrinterCallback)
+    check = StartCheck(trainer, engine)
+    trainer.add_callback(check)
+    if isinstance(collator, PackedCollator):
+        trainer.add_callback(SeparationCheck(trainer, collator))
+    return check
+
+
+def _save_once(save: Callable[[], None], arguments: TrainingArguments) -> None:
+    """The main process saves; a full disk there is an error in all of them."""
+    try:
+        if arguments.process_index == 0:
+            save()
+    except ValueError as error:
+        ranks.agree(str(error))
+    ranks.agree(None)
 
 
 def _leave_if_asked(trainer: StageTrainer) -> None:

@@ -67,7 +67,9 @@ def opened(tmp_path: Path) -> EmbeddingStore:
     return write_store(tmp_path / "s", REJECTS)
 
 
-def test_rows_in_any_order(opened: EmbeddingStore) -> None:
+@pytest.mark.parametrize("rows_a_shard", [0, 100])  # by shard, and one by one
+def test_rows_in_any_order(opened: EmbeddingStore, rows_a_shard: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_ROWS_A_SHARD", rows_a_shard)
     expected = unit_rows(100)[KEPT].astype(np.float16)
     index = np.array([16, 0, 4, 4, -1, 5, 3])
     assert len(opened) == 17 and opened.dim == DIM

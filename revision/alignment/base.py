@@ -213,7 +213,7 @@ class Alignment(ABC):
         return applied(rows, keys, "text", mapping, self.dim, kernel)
 
     def compile(self) -> Self:
-        """Map rows of half precision on the CPU by machine code from now on, several times as fast; needs numba.
+        """Map rows of half precision on the CPU in machine code from now on, two to three times as fast; needs numba.
 
         The result still depends on its own row alone, but its sums are taken in another order: of the entries, a few in
         ten thousand differ by one unit in the last place from those before. It takes two seconds in each process. Rows

@@ -40,8 +40,10 @@ def run(script: str, *words: str, folder: Path) -> subprocess.CompletedProcess[s
 
 
 def assert_measured(done: subprocess.CompletedProcess[str]) -> None:
-    """It came to its end. Whether limits are kept is left open: these sizes are too small, and a test is not alone."""
-    assert done.returncode == (1 if "\nnot reached: " in f"\n{done.stderr}" else 0), done.stderr
+    """It came to its end, within its limits of memory. Those of speed are left open: a test is not alone, and small."""
+    missed = re.findall(r"not reached: (.*)$", done.stderr, re.MULTILINE)
+    assert done.returncode == len(missed), done.stderr
+    assert not any("memory" in one for one in missed), done.stderr
     assert "Traceback" not in done.stderr, done.stderr
 
 
@@ -50,6 +52,7 @@ def assert_measured(done: subprocess.CompletedProcess[str]) -> None:
 def test_a_quick_run(script: str, tmp_path: Path) -> None:
     done = run(script, "--quick", folder=tmp_path)
     assert_measured(done)
+    assert done.returncode == 0 or script != "alignment_exact", done.stderr  # none of its limits is of speed
     assert [part for part in SAID[script] if part not in done.stdout] == []
     left = [one.name for one in tmp_path.iterdir() if not one.name.startswith("torchinductor_")]  # torch makes it
     assert left == [], "what was made to be measured is deleted"
@@ -78,13 +81,15 @@ def test_stage_1_on_a_tiny_corpus(tiny_llm: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_embed_beside_the_encoder_alone(tmp_path: Path, tiny_llm: Path) -> None:
+def test_embed_beside_the_encoder_alone(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, tiny_llm: Path
+) -> None:
     corpus = make_corpus(tmp_path / "corpus", tiny_llm)
-    (tmp_path / "temporary").mkdir()
-    done = run("embed", "--quick", "--data", str(corpus), "--workers", "0", "1", folder=tmp_path / "temporary")
+    temporary = tmp_path_factory.mktemp("t")  # short: its workers' sockets lie below it, whose paths end at 108 letters
+    done = run("embed", "--quick", "--data", str(corpus), "--workers", "0", "1", folder=temporary)
     assert_measured(done)
     for part in ("texts: share", "limit >= 0.8", "pictures: embed, 0 decoding", "pictures: embed, 1 decoding"):
         assert part in done.stdout
-    assert list((tmp_path / "temporary").iterdir()) == [], "what was made to be measured is deleted"
+    assert list(temporary.iterdir()) == [], "what was made to be measured is deleted"
     refused = run("embed", "--data", str(tmp_path), folder=tmp_path)
     assert refused.returncode == 1 and "has no assets/encoder: `make run` makes it" in refused.stderr

@@ -201,7 +201,7 @@ def test_a_policy_that_cannot_be_had_is_refused(
     class Arguments:
         """As much of TrainingArguments as is asked for."""
 
-        fsdp, fp16 = "", settings.get("fp16", False)
+        fp16 = settings.get("fp16", False)
         save_strategy, save_steps = settings.get("save_strategy", "no"), settings.get("save_steps", 500)
 
     with pytest.raises(ValueError, match=why):
@@ -249,14 +249,33 @@ def test_deepspeed_leaves_bad_updates_out(tiny_llm: Path, tmp_path: Path, engine
 
 @pytest.mark.slow
 def test_fsdp_leaves_bad_updates_out(tiny_llm: Path, tmp_path: Path) -> None:
+    """`begun` returns to its beginning, whose moments PyTorch cannot save without making a step of its own up."""
     shared: dict[str, Any] = {"llm": str(tiny_llm), "engine": "fsdp2", "parts": ["projector", "llm"]}
-    runs = {"short": {**shared, "max_steps": 2}, "skip": {**shared, "max_steps": 3, "guard": "skip", "spoiled": 2}}
+    back = {**shared, "guard": "roll_back"}
+    runs = {
+        "short": {**shared, "max_steps": 2},
+        "skip": {**shared, "max_steps": 3, "guard": "skip", "spoiled": 2},
+        "back": {**back, "max_steps": 4, "spoiled": 3, "save_steps": 2},
+        "further": {**back, "max_steps": 5, "spoiled": 3, "save_steps": 2},
+        "missed": {**shared, "max_steps": 4, "guard": "skip", "spoiled": 0},
+        "begun": {**back, "max_steps": 4, "spoiled": 0, "save_steps": 4},
+        "untouched": {**back, "max_steps": 2, "save_steps": 2},
+        "rate": {**back, "max_steps": 4, "spoiled": 2, "save_steps": 2, "lr_scheduler_type": "linear"},
+    }
     (tmp_path / "runs.json").write_text(json.dumps(runs))
     done = in_two_processes("tiny_engines.py", str(tmp_path / "runs.json"))
     assert done.returncode == 0, done.stderr[-3000:]
-    short, skip = (safetensors.torch.load_file(tmp_path / name / "model" / "model.safetensors") for name in runs)
-    assert all(torch.equal(one, skip[name]) for name, one in short.items())
-    assert [row["step"] for row in faults(tmp_path / "skip")] == [2]
+    found = {name: safetensors.torch.load_file(tmp_path / name / "model" / "model.safetensors") for name in runs}
+    for name, one in found["short"].items():
+        assert all(torch.equal(one, found[other][name]) for other in ("skip", "back", "untouched")), name
+        assert torch.equal(found["missed"][name], found["begun"][name]), name
+    assert all(one.isfinite().all() for one in found["further"].values())
+    assert any(not torch.equal(one, found["further"][name]) for name, one in found["short"].items()), "it goes on"
+    assert {name: [row["step"] for row in faults(tmp_path / name)] for name in ("skip", "back", "begun")} == {
+        "skip": [2], "back": [3], "begun": [0]
+    }  # fmt: skip
+    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "rate" / "log.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3]), "the schedule goes on"
 
 
 @pytest.mark.slow

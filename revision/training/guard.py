@@ -48,10 +48,6 @@ class Guard:
             )
         if self.policy != "roll_back":
             return
-        if arguments.fsdp:
-            raise ValueError(
-                "guard.policy=roll_back cannot be had with trainer.fsdp; set guard.policy=skip or guard.policy=stop"
-            )
         if arguments.save_strategy != "steps":
             raise ValueError(
                 "guard.policy=roll_back returns to a checkpoint, which must be at the same step in every repetition of "

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
+from accelerate.utils import load_fsdp_optimizer
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from revision.embeddings.layout import write_whole
 from revision.training import ranks
@@ -48,6 +49,8 @@ def save(trainer: StageTrainer, folder: Path) -> None:
         trainer.model_wrapped.save_checkpoint(str(folder), tag=_ENGINE_TAG, exclude_frozen_parameters=True)
     elif trainer.is_fsdp_enabled:
         Trainer._save_optimizer_and_scheduler(trainer, str(folder))
+        if trainer.state.global_step == 0:
+            trainer.optimizer.state.clear()  # PyTorch has made one up to save it, by a step that Adam would count
     whole = not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled
     tensors: dict[str, torch.Tensor] = {}
     if whole:
@@ -86,9 +89,11 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 
 def load_parameters(trainer: StageTrainer, folder: Path) -> None:
-    """Puts weights and optimizer alone back in place, in the midst of a run; one process, DDP and DeepSpeed."""
+    """Puts weights and optimizer alone back in place, in the midst of a run. Called by all processes."""
     if trainer.is_deepspeed_enabled:
         _load_engine(trainer, folder, load_lr_scheduler_states=False)
+    elif trainer.is_fsdp_enabled:
+        _load_fsdp(trainer, folder)
     else:
         load_weights(trainer.model, folder)
         _load_optimizer(trainer, folder)
@@ -97,6 +102,15 @@ def load_parameters(trainer: StageTrainer, folder: Path) -> None:
 def _load_engine(trainer: StageTrainer, folder: Path, **options: Any) -> None:
     loaded, _ = trainer.model_wrapped.load_checkpoint(str(folder), tag=_ENGINE_TAG, load_module_strict=False, **options)
     assert loaded is not None, f"DeepSpeed found nothing in {folder}"
+
+
+def _load_fsdp(trainer: StageTrainer, folder: Path) -> None:
+    Trainer._load_from_checkpoint(trainer, str(folder), trainer.model_wrapped)
+    if TrainerState.load_from_json(str(folder / TRAINER_STATE)).global_step == 0:
+        trainer.optimizer.state.clear()  # what is stored was made up: see `save`
+        return
+    plugin = trainer.accelerator.state.fsdp_plugin
+    load_fsdp_optimizer(plugin, trainer.accelerator, trainer.optimizer, trainer.model, str(folder))
 
 
 def _load_optimizer(trainer: StageTrainer, folder: Path) -> None:
@@ -120,8 +134,7 @@ def load(trainer: StageTrainer, folder: Path) -> None:
     if trainer.is_deepspeed_enabled:
         _load_engine(trainer, folder)
     elif trainer.is_fsdp_enabled:
-        Trainer._load_from_checkpoint(trainer, str(folder), trainer.model_wrapped)
-        Trainer._load_optimizer_and_scheduler(trainer, str(folder))
+        _load_fsdp(trainer, folder)
     else:
         _load_optimizer(trainer, folder)
         if content["scaler"] is not None:

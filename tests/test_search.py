@@ -205,14 +205,3 @@ def test_optuna_finds_the_better_half() -> None:
         known.append((point, (np.log10(float(point["b"])) + 2) ** 2))
     late = [score for _, score in known[15:]]
     assert np.mean(late) < 0.5 * np.mean([score for _, score in known[:10]])
-
-
-def test_jobs_side_by_side_report_as_those_in_turn_do(jobs: None, capfd: pytest.CaptureFixture[str]) -> None:
-    """Workers of joblib are processes of their own, so these jobs are real ones; without embeddings, they fail."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    assert main(["align", "-m", "name=s", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]) == 1
-    captured = capfd.readouterr()
-    for seed in (0, 1):
-        assert f"failed: s/seed={seed}: `align` ended with exit code 1" in captured.out
-    assert "0 of 2 jobs finished" in captured.out
-    assert captured.err.count("revision: ") == 2, "each says in one sentence what it lacks"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ TABLE_COMMANDS = ("run", "evaluate")  # those after which there are scores to co
 NAMELESS = ("experiment", "name", "runs", "run.steps", "evaluate.models")
 _NAMELESS_GROUPS = ("search.",)
 TABLES = "tables"  # folder below `runs` of tables over several experiments
+_LAUNCHERS = ("joblib", "submitit")  # packages that start jobs elsewhere, and raise where they lose one
 LONGEST_NAME = 150  # characters; file systems allow 255 bytes
 
 
@@ -45,11 +48,13 @@ def sweep(hydra: Hydra, command: str, overrides: Sequence[str]) -> int:
 
     Raises:
         ConfigError: a job that does not compose; no job has been started then.
+        ValueError: a launcher that cannot start jobs, or has lost one.
     """
     processes.refuse_ranks("a sweep")
     _refuse_one_name_for_all(overrides)
     try:
-        batches = hydra.multirun(ROOT, Job(command), [*overrides, "hydra.mode=MULTIRUN"])
+        with launching():
+            batches = hydra.multirun(ROOT, Job(command), [*overrides, "hydra.mode=MULTIRUN"])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(hydra, error)) from error
     if not isinstance(batches, list):
@@ -61,6 +66,22 @@ def sweep(hydra: Hydra, command: str, overrides: Sequence[str]) -> int:
             draw_table(folder)
         draw_table_of_experiments(outcomes)
     return code
+
+
+@contextmanager
+def launching() -> Iterator[None]:
+    """Around the start of jobs: what a launcher says of a job that it could not start, or has lost, as one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        frames = traceback.walk_tb(error.__traceback__)
+        if not any(str(frame.f_globals.get("__name__")).partition(".")[0] in _LAUNCHERS for frame, _ in frames):
+            raise
+        said = " ".join(line.strip() for line in str(error).splitlines()[:2] if line.strip("- "))
+        raise ValueError(
+            f"the launcher did not bring all jobs to their ends ({said}); those that it has started elsewhere go on, and "
+            "the same command later runs what is missing"
+        ) from error
 
 
 def _refuse_one_name_for_all(overrides: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from revision import locks
 from revision.cli.composition import ROOT, ConfigError, explain, typed
-from revision.cli.multirun import Job, Outcome, draw_table, outcomes_of, report
+from revision.cli.multirun import Job, Outcome, draw_table, launching, outcomes_of, report
 from revision.cli.proposals import Choice, Point, Space, Span, all_points, contains, propose, require_optuna
 from revision.progress import say
 from revision.runs import processes
@@ -162,7 +162,8 @@ class _Launch:
         """Runs some jobs to their ends, in order."""
         batch = [[*fixed, *(f"{self._keys[name]}={value}" for name, value in point.items())] for point in points]
         try:
-            returned = self._launcher.launch(batch, initial_job_idx=self._started)
+            with launching():
+                returned = self._launcher.launch(batch, initial_job_idx=self._started)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(self._hydra, error)) from error
         self._started += len(batch)

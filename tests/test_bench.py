@@ -24,6 +24,7 @@ SAID = {
     "alignment_exact": ["aligned rows: largest difference", "limit <= 1e-06", "realign: ", "until=1e-7", "drift"],
     "alignment_apply": ["rows mapped a second and core", "share of a step"],
     "store": ["random batches of 1,024", "limit >= 300,000", "64 random ids"],
+    "stages": ["pretrain: samples", "instruct: samples", "the peak of this device is not known", "waiting for data"],
     "host_memory": ["20,000 texts, 12,000 conversations", "limit <= 1,024", "random conversations"],
 }
 

@@ -37,7 +37,7 @@ DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 WITHIN = {
     "cli": [["command_line"], ["helptext", "search"], ["multirun"], ["composition", "proposals"], ["loading"]],
     "data": [["collators", "contents", "inspection", "lengths", "packing"], ["dataset"],
-             ["conversation", "rows"], ["lines", "templates"]],
+             ["samples"], ["conversation", "rows"], ["lines", "templates"]],
     "runs": [["processes", "rundir"], ["dependencies"], ["provenance"]],
 }  # fmt: skip
 

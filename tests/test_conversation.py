@@ -12,6 +12,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from revision.data.conversation import (
     IGNORED,
+    UnfitError,
     build_processor,
     encode,
     end_of_turn,
@@ -211,5 +212,5 @@ def test_a_given_template_is_used(tmp_path: Path) -> None:
     ],
 )
 def test_a_sample_that_cannot_be_learned_is_named(tiny_processor: Any, talk: list[Message], why: str) -> None:
-    with pytest.raises(ValueError, match=f"sample cap-7 .*{why}"):
+    with pytest.raises(UnfitError, match=f"sample cap-7 .*{why}"):
         encode(tiny_processor, talk, name="cap-7", max_length=50)

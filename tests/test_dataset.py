@@ -14,14 +14,9 @@ from conftest import TINY_EMBED_DIM, TINY_VISUAL_TOKENS
 from revision.alignment import C3, ReAlign
 from revision.data.collators import Collator
 from revision.data.conversation import IGNORED
-from revision.data.dataset import (
-    ConversationDataset,
-    Sample,
-    TextSamples,
-    conversation_samples,
-    pair_samples,
-)
+from revision.data.dataset import ConversationDataset
 from revision.data.rows import Rows
+from revision.data.samples import Sample, TextSamples, conversation_samples, pair_samples
 from revision.records import Conversation, Message, Pair
 
 DIM = TINY_EMBED_DIM
@@ -146,7 +141,7 @@ def test_texts_of_a_large_store_are_read_one_by_one(
 ) -> None:
     store = tiny_store()
     at_once = answers(text_dataset(store, tiny_processor))
-    monkeypatch.setattr("revision.data.dataset._TEXTS_IN_MEMORY", 5)
+    monkeypatch.setattr("revision.data.samples._TEXTS_IN_MEMORY", 5)
     assert answers(text_dataset(store, tiny_processor)) == at_once
 
 

@@ -18,8 +18,8 @@ from revision.alignment import load_alignment
 from revision.assembly import open_sources, store_path
 from revision.cli import main
 from revision.commands import align, embed, gap
-from revision.data.dataset import TextSamples
 from revision.data.rows import Rows
+from revision.data.samples import TextSamples
 from revision.embeddings.foreign import ForeignStore
 from revision.embeddings.opening import open_store
 from revision.runs import rundir

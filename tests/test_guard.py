@@ -16,7 +16,8 @@ import tiny_training
 import torch
 from transformers import Trainer
 
-from revision.data.dataset import ConversationDataset, Sample
+from revision.data.dataset import ConversationDataset
+from revision.data.samples import Sample
 from revision.records import Message
 from revision.training.gate import UpdateGate
 from revision.training.guard import Guard, LossWindow

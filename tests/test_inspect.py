@@ -12,8 +12,8 @@ from tiny_corpus import make_corpus, make_groups
 from transformers import AutoTokenizer
 
 from revision.cli import main
-from revision.data.inspection import images_summary, sample_of
-from revision.records import Image
+from revision.data.inspection import Sampled, images_summary, sample_of
+from revision.records import Image, Text
 
 
 @pytest.fixture(scope="module")
@@ -101,16 +101,41 @@ def test_a_sample_stands_for_all(corpus: tuple[Path, Path], tmp_path: Path) -> N
 
 
 def test_the_sample_is_uniform_and_seeded() -> None:
+    texts = [Text(str(number), f"text {number}") for number in range(20)]
+
+    def drawn(seed: int) -> Sampled[Text]:
+        return sample_of(texts, 5, seed, lambda text: text.text)
+
     counts = np.zeros(20)
     for seed in range(400):
-        sample = sample_of(range(20), 5, seed, str)
+        sample = drawn(seed)
         assert sample.count == 20 and len(sample.kept) == 5 and [one for one, _ in sample.kept] == sorted(
             one for one, _ in sample.kept
         )  # fmt: skip
         counts[[one for one, _ in sample.kept]] += 1
     assert counts.min() > 65 and counts.max() < 135, "100 on average, with a standard deviation of 9"
-    assert sample_of(range(20), 5, 3, str) == sample_of(range(20), 5, 3, str)
-    assert sample_of([], 5, 0, str).count == 0
+    assert drawn(3) == drawn(3)
+    assert sample_of(texts[:0], 5, 0, lambda text: text.text).count == 0
+
+
+def test_pairs_are_what_stage_1_learns_where_it_does(corpus: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tmp_path / "pairs.jsonl"
+    rows = [{"id": one, "image": "x.png", "text": f"a {one}"} for one in ("0", "1", "nobody", "nobody")]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert inspect(corpus, tmp_path, "pretrain.input=pairs", f"data.pairs={other}") == 0
+    first = report_of(tmp_path)["stages"]["pretrain"]
+    assert (first["records"], first["duplicates"], first["repeated_ids"]) == (4, 1, 1)
+    assert (first["with_picture"], first["picture_unknown"]) == (4, 2)
+    assert first["first_unknown"] == ["nobody: nobody", "nobody: nobody"]
+    assert first["embeddings"] == {"text": [], "image": ["statistics", "pictures"]}
+
+
+def test_texts_of_one_id_are_counted(corpus: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tmp_path / "texts.jsonl"
+    other.write_text("".join(json.dumps({"id": "a", "text": f"a cat {n}"}) + "\n" for n in range(3)))
+    assert inspect(corpus, tmp_path, f"data.sources.texts.records={other}") == 0
+    first = report_of(tmp_path)["stages"]["pretrain"]
+    assert (first["records"], first["duplicates"], first["repeated_ids"]) == (3, 0, 2)
 
 
 def test_nothing_to_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,9 +14,10 @@ from conftest import TINY_EMBED_DIM
 from revision.data import dataset as dataset_module
 from revision.data import lengths as lengths_module
 from revision.data.conversation import IGNORED
-from revision.data.dataset import ConversationDataset, KeptSamples, TextSamples, conversation_samples
+from revision.data.dataset import ConversationDataset
 from revision.data.lengths import settle_lengths
 from revision.data.rows import Rows
+from revision.data.samples import KeptSamples, TextSamples, conversation_samples
 from revision.records import Conversation, Message
 
 Store = Callable[..., Any]

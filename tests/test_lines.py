@@ -14,16 +14,10 @@ from conftest import TINY_EMBED_DIM
 from torch.utils.data import DataLoader, Dataset
 
 from revision.data import contents
-from revision.data.dataset import (
-    ConversationDataset,
-    KeptSamples,
-    Sample,
-    TextSamples,
-    conversation_samples,
-    pair_samples,
-)
+from revision.data.dataset import ConversationDataset
 from revision.data.lines import Lines
 from revision.data.rows import Rows
+from revision.data.samples import KeptSamples, Sample, TextSamples, conversation_samples, pair_samples
 from revision.records import Conversation, Message, Pair
 
 Store = Callable[..., Any]
@@ -66,7 +60,7 @@ def test_pairs_are_kept_too(tiny_store: Store, tmp_path: Path, monkeypatch: pyte
     pairs = [Pair(f"image-{20 - place}", Path("x.png"), f"a tree {place}") for place in range(20)]
     whole = list(pair_samples(pairs, rows, prompts, 0))
     assert [(one.row, one.messages[1].content) for one in whole] == [(20 - n, f"a tree {n}") for n in range(20)]
-    monkeypatch.setattr("revision.data.dataset._BLOCK", 3)  # of the ids that are looked up at once
+    monkeypatch.setattr("revision.data.samples._BLOCK", 3)  # of the ids that are looked up at once
     assert every(KeptSamples.at(tmp_path / "kept", pair_samples(pairs, rows, prompts, 0))) == whole
 
 
@@ -146,7 +140,7 @@ def test_data_loading_processes_read_it(tiny_store: Store, tmp_path: Path) -> No
 
 
 def test_texts_of_a_store_are_kept(tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("revision.data.dataset._BLOCK", 7)
+    monkeypatch.setattr("revision.data.samples._BLOCK", 7)
     store = tiny_store()
     expected = [(row, text) for row, text in enumerate(store.payload(slice(None)))]
 

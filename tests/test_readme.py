@@ -16,8 +16,8 @@ from tiny_encoder import make_encoder_folder, make_picture
 from revision.cli import main
 from revision.cli.command_line import USAGE
 from revision.commands import COMMANDS
-from revision.data.dataset import conversation_samples
 from revision.data.rows import Rows
+from revision.data.samples import conversation_samples
 from revision.embeddings import EmbeddingStore
 from revision.records import read_conversations
 

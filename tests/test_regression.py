@@ -14,7 +14,7 @@ from test_configs import composed
 from tiny_training import SAMPLES
 
 from revision.data.conversation import IGNORED
-from revision.data.dataset import Sample
+from revision.data.samples import Sample
 from revision.records import Message
 from revision.training import regression, words
 from revision.training.trainer import StageTrainer

@@ -210,6 +210,57 @@ def test_samples_that_do_not_fit_are_dropped_without_packing_too(config: Config)
     assert json.loads(row)["id"] == "long"
 
 
+def reject(source: str, *ids: str) -> None:
+    """As if `embed` had rejected pictures of a store, within its budget."""
+    folder = Path("stores/tiny", source)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "rejected": len(ids)}))
+    rows = [json.dumps({"id": one, "reason": "truncated picture"}) + "\n" for one in ids]
+    (folder / "rejected.jsonl").write_text("".join(rows))
+
+
+@pytest.mark.parametrize("packing", list(Packing))
+def test_samples_about_rejected_pictures_are_left_out(config: Config, packing: Packing) -> None:
+    reject("statistics", "lost")
+    talk = {"id": "about it", "image": "lost", "messages": turns("<image> what?", "a tree")}
+    with Path("talks.jsonl").open("a") as file:
+        file.write(json.dumps(talk) + "\n")
+    config.instruct = replace(config.instruct, init=None, packing=packing, trainer={**TRAINER, "max_steps": 1})
+    with pytest.raises(ValueError, match=r"1 of 8 samples, the first is 'about it', .* by instruct\.unfit=drop"):
+        instruct.run(config)
+    config.instruct = replace(config.instruct, unfit=Unfit.drop, reject_budget=0.1)
+    with pytest.raises(ValueError, match=r"1 of 8 samples cannot be learned, .* the first: sample about it has no emb"):
+        instruct.run(config)
+    config.instruct = replace(config.instruct, reject_budget=0.2)
+    instruct.run(config)
+    (row,) = (rundir.folder(config, "instruct") / "unfit.jsonl").read_text().splitlines()
+    assert json.loads(row)["id"] == "about it"
+    marks = json.loads((rundir.folder(config, "instruct") / "finished.json").read_text())
+    assert (marks["facts"]["samples"], marks["facts"]["about_pictures"]) == (7, 6)
+
+
+def test_pairs_of_rejected_pictures_are_left_out(config: Config) -> None:
+    reject("statistics", "lost")
+    with Path("pairs.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "lost", "image": "x.png", "text": "a tree"}) + "\n")
+    config.pretrain = replace(config.pretrain, input=StageInput.pairs, unfit=Unfit.drop, reject_budget=0.2)
+    pretrain.run(config)
+    marks = json.loads((rundir.folder(config, "pretrain") / "finished.json").read_text())
+    assert marks["facts"]["samples"] == 8
+
+
+def test_a_picture_that_no_store_knows_is_an_error_all_the_same(config: Config) -> None:
+    reject("statistics", "lost")
+    with Path("talks.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "x", "image": "nobody", "messages": turns("<image> what?", "a tree")}) + "\n")
+    config.instruct = replace(config.instruct, init=None, unfit=Unfit.drop, reject_budget=0.9)
+    with pytest.raises(ValueError, match="id 'nobody' has no embedding in .*1 of 7 ids have none"):
+        instruct.run(config)
+    Path("stores/tiny/statistics/rejected.jsonl").unlink()
+    with pytest.raises(ValueError, match="rejected.jsonl is missing or damaged, and should name 1 rejected records"):
+        instruct.run(config)
+
+
 def test_the_alignment_reaches_the_projector(config: Config) -> None:
     pretrain.run(config)
     raw = replace(config, name="raw", alignment=AlignmentConfig(method="none"))

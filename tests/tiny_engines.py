@@ -21,7 +21,8 @@ from tiny_training import DIM, SAMPLES, K, Rows
 from transformers import Trainer
 
 from revision import building, training
-from revision.data.dataset import ConversationDataset, Sample
+from revision.data.dataset import ConversationDataset
+from revision.data.samples import Sample
 from revision.records import Message
 from revision.training import sharding
 from revision.training.adapters import Adapter

@@ -14,9 +14,10 @@ from transformers import AutoTokenizer
 
 from revision import training
 from revision.data.conversation import build_processor
-from revision.data.dataset import ConversationDataset, Sample
+from revision.data.dataset import ConversationDataset
 from revision.data.packing import PackedDataset
 from revision.data.rows import Rows as StoredRows
+from revision.data.samples import Sample
 from revision.model import RevisionForConditionalGeneration
 from revision.records import Message
 from revision.training.guard import Guard

@@ -79,8 +79,8 @@ def launching() -> Iterator[None]:
             raise
         said = " ".join(line.strip() for line in str(error).splitlines()[:2] if line.strip("- "))
         raise ValueError(
-            f"the launcher did not bring all jobs to their ends ({said}); those that it has started elsewhere go on, and "
-            "the same command later runs what is missing"
+            f"the launcher did not bring all jobs to their ends ({said}); those that it has started elsewhere go on, "
+            "and the same command later runs what is missing"
         ) from error
 
 

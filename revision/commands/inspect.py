@@ -7,19 +7,21 @@ Needs records and the tokenizer of `model.llm`; neither embeddings nor weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revision.fields import sources_read
-from revision.schema import Config, Modality, SourceConfig, StageConfig
+from revision.schema import Config, Modality, SourceConfig, StageConfig, StageInput
 
 if TYPE_CHECKING:
     import numpy as np
     from rich.text import Text as RichText
 
-    from revision.data.inspection import Lengths, Shown
+    from revision.data.inspection import Lengths, Sampled, Shown
     from revision.model import RevisionProcessor
+    from revision.records import Conversation
 
     Known = list[tuple[str, np.ndarray]]  # kind of each source of the conversations, and the sorted hashes of its ids
 
@@ -27,7 +29,7 @@ Report = dict[str, Any]
 
 
 def run(config: Config) -> None:
-    """1 tokenizer, 2 pictures, 3 texts of stage 1, 4 conversations of stage 2, 5 tables and file.
+    """1 tokenizer, 2 pictures, 3 texts or pairs of stage 1, 4 conversations of stage 2, 5 tables and file.
 
     Raises:
         ValueError: there is nothing to inspect, a record is malformed, or the tokenizer cannot be read.
@@ -44,7 +46,7 @@ def run(config: Config) -> None:
     images, known = _images(config)
     report: Report = {"corpus": data.name, "llm": config.model.llm, "images": images, "stages": {}}
     shown: list[tuple[str, Shown]] = []
-    stages = {"pretrain": _texts(config, processor), "instruct": _conversations(config, processor, known)}
+    stages = {"pretrain": _first(config, processor, known), "instruct": _second(config, processor, known)}
     present = {stage: found for stage, found in stages.items() if found is not None}
     for place, (stage, found) in enumerate(present.items(), start=1):
         report["stages"][stage], lengths = found
@@ -106,43 +108,54 @@ def _records(source: SourceConfig) -> str:
     return source.records
 
 
-def _texts(config: Config, processor: RevisionProcessor) -> tuple[Report, Lengths] | None:
-    """Stage 1, where its texts are records."""
-    from revision.data.inspection import lengths_of, sample_of, text_samples
-    from revision.records import read_texts
+def _first(config: Config, processor: RevisionProcessor, known: Known) -> tuple[Report, Lengths] | None:
+    """Stage 1: texts, where they are records, or pairs."""
+    from revision.data.inspection import lengths_of, pair_talks, sample_of, text_samples
+    from revision.records import read_pairs, read_texts
 
+    stage = config.pretrain
+    if stage.input is StageInput.pairs:
+        assert config.data.pairs is not None, "the rules between fields have seen to it"
+        pictures = [one for one in known if one[0] == Modality.image.value]
+        return _talks(config, "pretrain", pair_talks(read_pairs(config.data.pairs), stage.prompts), processor, pictures)
     source = config.data.sources.get(config.data.texts)
     if source is None or source.records is None:
         return None
-    inspect = config.inspect
     texts = read_texts(source.records, source.fields)
-    sample = sample_of(texts, inspect.sample, config.seed, lambda text: text.text)
-    lengths = lengths_of(text_samples(sample, config.pretrain.prompts), processor, inspect.show)
-    found = _summary(config, config.pretrain, sample.count, sample.duplicates, lengths)
-    return {**found, "embeddings": {"text": [config.data.texts], "image": []}}, lengths
+    sample = sample_of(texts, config.inspect.sample, config.seed, lambda text: text.text)
+    lengths = lengths_of(text_samples(sample, stage.prompts), processor, config.inspect.show)
+    found = _summary(config, stage, sample, lengths)
+    return {**found, "embeddings": sources_read(config, "pretrain")}, lengths
 
 
-def _conversations(
-    config: Config, processor: RevisionProcessor, known: Known
-) -> tuple[Report, Lengths] | None:  # fmt: skip
+def _second(config: Config, processor: RevisionProcessor, known: Known) -> tuple[Report, Lengths] | None:
     """Stage 2, where the corpus has one."""
-    from revision.data.inspection import Pictured, lengths_of, said, sample_of
     from revision.records import read_conversations
 
     if config.data.conversations is None:
         return None
+    talks = read_conversations(config.data.conversations, config.data.conversation_fields)
+    return _talks(config, "instruct", talks, processor, known)
+
+
+def _talks(
+    config: Config, stage: str, talks: Iterable[Conversation], processor: RevisionProcessor, known: Known
+) -> tuple[Report, Lengths]:
+    """Conversations of a stage, and whose pictures the sources have."""
+    from revision.data.inspection import Pictured, lengths_of, said, sample_of
+
     pictured = Pictured(known)
-    talks = pictured(read_conversations(config.data.conversations, config.data.conversation_fields))
-    sample = sample_of(talks, config.inspect.sample, config.seed, said)
+    sample = sample_of(pictured(talks), config.inspect.sample, config.seed, said)
     lengths = lengths_of(((talk.id, talk.messages) for _, talk in sample.kept), processor, config.inspect.show)
-    found = _summary(config, config.instruct, sample.count, sample.duplicates, lengths)
+    found = _summary(config, config.pretrain if stage == "pretrain" else config.instruct, sample, lengths)
     foreign = [name for name in config.data.conversation_sources if config.data.sources[name].records is None]
-    return {**found, "embeddings": sources_read(config, "instruct"), **({} if foreign else pictured.summary())}, lengths
+    return {**found, "embeddings": sources_read(config, stage), **({} if foreign else pictured.summary())}, lengths
 
 
-def _summary(config: Config, stage: StageConfig, records: int, duplicates: int, lengths: Lengths) -> Report:
+def _summary(config: Config, stage: StageConfig, sample: Sampled[Any], lengths: Lengths) -> Report:
+    records = sample.count
     found = lengths.summary(records, stage.max_length)
-    found |= {"duplicates": duplicates, "max_length": stage.max_length}
+    found |= {"duplicates": sample.duplicates, "repeated_ids": sample.repeated_ids, "max_length": stage.max_length}
     if "mean" in found:
         used = min(records, stage.limit or records)
         samples = _samples_trained(config, stage, used)
@@ -192,9 +205,9 @@ def _print(report: Report) -> None:
     console = get_console()
     for stage, found in report["stages"].items():
         table = Table(title=f"{stage}: {found['records']:,} records", title_justify="left", show_header=False)
-        rows = ("tokenized", "refused", "duplicates", "with_picture", "with_text", "picture_unknown", "mean", "median",
-                "p95", "p99", "longest", "max_length", "above_max_length", "learned_share", "tokens_an_epoch",
-                "learned_an_epoch", "samples_trained", "tokens_trained")  # fmt: skip
+        rows = ("tokenized", "refused", "duplicates", "repeated_ids", "with_picture", "with_text", "picture_unknown",
+                "mean", "median", "p95", "p99", "longest", "max_length", "above_max_length", "learned_share",
+                "tokens_an_epoch", "learned_an_epoch", "samples_trained", "tokens_trained")  # fmt: skip
         for name in (name for name in rows if name in found):
             value = found[name]
             estimated = name.startswith(("tokens_", "learned_an")) and not found["exact"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def run(config: Config) -> None:
     """1 arguments, 2 embeddings and alignment, 3 samples, 4 model, 5 train and save."""
-    from revision.data.dataset import KeptSamples, conversation_samples
+    from revision.data.samples import KeptSamples, conversation_samples
     from revision.records import fingerprint, read_conversations
     from revision.stages import learning, starting
 

@@ -13,8 +13,8 @@ from revision.schema import Config, Modality, StageInput
 
 if TYPE_CHECKING:
     from revision.alignment import Alignment
-    from revision.data.dataset import Samples
     from revision.data.rows import Rows
+    from revision.data.samples import Samples
 
 
 def run(config: Config) -> None:
@@ -56,7 +56,7 @@ def _rows(config: Config) -> tuple[Rows, Alignment | None]:
 
 
 def _samples(config: Config, rows: Rows) -> Samples:
-    from revision.data.dataset import KeptSamples, TextSamples, pair_samples
+    from revision.data.samples import KeptSamples, TextSamples, pair_samples
     from revision.records import fingerprint, read_pairs
     from revision.stages import starting
 

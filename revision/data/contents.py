@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
-from revision.data.dataset import KeptSamples, Sample, Samples
 from revision.data.rows import Rows
+from revision.data.samples import KeptSamples, Sample, Samples
 from revision.model import RevisionProcessor
 
 

@@ -25,8 +25,8 @@ class Encoded:
 
 
 class UnfitError(ValueError):
-    """A conversation that cannot be learned from as it is: too long, without a label, or with turns of a kind that the
-    chat template refuses."""
+    """A conversation that cannot be learned from as it is: too long, without a label, with a mark where none may be, or
+    with turns of a kind that the chat template refuses."""
 
 
 def build_processor(tokenizer: Any, *, num_visual_tokens: int, chat_template: str | None = None) -> RevisionProcessor:
@@ -125,9 +125,8 @@ def encode(
         max_length: tokens a sample may have; nothing is ever cut.
 
     Raises:
-        UnfitError: no label, a picture behind the last answer, too many tokens, or turns that the template refuses, as
-            Gemma's those of the system.
-        ValueError: an `<image>` outside the user's turns.
+        UnfitError: no label, a picture behind the last answer, too many tokens, an `<image>` outside the user's turns,
+            or turns that the template refuses, as Gemma's those of the system.
     """
     encoded = _tokenized(processor, messages, name, return_assistant_tokens_mask=True)
     input_ids = np.asarray(encoded["input_ids"], dtype=np.int64)
@@ -169,7 +168,7 @@ def _turns_of(processor: RevisionProcessor, messages: Sequence[Message], name: o
     for message in messages:
         content = message.content.strip() if message.role == "assistant" else message.content
         if message.role != "user" and IMAGE_MARK in content:
-            raise ValueError(
+            raise UnfitError(
                 f"sample {name} has {IMAGE_MARK} in a turn of the {message.role}; the mark is kept for pictures in the "
                 "user's turns: take it out of the record"
             )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -23,20 +23,28 @@ from revision.embeddings import hash_id
 from revision.model import RevisionProcessor
 from revision.model.modeling_revision import IGNORED
 from revision.pictures import absence
-from revision.records import Conversation, Image, Message, Text
+from revision.records import Conversation, Image, Message, Pair, Text
 
-_T = TypeVar("_T")
+
+class _Record(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+_T = TypeVar("_T", bound=_Record)
 _SHOWN = 5  # ids named of what is wrong
 _BINS = 12
 
 
 @dataclass
 class Sampled(Generic[_T]):
-    """A stream that has passed: its length, a sample in its order with places, and how many are repeated."""
+    """A stream that has passed: its length, a sample in its order with places, how many records say what another one
+    says, and how many have the id of another one."""
 
     count: int
     kept: list[tuple[int, _T]]
     duplicates: int
+    repeated_ids: int
 
 
 def sample_of(
@@ -45,19 +53,25 @@ def sample_of(
     """Reads a stream to its end and keeps a uniform sample (Vitter 1985, algorithm R).
 
     Args:
+        records: each with an `id`.
         size: records to keep; None: all.
         content: what makes two records the same, but for case and blanks.
     """
     rng, kept, count = random.Random(seed), list[tuple[int, _T]](), 0
-    hashes = array("Q")
+    hashes, ids = array("Q"), array("Q")
     for count, record in enumerate(records, start=1):
         hashes.append(_hash(content(record)))
+        ids.append(hash_id(record.id))
         if size is None or len(kept) < size:
             kept.append((count - 1, record))
         elif (place := rng.randrange(count)) < size:
             kept[place] = (count - 1, record)
-    distinct = len(np.unique(np.frombuffer(hashes, dtype=np.uint64))) if count else 0
-    return Sampled(count, sorted(kept, key=lambda one: one[0]), count - distinct)
+    duplicates, repeated = (count - _distinct(some) for some in (hashes, ids))
+    return Sampled(count, sorted(kept, key=lambda one: one[0]), duplicates, repeated)
+
+
+def _distinct(hashes: array[int]) -> int:
+    return len(np.unique(np.frombuffer(hashes, dtype=np.uint64))) if hashes else 0
 
 
 @dataclass(frozen=True)
@@ -132,6 +146,13 @@ def text_samples(sample: Sampled[Text], prompts: Sequence[str]) -> Iterable[tupl
         (one.id, [Message("user", prompts[place % len(prompts)]), Message("assistant", one.text)])
         for place, one in sample.kept
     )
+
+
+def pair_talks(pairs: Iterable[Pair], prompts: Sequence[str]) -> Iterable[Conversation]:
+    """Stage 1 on real pictures as conversations, prompts as in `text_samples`."""
+    for place, pair in enumerate(pairs):
+        turns = [Message("user", prompts[place % len(prompts)]), Message("assistant", pair.text)]
+        yield Conversation(id=pair.id, image=pair.id, messages=turns)
 
 
 def images_summary(images: Iterable[Image], *, look: bool) -> tuple[dict[str, Any], np.ndarray]:

@@ -19,7 +19,8 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from revision.data.conversation import UnfitError
-from revision.data.dataset import ConversationDataset, KeptSamples, TextSamples
+from revision.data.dataset import ConversationDataset
+from revision.data.samples import KeptSamples, TextSamples
 from revision.embeddings.layout import HashingFile, write_whole
 from revision.progress import progress_bar, say
 

@@ -15,6 +15,7 @@ from revision.alignment import Alignment, ImageSide
 from revision.embeddings import EmbeddingStore
 
 TEXT, IMAGE = "text", "image"  # what the rows of a store are of, as its manifest says
+REJECTED = -2  # row of a record that its store has rejected; -1 is no row at all
 
 _NOISE = 1  # sets the draws of noise apart from others of the same seed and row
 
@@ -75,13 +76,28 @@ class Rows:
         self._epoch.fill_(epoch)
 
     def find(self, ids: Sequence[str]) -> np.ndarray:
-        """Row numbers of ids, int64 [n], each in the first store that has it.
+        """Row numbers of ids, int64 [n], each in the first store that has it; `REJECTED` for a record that was met and
+        rejected when its store was made.
 
         Raises:
-            ValueError: an id without an embedding, or one that two rows of a store have; names the first.
+            ValueError: an id that no store knows, or one that two rows of a store have; names the first.
         """
-        if len(self.stores) == 1:
-            return self.stores[0].index_of(ids)
+        found = self.stores[0].find(ids) if len(self.stores) == 1 else self._find_in_turn(ids)
+        missing = np.flatnonzero(found < 0).tolist()
+        if missing:
+            known = set[str]().union(*(store.rejected() for store in self.stores))
+            unknown = [ids[place] for place in missing if ids[place] not in known]
+            if unknown:
+                names = ", ".join(str(store.path) for store in self.stores)
+                raise ValueError(
+                    f"id {unknown[0]!r} has no embedding in {names} ({len(unknown)} of {len(ids)} ids have none); "
+                    f"{self.stores[0].remedy}"
+                )
+            found[missing] = REJECTED
+        return found
+
+    def _find_in_turn(self, ids: Sequence[str]) -> np.ndarray:
+        """Row numbers across all stores; -1 where none has the id."""
         wanted = set(ids)
         rows: dict[str, int] = {}
         for store, start in zip(self.stores, self._starts.tolist(), strict=False):
@@ -91,14 +107,7 @@ class Rows:
                         f"id {one!r} occurs twice in {store.path}: rows {rows[one] - start} and {row - start}; give "
                         "each row an id of its own"
                     )
-        missing = [one for one in ids if one not in rows]
-        if missing:
-            names = ", ".join(str(store.path) for store in self.stores)
-            raise ValueError(
-                f"id {missing[0]!r} has no embedding in {names} ({len(missing)} of {len(ids)} ids have none); embed "
-                "the records that hold it, or look for it in rejected.jsonl there"
-            )
-        return np.array([rows[one] for one in ids], dtype=np.int64)
+        return np.array([rows.get(one, -1) for one in ids], dtype=np.int64)
 
     def kind_of(self, row: int | None) -> str:
         """What the row of a sample is of, "text" or "image"; "none" for no row."""

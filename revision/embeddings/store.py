@@ -19,6 +19,7 @@ from revision.embeddings.layout import (
     INDEX_ROWS,
     MANIFEST,
     PLAN,
+    REJECTED,
     Manifest,
     file_sha256,
     hash_id,
@@ -39,7 +40,8 @@ class EmbeddingStore:
     copy in the page cache; ids and payloads are read shard by shard when asked for.
     """
 
-    _remedy: ClassVar[str] = "embed the records that hold it, or look for it in rejected.jsonl there"
+    # What to do about an id that no row has.
+    remedy: ClassVar[str] = "embed the records that hold it, or look for it in rejected.jsonl there"
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -123,7 +125,7 @@ class EmbeddingStore:
         if missing.size:
             raise ValueError(
                 f"id {ids[missing[0]]!r} has no embedding in {self.path} ({missing.size} of {len(ids)} ids have none); "
-                f"{self._remedy}"
+                f"{self.remedy}"
             )
         return found
 
@@ -146,6 +148,24 @@ class EmbeddingStore:
             if identity == ids[position]:
                 found[position] = row
         return found
+
+    def rejected(self) -> dict[str, str]:
+        """Ids of the records that have no embedding, and why.
+
+        Raises:
+            ValueError: the file that lists them is missing or damaged.
+        """
+        if not self.manifest.rejected:
+            return {}
+        path = self.path / REJECTED
+        try:
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            return {row["id"]: row["reason"] for row in rows}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is missing or damaged, and should name {self.manifest.rejected} rejected records; delete the "
+                "store and run `revision embed` again"
+            ) from error
 
     def ids(self, index: int | slice | np.ndarray = slice(None)) -> list[str]:
         """Ids of rows, of all unless told; order and index as in `rows`."""

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from revision.alignment import Alignment
-    from revision.data.dataset import ConversationDataset, Samples
+    from revision.data.dataset import ConversationDataset
     from revision.data.packing import PackedDataset
     from revision.data.rows import Rows
+    from revision.data.samples import Samples
     from revision.model import RevisionForConditionalGeneration, RevisionProcessor
     from revision.training.adapters import Adapter
 
@@ -148,6 +149,12 @@ def _dataset(
         samples, rows, processor,
         max_length=stage.max_length, limit=stage.limit, seed=config.seed, cut_turns=stage.unfit is Unfit.cut_turns,
     )  # fmt: skip
+    if stage.unfit is Unfit.error and (missing := dataset.without_embedding()):
+        raise ValueError(
+            f"{len(missing):,} of {len(dataset):,} samples, the first is {missing[0]!r}, have no embedding: their "
+            f"records are in rejected.jsonl of their store; leave them out by {command}.unfit=drop, or mend the "
+            "records and embed them anew"
+        )
     packed = stage.packing is Packing.packed
     if packed or stage.unfit is not Unfit.error:
         with arguments.main_process_first(local=False, desc="counting tokens"):  # the others read its file

@@ -23,8 +23,8 @@ import numpy as np
 from measuring import PeakMemory, conclude, report, seconds, unit_rows
 
 from revision import EmbeddingStore
-from revision.data.dataset import KeptSamples, Samples, TextSamples, conversation_samples
 from revision.data.rows import Rows
+from revision.data.samples import KeptSamples, Samples, TextSamples, conversation_samples
 from revision.embeddings import StoreWriter
 from revision.progress import say
 from revision.records import read_conversations

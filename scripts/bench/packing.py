@@ -22,9 +22,10 @@ from measuring import MISSED, conclude, frozen_dtype
 
 from revision import building
 from revision.data.collators import Collator, PackedCollator
-from revision.data.dataset import ConversationDataset, Example, Sample
+from revision.data.dataset import ConversationDataset, Example
 from revision.data.packing import PackPlan, budget_for
 from revision.data.rows import Rows
+from revision.data.samples import Sample
 from revision.progress import say
 from revision.records import Message, read_conversations, read_texts
 from revision.training.parts import select_parts

@@ -34,9 +34,10 @@ from revision import training
 from revision.building import build_model
 from revision.data.collators import Collator, PackedCollator
 from revision.data.conversation import IGNORED
-from revision.data.dataset import ConversationDataset, Sample
+from revision.data.dataset import ConversationDataset
 from revision.data.packing import PackPlan, budget_for
 from revision.data.rows import Rows
+from revision.data.samples import Sample
 from revision.model import RevisionForConditionalGeneration
 from revision.progress import say
 from revision.records import Message, read_texts

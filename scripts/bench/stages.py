@@ -35,10 +35,11 @@ from revision import training
 from revision.costs.memory import GIB, Batch, Memory, Sharding
 from revision.costs.sketch import Language, sketch
 from revision.data.conversation import build_processor
-from revision.data.dataset import ConversationDataset, Sample
+from revision.data.dataset import ConversationDataset
 from revision.data.lengths import settle_lengths
 from revision.data.packing import PackedDataset
 from revision.data.rows import Rows
+from revision.data.samples import Sample
 from revision.model import RevisionConfig, RevisionForConditionalGeneration, RevisionProcessor
 from revision.progress import say
 from revision.records import Message

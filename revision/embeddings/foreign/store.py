@@ -29,7 +29,7 @@ class ForeignStore(EmbeddingStore):
     samples of the files.
     """
 
-    _remedy = "compare the ids there with those of the records"
+    remedy = "compare the ids there with those of the records"
 
     def __init__(self, path: Path, manifest: Manifest, parts: Sequence[Part]) -> None:
         super().__init__(path, manifest)

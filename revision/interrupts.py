@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import multiprocessing
 import os
 import signal
 import threading
@@ -38,9 +41,25 @@ def signal_of(exit_code: int) -> signal.Signals | None:
 
 
 def leave_signals_to_the_parent(worker: int = 0) -> None:
-    """For data-loading processes: a signal may reach a whole group, and a parent that saves needs its workers."""
+    """For data-loading processes: a signal may reach a whole group, and a parent that saves needs its workers.
+
+    Their parent has to call `kill_children_at_exit`.
+    """
     for one in WATCHED:
         signal.signal(one, signal.SIG_IGN)
+
+
+@functools.cache
+def kill_children_at_exit() -> None:
+    """For the parent of such processes: multiprocessing would ask those that are left to end by SIGTERM, and wait for
+    them for ever. Those that a training has finished with are gone by then."""
+    atexit.register(_kill_children)
+
+
+def _kill_children() -> None:
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 class SignalWatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -88,3 +89,15 @@ def test_the_command_line_says_so(
 
 def test_codes_of_other_endings_are_no_signals() -> None:
     assert [signal_of(code) for code in (0, 1, 2, 130, 137, -15)] == [None] * 6
+
+
+def test_an_iterator_that_is_left_does_not_keep_its_process() -> None:
+    """Workers that leave signals to their parent would ignore what multiprocessing sends them at its exit."""
+    script = """
+import sys
+from revision.training.order import Batches
+sys.left = iter(Batches(list(range(9)), batch_sampler=[[place] for place in range(9)], num_workers=2))
+sys.stdout.write(f"read {next(sys.left).tolist()}")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "read [0]"), done.stderr

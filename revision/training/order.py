@@ -15,6 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from revision.interrupts import kill_children_at_exit, leave_signals_to_the_parent
+
 STRATEGIES = ("random", "sequential", "group_by_length")
 
 Order = Callable[[int], Sequence[int]]  # epoch -> every sample once
@@ -115,9 +117,15 @@ class GlobalBatches(Sampler[list[int]]):
 
 
 class Batches(DataLoader[Any]):
-    """A data loader over `GlobalBatches`; the Trainer names each epoch to it."""
+    """A data loader over `GlobalBatches`, whose workers outlive signals; the Trainer names each epoch to it."""
 
     batch_sampler: GlobalBatches
+
+    def __init__(self, dataset: Any, *, num_workers: int = 0, **options: Any) -> None:
+        if num_workers:
+            options["worker_init_fn"] = leave_signals_to_the_parent
+            kill_children_at_exit()
+        super().__init__(dataset, num_workers=num_workers, **options)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the Trainer before each epoch."""

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from revision.costs.watch import Watch
 from revision.data.dataset import ConversationDataset
 from revision.data.packing import PackedDataset
-from revision.interrupts import SignalWatch, leave_signals_to_the_parent
+from revision.interrupts import SignalWatch
 from revision.progress import say
 from revision.training import states
 from revision.training.checkpoints import Checkpoints
@@ -118,7 +118,6 @@ class StageTrainer(Trainer):
             persistent_workers=args.dataloader_persistent_workers,
             multiprocessing_context=args.dataloader_multiprocessing_context,
             prefetch_factor=args.dataloader_prefetch_factor,
-            worker_init_fn=leave_signals_to_the_parent if args.dataloader_num_workers else None,
         )
 
     def resume_log(self) -> None:

@@ -13,7 +13,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_encoder import WORDS, make_picture
-from tiny_towers import MARKS, align_folder, clip_folder, llama_folder, llm2clip_folder, naflex_folder, siglip_folder
+from tiny_towers import (
+    MARKS,
+    align_folder,
+    altclip_folder,
+    clip_folder,
+    llama_folder,
+    llm2clip_folder,
+    naflex_folder,
+    siglip_folder,
+)
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -115,6 +124,17 @@ def test_features_are_those_of_the_librarys_forward(folders: dict[str, Path], fa
     lowercases = np.allclose(found[1], found[2], atol=1e-6)
     assert lowercases == (family in ("siglip", "naflex"))
     assert encoder.encode_texts([]).shape == encoder.encode_images([]).shape == (0, encoder.dim)
+
+
+def test_positions_behind_the_paddings_are_fewer_than_the_tower_has(tmp_path: Path) -> None:
+    """RoBERTa's text of n tokens takes positions 2 to n + 1, so that 12 of 14 are left."""
+    encoder = load_encoder(**settings({"altclip": altclip_folder(tmp_path)}, "altclip"))
+    long, fitting = " ".join(["red"] * 40), " ".join(["red"] * 10)
+    rows = encoder.encode_texts([long, fitting, "a red cat"])
+    assert encoder.cut_texts == 1
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-6)
+    with pytest.raises(ValueError, match=r"encoder.max_length = 13: must be at most 12, which .* reads"):
+        load_encoder(**settings({"altclip": tmp_path}, "altclip", max_length=13))
 
 
 def test_low_picture_is_not_taken_for_channels(folders: dict[str, Path]) -> None:

@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AlignConfig,
     AlignModel,
+    AltCLIPConfig,
+    AltCLIPModel,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -74,6 +76,16 @@ def clip_folder(folder: Path, seed: int = 0) -> Path:
     config = CLIPConfig(text_config=text, vision_config={**VISION, "image_size": SIZE}, projection_dim=DIM)
     processor = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
     return _save(CLIPModel(config), folder, tokenizer, processor)
+
+
+def altclip_folder(folder: Path, seed: int = 0) -> Path:
+    """AltCLIP: a text tower of the RoBERTa class, whose positions begin behind the padding's; no limit is stated."""
+    torch.manual_seed(seed)
+    tokenizer = word_tokenizer(["<unk>", "<pad>", "<start>", "<end>"], "<start>", "<end>", pad_token="<pad>")
+    text = {**TEXT, "vocab_size": len(tokenizer), "max_position_embeddings": 14, "pad_token_id": 1, "project_dim": DIM}
+    config = AltCLIPConfig(text_config=text, vision_config={**VISION, "image_size": SIZE}, projection_dim=DIM)
+    processor = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
+    return _save(AltCLIPModel(config), folder, tokenizer, processor)
 
 
 def _siglip_tokenizer() -> PreTrainedTokenizerFast:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.siglip2 import Siglip2Model
 
@@ -250,6 +251,8 @@ def _read_processor(folder: Path) -> Any:
 def _context(source: EncoderSource, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, siglip: bool) -> int:
     """Tokens that the text tower reads."""
     positions = model.config.get_text_config().to_dict().get("max_position_embeddings")
+    if positions is not None:
+        positions -= _first_position(model)
     context = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
     asked = source.max_length
     if asked is not None and siglip:
@@ -259,3 +262,10 @@ def _context(source: EncoderSource, model: PreTrainedModel, tokenizer: PreTraine
     if context > 10**6 and asked is None:  # how a tokenizer says that it knows no limit
         raise ValueError(f"encoder.max_length = null: must be set, since {source.model} states no limit of its texts")
     return asked or context
+
+
+def _first_position(model: PreTrainedModel) -> int:
+    """Position of the first token: 0, but for towers of the RoBERTa class, whose texts begin behind the padding."""
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    padding = (table.padding_idx for table in tables if isinstance(table, nn.Embedding))
+    return next((place + 1 for place in padding if place is not None), 0)

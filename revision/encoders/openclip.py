@@ -27,8 +27,8 @@ _LOCAL_DIR = "local-dir:"
 _HUB = "hf-hub:"
 _PRECISION = {"float32": "fp32", "bfloat16": "pure_bf16", "float16": "pure_fp16"}  # our names -> open_clip's
 # What open_clip and the loaders below it raise when weights, a hub or a configuration let them down.
-_LOADING_ERRORS = (RuntimeError, OSError, ValueError, TypeError, KeyError, pickle.UnpicklingError,
-                   safetensors.SafetensorError)  # fmt: skip
+_LOADING_ERRORS = (RuntimeError, OSError, ValueError, TypeError, KeyError, ImportError, AssertionError,
+                   pickle.UnpicklingError, safetensors.SafetensorError)  # fmt: skip
 
 # Characters that open_clip's own tokenizer reads of a text, cleaned, for each token of the context. Its time grows with
 # the square of a word: 8,000 letters without a blank take seconds, 100,000 a quarter of an hour. No token of CLIP's

@@ -38,7 +38,7 @@ WITHIN = {
     "cli": [["command_line"], ["helptext", "search"], ["multirun"], ["composition", "proposals"], ["loading"]],
     "data": [["collators", "contents", "inspection", "lengths", "packing"], ["dataset"],
              ["samples"], ["conversation", "rows"], ["lines", "templates"]],
-    "runs": [["processes", "rundir"], ["dependencies"], ["provenance"]],
+    "runs": [["launching"], ["processes", "rundir"], ["dependencies"], ["provenance"]],
 }  # fmt: skip
 
 # The only modules that know the configuration; all others take plain arguments.

@@ -37,6 +37,7 @@ SCRIPTS = ROOT / "scripts"
 FILES = sorted((SCRIPTS / "accelerate").glob("*.yaml"))
 STAGE_1, STAGE_2 = ["projector"], ["projector", "llm"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+OURS = [sys.executable, "-m", "revision.runs.launching", "--standalone"]
 # So small a model would else be kept whole for speed.
 IN_PIECES = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 VARIABLES = (
@@ -252,7 +253,7 @@ def test_a_plain_command_starts_its_launcher(started: list[list[str]], words: li
     assert main(["instruct", *words]) == 0
     (line,) = started
     command = [f"--nproc_per_node={number}", "-m", "revision", "instruct", *words]
-    assert line[: len(TORCHRUN) + 1] == [*TORCHRUN, "--standalone"] and line[-len(command) :] == command
+    assert line[: len(OURS)] == OURS and line[-len(command) :] == command
 
 
 def test_jobs_of_a_sweep_start_theirs(
@@ -266,7 +267,7 @@ def test_jobs_of_a_sweep_start_theirs(
     started.clear()
     for job in jobs:
         assert main(["pretrain", *job]) == 0
-    assert [line[: len(TORCHRUN) + 1] for line in started] == [[*TORCHRUN, "--standalone"]] * 2
+    assert [line[: len(OURS)] for line in started] == [OURS] * 2
     assert all("--nproc_per_node=8" in line for line in started)
 
 

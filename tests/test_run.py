@@ -409,7 +409,7 @@ def test_several_processes_start_through_a_launcher(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("RANK", raising=False)
     assert main(["pretrain", "engine=ddp2", "seed=3"]) == 5
     (words,) = started
-    assert words[:4] == [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    assert words[:4] == [sys.executable, "-m", "revision.runs.launching", "--standalone"]
     assert words[-6:] == ["--nproc_per_node=2", "-m", "revision", "pretrain", "engine=ddp2", "seed=3"]
     assert all(word.startswith("--") for word in words[4:-6]), "between them are options of the launcher"
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from revision import __version__
 from revision.commands import COMMANDS
 from revision.interrupts import Interrupted
+from revision.runs.launching import say_once
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         if os.environ.get("REVISION_TRACEBACK") == "1":
             raise
-        sys.stderr.write(f"revision: {error}\n")
+        say_once(str(error))
         return _exit_code(error)
     except Interrupted as stop:
         if str(stop):  # of several processes, one speaks

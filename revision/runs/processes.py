@@ -123,7 +123,7 @@ def launcher_line(config: Config, command: str, arguments: Sequence[str]) -> lis
     """The words that start `command` once on each process of `engine.processes`, on this machine."""
     from torch.distributed.run import get_args_parser
 
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher = [sys.executable, "-m", "revision.runs.launching", "--standalone"]
     known = vars(get_args_parser().parse_args(["script"]))  # the options are younger than the oldest torch we take
     launcher += [option for name, option in _TO_LEAVE_WELL.items() if name in known]
     return [*launcher, f"--nproc_per_node={config.engine.processes}", "-m", "revision", command, *arguments]

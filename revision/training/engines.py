@@ -62,7 +62,7 @@ def engine_arguments(engine: str, options: Mapping[str, Any], *, on_cpu: bool) -
         if on_cpu:
             raise ValueError(
                 "engine.kind=fsdp2 runs on accelerators alone: on a CPU, accelerate would train whole copies of the "
-                "model and say nothing; choose engine=zero3, or leave trainer.use_cpu out"
+                "model and say nothing; choose engine=zero3, and leave out trainer.use_cpu where it is set"
             )
         return {"fsdp": True, "fsdp_config": _merged(_FSDP, options)}
     zero: dict[str, Any] = {"stage": _STAGES[engine]}

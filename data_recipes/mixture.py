@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from corpus_parts.card import sha256_of
 from corpus_parts.keeping import Keeper, Row
-from corpus_parts.line import FILES, MARK, log, start, write_mark, write_statistics
+from corpus_parts.line import FILES, MARK, log, start, write_mark
+from corpus_parts.sampling import write_statistics
 
 Weights = dict[str, float]
 

@@ -19,61 +19,25 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from huggingface_hub.errors import LocalEntryNotFoundError
+from tiny_recipes import CAPTIONS, RECIPES, Rows, asked, caption_rows, rows_of, talk_rows
 
-RECIPES = Path(__file__).parent.parent / "data_recipes"
-sys.path.insert(0, str(RECIPES))
+# isort: split
+import bunny
+import densefusion
+import internvl_sft
+import llava_instruct
+import llava_pretrain
+import mixture
+import sharegpt4v
+import text
+import unicorn
+from corpus_parts import keeping, sampling
+from corpus_parts.duplicates import Duplicates, normal_form, similarity
+from corpus_parts.line import start
+from corpus_parts.quality import Quality
+from corpus_parts.sentences import paragraphs, passages, sentences
 
-import bunny  # noqa: E402
-import densefusion  # noqa: E402
-import internvl_sft  # noqa: E402
-import llava_instruct  # noqa: E402
-import llava_pretrain  # noqa: E402
-import mixture  # noqa: E402
-import sharegpt4v  # noqa: E402
-import text  # noqa: E402
-import unicorn  # noqa: E402
-from corpus_parts import keeping, line  # noqa: E402
-from corpus_parts.duplicates import Duplicates, normal_form, similarity  # noqa: E402
-from corpus_parts.line import start  # noqa: E402
-from corpus_parts.quality import Quality  # noqa: E402
-from corpus_parts.sentences import paragraphs, passages, sentences  # noqa: E402
-
-from revision.records import count_records, read_conversations, read_images, read_pairs, read_texts  # noqa: E402
-
-Rows = list[dict[str, Any]]
-CAPTIONS = ["A cat on a red sofa.", "Two dogs run over the beach.", "An old clock on the wall of a station."]
-
-
-def rows_of(file: Path) -> Rows:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def asked(*turns: str) -> Rows:
-    return [{"from": ("human", "gpt")[place % 2], "value": said} for place, said in enumerate(turns)]
-
-
-def caption_rows() -> Rows:
-    """LLaVA's form, as LLaVA, Bunny and ShareGPT4V ship captions; two of the five are unusable."""
-    rows = [
-        {"id": f"00{n}", "image": f"{n}.jpg", "conversations": asked("<image>\nDescribe it.", caption)}
-        for n, caption in enumerate(CAPTIONS)
-    ]
-    rows.append({"id": "003", "image": "3.jpg", "conversations": asked("<image>\nDescribe it.", " ")})
-    rows.append({"id": "004", "image": ["4.jpg", "5.jpg"], "conversations": asked("<image>", "Two pictures.")})
-    return rows
-
-
-def talk_rows() -> Rows:
-    about = {"image": "a/1.jpg", "conversations": asked("<image>\nWhat?", "A cat.", "Which?", "A red one.")}
-    return [
-        {"id": 1, **about},
-        {"id": 1, **about},  # ids repeat in the source, and pictures too
-        {"id": 2, "conversations": asked("Hi.", "Hello.")},
-        {"id": 3, "conversations": [{"from": "gpt", "value": "(before)"}, *asked("Hi.", "Hello.")]},
-        {"id": 4, "image": "a/2.jpg", "conversations": asked("<image><image>", "Two marks.")},
-        {"id": 5, "conversations": asked("What is <image>?", "A mark without a picture.")},
-        {"id": 6, "image": "a/3.jpg", "conversations": asked("<image>\nWhat?")},
-    ]
+from revision.records import count_records, read_conversations, read_images, read_pairs, read_texts
 
 
 def check_talks(out: Path, root: str = "") -> None:
@@ -392,7 +356,7 @@ def test_a_choice_of_captions_leaves_out_those_without_a_picture(tmp_path: Path)
 
     for name, ids in (("texts", list("abcd")), ("images", list("acd")), ("pairs", list("acd"))):
         write(name, ids)
-    counts = line._draw(tmp_path, 3, 0)
+    counts = sampling.draw(tmp_path, 3, 0)
     kept = {name: [json.loads(row)["id"] for row in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
             for name in counts}  # fmt: skip
     assert len(kept["texts"]) == 3 and kept["images"] == kept["pairs"] == [one for one in kept["texts"] if one != "b"]

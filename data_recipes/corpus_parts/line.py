@@ -30,15 +30,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.logging import RichHandler
 
 from corpus_parts.card import Card, find_files, sha256_of
-from corpus_parts.keeping import REJECTED, Keeper, Row, write_whole
+from corpus_parts.keeping import REJECTED, Keeper, Row
+from corpus_parts.sampling import draw, hash_of, write_statistics
 from revision.records import read_rows
 
 MARK = "recipe.json"
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 FILES = ("texts", "images", "pairs", "conversations")
 
 log = logging.getLogger("recipe")
@@ -113,7 +112,7 @@ def run(card: Card, options: argparse.Namespace, plan: Plan, recipe: Path) -> di
     else:
         counts = _convert(card, places, plan, Keeper(out, FILES, made_from), out if options.check_images else None)
         if options.keep is not None:
-            counts |= _draw(out, options.keep, options.seed)
+            counts |= draw(out, options.keep, options.seed)
     counts["statistics"] = write_statistics(out, options.statistics, options.seed)
     facts = {"corpus": asdict(card), "sources": sums, "counts": counts, "settings": settings, "options": made_of}
     write_mark(out, facts)
@@ -139,7 +138,7 @@ def start(main: Callable[[], Any], name: str) -> None:
 def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out: Path | None) -> dict[str, int]:
     if keeper.done:
         log.info("going on after row %s", f"{keeper.done:,}")
-    seen = {_hash(row["id"]) for row in keeper.written("images")}
+    seen = {hash_of(row["id"]) for row in keeper.written("images")}
     for row in keeper.written("texts") if plan.remember else ():
         assert plan.remember is not None
         plan.remember(row)
@@ -157,9 +156,9 @@ def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out
         else:
             for kind, record in records:
                 if kind == "images":
-                    if _hash(record["id"]) in seen:  # one picture of several conversations
+                    if hash_of(record["id"]) in seen:  # one picture of several conversations
                         continue
-                    seen.add(_hash(record["id"]))
+                    seen.add(hash_of(record["id"]))
                 keeper.add(kind, record)
         keeper.step()
         if keeper.done % 200_000 == 0:
@@ -196,71 +195,6 @@ def _rows(card: Card, places: dict[str, str], plan: Plan) -> Iterator[tuple[str,
             log.warning("%s has %s rows; its publisher states %s", name, f"{number + 1:,}", f"{expected:,}")
 
 
-def _draw(out: Path, wanted: int, seed: int) -> dict[str, int]:
-    """Reduces texts, with their images and pairs, and conversations to a random choice; returns their new counts.
-
-    What a kept conversation is about is kept too, be it a picture or a text in its place; other pictures go.
-    """
-    counts = {}
-    talks, images, texts = (out / f"{name}.jsonl" for name in ("conversations", "images", "texts"))
-    named: set[int] = set()
-    if talks.is_file():
-        counts["conversations"] = _reduce(talks, _choice(_length(talks), wanted, seed))
-        named = {_hash(str(row["image"])) for row in _lines(talks) if "image" in row}
-        if images.is_file():
-            counts["images"] = _reduce(images, [_hash(row["id"]) in named for row in _lines(images)])
-    if texts.is_file():
-        drawn = _choice(_length(texts), wanted, seed)
-        chosen = [kept or _hash(row["id"]) in named for row, kept in zip(_lines(texts), drawn, strict=True)]
-        stay = {_hash(row["id"]) for row, kept in zip(_lines(texts), chosen, strict=True) if kept}
-        for name in ("texts",) if talks.is_file() else ("texts", "images", "pairs"):
-            file = out / f"{name}.jsonl"
-            if file.is_file():  # a caption's picture and pair have its id; one without a picture has neither
-                counts[name] = _reduce(file, [_hash(row["id"]) in stay for row in _lines(file)])
-    return counts
-
-
-def _reduce(file: Path, chosen: list[bool]) -> int:
-    return write_whole(file, (row for row, kept in zip(_lines(file), chosen, strict=True) if kept))
-
-
-def _lines(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8") as opened:
-        yield from map(json.loads, opened)
-
-
-def _length(file: Path) -> int:
-    with file.open(encoding="utf-8") as opened:
-        return sum(1 for _ in opened)
-
-
-def write_statistics(out: Path, wanted: int, seed: int) -> int:
-    """Writes `statistics.jsonl`, a sample of images.jsonl or of the files below images/; returns its length."""
-    listed = out / "images.jsonl"
-    if listed.is_file():
-        chosen = _choice(_length(listed), wanted, seed)
-        with listed.open(encoding="utf-8") as file:
-            kept = (json.loads(line) for line, is_kept in zip(file, chosen, strict=True) if is_kept)
-            return write_whole(out / "statistics.jsonl", kept)
-    folder = out / "images"
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES) if folder.is_dir() else []
-    if not found:
-        (out / "statistics.jsonl").unlink(missing_ok=True)
-        log.warning(
-            "%s holds no pictures: `align` needs some like those to come; put them there, run this again", folder
-        )
-        return 0
-    names = (str(path.relative_to(folder)) for path, kept in zip(found, _choice(len(found), wanted, seed), strict=True)
-             if kept)  # fmt: skip
-    return write_whole(out / "statistics.jsonl", ({"id": name, "image": name} for name in names))
-
-
-def _choice(count: int, wanted: int, seed: int) -> list[bool]:
-    kept = np.zeros(count, dtype=bool)
-    kept[np.random.default_rng(seed).permutation(count)[:wanted]] = True
-    return [bool(one) for one in kept]
-
-
 def _compare(card: Card, sums: dict[str, str]) -> None:
     for name, found in sums.items():
         known = card.sha256.get(name)
@@ -280,7 +214,3 @@ def write_mark(out: Path, facts: dict[str, Any]) -> None:
     aside = out / f"{MARK}.partial"
     aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     os.replace(aside, out / MARK)
-
-
-def _hash(identity: str) -> int:
-    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little")

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from corpus_parts import line
 from corpus_parts.card import Card, sha256_of
@@ -27,7 +28,7 @@ from corpus_parts.duplicates import Duplicates
 from corpus_parts.quality import Quality
 from corpus_parts.sentences import paragraphs, passages, sentences
 
-from revision.records import fingerprint, read_rows
+from revision.records import fingerprint
 from revision.records.huggingface import is_saved
 
 CARD = Card(name="text", homepage="that of the texts", licence="that of the texts", hub="", files=())
@@ -62,7 +63,7 @@ def contents(location: str) -> tuple[list[Path], list[str]]:
             "them, or move the others out"
         )
     chosen = [str(path) for path in records if _suffix(path) in READABLE]
-    return texts, [] if texts else chosen or [location]  # read_rows says what is wrong with the location
+    return texts, [] if texts else chosen or [location]  # the reader says what is wrong with the location
 
 
 def _suffix(path: Path) -> str:
@@ -73,11 +74,11 @@ def _is_about(path: Path) -> bool:
     return path.name.partition(".")[0].lower() in ABOUT
 
 
-def documents(location: str, column: str) -> Iterator[line.Row]:
-    """Rows {"text"} of a folder of text files, or of records."""
+def documents(location: str, column: str) -> Iterator[Any]:
+    """Rows {"text"} of a folder of text files, or of records; what is no mapping there is given as it is."""
     files, records = contents(location)
     for one in records:
-        yield from ({"text": row.get(column)} for row in read_rows(one))
+        yield from ({"text": row.get(column)} if isinstance(row, dict) else row for row in line.rows_of(one))
     for file in files:
         try:
             yield {"text": file.read_text(encoding="utf-8-sig")}

@@ -41,13 +41,17 @@ class Keeper:
             self._files[name] = file
 
     def add(self, name: str, row: Row) -> None:
-        """Adds a row to a file."""
-        self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
+        """Adds a row to a file. Raises ValueError for one that no file can store."""
+        self.write(name, line_of(row))
+
+    def write(self, name: str, line: str) -> None:
+        """Adds a row to a file, as `line_of` gives it."""
+        self._files[name].write(line)
         self.counts[name] += 1
 
     def reject(self, identity: str, reason: str) -> None:
         """Says why a row of the source became no record."""
-        self.add(REJECTED, {"id": identity, "reason": reason})
+        self.add(REJECTED, {"id": identity, "reason": reason.encode(errors="backslashreplace").decode()})
 
     def step(self) -> None:
         """Says that one more row of the source is dealt with."""
@@ -96,12 +100,23 @@ class Keeper:
         return note if note["made_from"] == self.made_from else {}
 
 
+def line_of(row: Row) -> str:
+    """A row as a line of a file. Raises ValueError where a text in it cannot be stored."""
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        part = line[max(0, error.start - 20) : error.end]
+        raise ValueError(f"it holds half a surrogate pair, which no file can store: {part!r}") from error
+    return line
+
+
 def write_whole(path: Path, rows: Iterator[Row]) -> int:
     """Writes JSON lines aside and renames; returns how many."""
     aside, count = path.with_name(f"{path.name}.partial"), 0
     with aside.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(line_of(row))
             count += 1
     os.replace(aside, path)
     return count

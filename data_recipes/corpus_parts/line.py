@@ -33,9 +33,10 @@ from typing import Any
 from rich.logging import RichHandler
 
 from corpus_parts.card import Card, find_files, sha256_of
-from corpus_parts.keeping import REJECTED, Keeper, Row
+from corpus_parts.keeping import REJECTED, Keeper, Row, line_of
 from corpus_parts.sampling import draw, hash_of, write_statistics
-from revision.records import read_rows
+from revision.records.formats import open_rows
+from revision.records.spans import ALL
 
 MARK = "recipe.json"
 FILES = ("texts", "images", "pairs", "conversations")
@@ -43,6 +44,11 @@ FILES = ("texts", "images", "pairs", "conversations")
 log = logging.getLogger("recipe")
 Records = Iterable[tuple[str, Row]]  # (name of a file, row)
 Convert = Callable[[str, Row], Records]  # (id, row of the source) -> records; ValueError: why there is none
+
+
+def rows_of(location: str) -> Iterator[Any]:
+    """The rows at a location, be they mappings or not: one that is none costs itself, not the corpus."""
+    return (row for _, row in open_rows(location, ("images", "texts"), pictures=True, wanted=ALL))
 
 
 @dataclass
@@ -62,7 +68,7 @@ class Plan:
     wanted: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] | None = None
-    rows: Callable[[str], Iterator[Row]] = read_rows
+    rows: Callable[[str], Iterator[Any]] = rows_of
     remember: Callable[[Row], object] | None = None
 
 
@@ -147,19 +153,16 @@ def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out
             continue
         identity = f"{card.name}-{number:07d}" if len(places) == 1 else f"{Path(name).stem}-{number:07d}"
         try:
-            records = list(plan.convert(name)(identity, row))
-            for kind, record in records:
-                if out is not None and kind == "images":
-                    _require_picture(out, record["image"])
+            records = list(_records(plan.convert(name), identity, row, out))
         except ValueError as error:
             keeper.reject(identity, str(error))
         else:
-            for kind, record in records:
+            for kind, record, text in records:
                 if kind == "images":
                     if hash_of(record["id"]) in seen:  # one picture of several conversations
                         continue
                     seen.add(hash_of(record["id"]))
-                keeper.add(kind, record)
+                keeper.write(kind, text)
         keeper.step()
         if keeper.done % 200_000 == 0:
             log.info("%s rows", f"{keeper.done:,}")
@@ -170,6 +173,16 @@ def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out
     for name, count in counts.items():
         log.info("%s: %s", name, f"{count:,}")
     return counts
+
+
+def _records(convert: Convert, identity: str, row: Any, out: Path | None) -> Iterator[tuple[str, Row, str]]:
+    """The records of a row: file, record, and its line. Raises ValueError where one of them cannot be."""
+    if not isinstance(row, dict):
+        raise ValueError(f"it is {type(row).__name__}, not a mapping")
+    for kind, record in convert(identity, row):
+        if out is not None and kind == "images":
+            _require_picture(out, record["image"])
+        yield kind, record, line_of(record)
 
 
 def _require_picture(out: Path, image: str) -> None:
@@ -184,7 +197,7 @@ def _require_picture(out: Path, image: str) -> None:
         raise ValueError(f"picture images/{image} does not exist")
 
 
-def _rows(card: Card, places: dict[str, str], plan: Plan) -> Iterator[tuple[str, int, Row]]:
+def _rows(card: Card, places: dict[str, str], plan: Plan) -> Iterator[tuple[str, int, Any]]:
     """Every row of every source, with the source's name in the corpus and the row's number."""
     for location, name in places.items():
         number = -1

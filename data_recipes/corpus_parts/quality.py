@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 _MARKUP = re.compile(r"https?://|www\.|<[a-zA-Z/][^>]*>|&[a-z]+;|\{[^}]*\}|\[[^\]]*\]\(|lorem ipsum", re.IGNORECASE)
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ufffd]")
 
 
@@ -30,6 +31,8 @@ class Quality:
         words = text.split()
         if not self.min_words <= len(words) <= self.max_words:
             return f"it has {len(words)} words, outside {self.min_words} to {self.max_words}"
+        if _HALF_PAIR.search(text):
+            return "it holds half a surrogate pair, which no file can store"
         if _CONTROL.search(text):
             return "it holds control or replacement characters"
         if found := _MARKUP.search(text):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_recipes import CAPTIONS, asked, caption_rows, rows_of, talk_rows
+from tiny_recipes import CAPTIONS, asked, caption_rows, rows_of, run_killed, talk_rows
 
 # isort: split
 import densefusion
@@ -68,3 +68,41 @@ def test_half_a_surrogate_pair_in_running_text_costs_its_piece(tmp_path: Path) -
     text.main(["--out", str(out), "--source", str(tmp_path / "t.jsonl"), "--level", "sentence"])
     assert [one["text"] for one in rows_of(out / "texts.jsonl")] == CAPTIONS[:2]
     assert reasons(out) == ["it holds half a surrogate pair, which no file can store", "it is str, not a mapping"]
+
+
+def test_an_image_mark_outside_the_users_turns_is_rejected_and_counted(tmp_path: Path) -> None:
+    """Training refuses these: see revision/data/conversation.py."""
+    about = {"image": "1.jpg"}
+    system = {"from": "system", "value": "You see an <image>."}
+    rows = [
+        {"conversations": asked("How do I show a picture?", "Use the <image> element.")},
+        {**about, "conversations": asked("<image>\nWhat?", "A cat.", "Which?", "This <image>.")},
+        {"conversations": [*asked("Hi.", "Hello."), system, *asked("How?", "So.")]},
+        {**about, "conversations": asked("<image>\nWhat?", "A cat.")},
+        {"conversations": [system, *asked("Hi.", "Hello.")]},  # before the first question, so left out
+    ]
+    (tmp_path / "s.json").write_text(json.dumps(rows))
+    out = tmp_path / "out"
+    arguments = ["--out", str(out), "--source", str(tmp_path / "s.json")]
+    counts = llava_instruct.main(arguments)
+    assert counts["conversations"] == 2 and counts["rejected"] == 3
+    assert [reason.split(";")[0] for reason in reasons(out)] == [
+        f"a turn of the {role} has <image> in it" for role in ("assistant", "assistant", "system")
+    ]
+    remarks = {"rejected, since they have <image> in an answer or a system turn": 3}
+    assert json.loads((out / "recipe.json").read_text())["remarks"] == remarks
+    llava_instruct.main([*arguments, "--statistics", "1"])
+    assert json.loads((out / "recipe.json").read_text())["remarks"] == remarks, "kept where only statistics are drawn"
+
+
+def test_remarks_are_counted_over_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"conversations": asked("Hi.", "An <image>." if n % 2 else "Hello.")} for n in range(12)]
+    (tmp_path / "s.json").write_text(json.dumps(rows))
+
+    def make(name: str) -> dict[str, int]:
+        llava_instruct.main(["--out", str(tmp_path / name), "--source", str(tmp_path / "s.json")])
+        counted: dict[str, int] = json.loads((tmp_path / name / "recipe.json").read_text())["remarks"]
+        return counted
+
+    assert run_killed(lambda: make("killed"), monkeypatch, every=6) > 1
+    assert make("killed") == make("whole") and [*make("whole").values()] == [6]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 RECIPES = Path(__file__).parent.parent / "data_recipes"
 sys.path.insert(0, str(RECIPES))
+
+from corpus_parts import keeping  # noqa: E402
 
 Rows = list[dict[str, Any]]
 CAPTIONS = ["A cat on a red sofa.", "Two dogs run over the beach.", "An old clock on the wall of a station."]
@@ -44,3 +49,28 @@ def talk_rows() -> Rows:
         {"id": 5, "conversations": asked("What is <image>?", "A mark without a picture.")},
         {"id": 6, "image": "a/3.jpg", "conversations": asked("<image>\nWhat?")},
     ]
+
+
+def run_killed(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, *, every: int, interval: int = 4) -> int:
+    """Runs a recipe that is killed after `every` rows, again and again until it is finished; returns how many kills."""
+    step, left, kills = keeping.Keeper.step, every, 0
+
+    def dying(self: keeping.Keeper) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        step(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(keeping.Keeper.__init__, "__defaults__", (interval,))
+        patched.setattr(keeping.Keeper, "step", dying)
+        while True:
+            left = every
+            try:
+                make()
+            except KeyboardInterrupt:
+                kills += 1
+                assert kills < 100, "each start goes on after the last note"
+            else:
+                return kills

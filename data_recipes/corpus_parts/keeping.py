@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,6 +34,7 @@ class Keeper:
         note = self._note()
         self.done: int = note.get("done", 0)
         self.counts: dict[str, int] = note.get("counts", dict.fromkeys(self.names, 0))
+        self.remarks: Counter[str] = Counter(note.get("remarks", {}))
         self._files: dict[str, TextIO] = {}
         for name in self.names:
             file = self._partial(name).open("r+" if self.done else "w", encoding="utf-8", newline="\n")
@@ -53,6 +55,10 @@ class Keeper:
         """Says why a row of the source became no record."""
         self.add(REJECTED, {"id": identity, "reason": reason.encode(errors="backslashreplace").decode()})
 
+    def remark(self, remark: str) -> None:
+        """Counts a row of the source that something is said of, whether it became a record or not."""
+        self.remarks[remark] += 1
+
     def step(self) -> None:
         """Says that one more row of the source is dealt with."""
         self.done += 1
@@ -66,6 +72,7 @@ class Keeper:
             os.fsync(file.fileno())
         sizes = {name: self._partial(name).stat().st_size for name in self.names}
         note = {"made_from": self.made_from, "done": self.done, "counts": self.counts, "sizes": sizes}
+        note["remarks"] = self.remarks
         aside = self.out / f".{_PROGRESS}.partial"
         aside.write_text(json.dumps(note))
         os.replace(aside, self.out / _PROGRESS)

@@ -10,7 +10,7 @@ Every recipe leaves below --out:
 | `conversations.jsonl` | `id`, `image`?, `conversations`: stage 2 |
 | `statistics.jsonl` | `id`, `image`: a sample of the pictures, whose moments define the alignment |
 | `rejected.jsonl` | `id`, `reason`: each row of the source that became no record |
-| `recipe.json` | the finish mark: source, checksums, licence, counts |
+| `recipe.json` | the finish mark: source, checksums, licence, counts; `remarks`, what is said of how many rows |
 
 A corpus has those of them that it has content for. Pictures are not fetched: unpack them into `images/` below --out, or
 link that name to where they are.
@@ -44,6 +44,19 @@ FILES = ("texts", "images", "pairs", "conversations")
 log = logging.getLogger("recipe")
 Records = Iterable[tuple[str, Row]]  # (name of a file, row)
 Convert = Callable[[str, Row], Records]  # (id, row of the source) -> records; ValueError: why there is none
+
+
+class RemarkedError(ValueError):
+    """Why a row becomes no record, where rows of its kind are counted in recipe.json.
+
+    Args:
+        reason: as in `rejected.jsonl`.
+        remark: what they are counted as.
+    """
+
+    def __init__(self, reason: str, remark: str) -> None:
+        super().__init__(reason)
+        self.remark = remark
 
 
 def rows_of(location: str) -> Iterator[Any]:
@@ -115,13 +128,16 @@ def run(card: Card, options: argparse.Namespace, plan: Plan, recipe: Path) -> di
     (out / MARK).unlink(missing_ok=True)
     if mark.get("settings", {}).get("made_from") == made_from:
         counts = {name: count for name, count in mark["counts"].items() if name != "statistics"}
+        remarks = mark["remarks"]
     else:
-        counts = _convert(card, places, plan, Keeper(out, FILES, made_from), out if options.check_images else None)
+        keeper = Keeper(out, FILES, made_from)
+        counts = _convert(card, places, plan, keeper, out if options.check_images else None)
+        remarks = dict(keeper.remarks)
         if options.keep is not None:
             counts |= draw(out, options.keep, options.seed)
     counts["statistics"] = write_statistics(out, options.statistics, options.seed)
-    facts = {"corpus": asdict(card), "sources": sums, "counts": counts, "settings": settings, "options": made_of}
-    write_mark(out, facts)
+    facts = {"corpus": asdict(card), "sources": sums, "counts": counts, "remarks": remarks}
+    write_mark(out, {**facts, "settings": settings, "options": made_of})
     return counts
 
 
@@ -156,6 +172,8 @@ def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out
             records = list(_records(plan.convert(name), identity, row, out))
         except ValueError as error:
             keeper.reject(identity, str(error))
+            if isinstance(error, RemarkedError):
+                keeper.remark(error.remark)
         else:
             for kind, record, text in records:
                 if kind == "images":
@@ -172,6 +190,8 @@ def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out
     counts = keeper.finish()
     for name, count in counts.items():
         log.info("%s: %s", name, f"{count:,}")
+    for remark, count in keeper.remarks.items():
+        log.warning("%s: %s", remark, f"{count:,}")
     return counts
 
 

@@ -33,7 +33,7 @@ CARD = Card(
 
 
 class Unicorn:
-    """Remembers which ids have a caption, so that each instruction finds one."""
+    """Knows which ids have a caption that was kept, so that each instruction finds one."""
 
     def __init__(self) -> None:
         self.captioned: set[str] = set()
@@ -47,7 +47,6 @@ class Unicorn:
             records = llava.caption(own, row["caption"], None)
         else:
             records = llava.captions(own, row, images=False)
-        self.captioned.add(own)
         return records
 
     def instruct(self, identity: str, row: line.Row) -> line.Records:
@@ -59,7 +58,6 @@ class Unicorn:
         records = [(kind, {**record, "image": own}) for kind, record in talk if kind == "conversations"]
         if own not in self.captioned:
             records += llava.caption(own, row["caption"], None)
-            self.captioned.add(own)
         return records
 
     @staticmethod

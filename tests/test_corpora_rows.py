@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import pytest
 from tiny_recipes import CAPTIONS, asked, caption_rows, rows_of, run_killed, talk_rows
 
 # isort: split
+import bunny
 import densefusion
 import llava_instruct
 import llava_pretrain
 import text
+import unicorn
+from corpus_parts.duplicates import Duplicates
 
 HALF = "half \ud83d"
 
@@ -106,3 +110,49 @@ def test_remarks_are_counted_over_a_kill(tmp_path: Path, monkeypatch: pytest.Mon
 
     assert run_killed(lambda: make("killed"), monkeypatch, every=6) > 1
     assert make("killed") == make("whole") and [*make("whole").values()] == [6]
+
+
+def test_a_caption_whose_picture_is_missing_does_not_count_as_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its twin with a picture is kept, and it makes no difference where the recipe was killed in between."""
+    said = [f"A cat on sofa number {n // 3}, {'red' if n < 18 else 'blue'}." for n in range(36)]  # each three times
+    rows = [{"image": f"{n}.jpg", "conversations": asked("<image>", one)} for n, one in enumerate(said)]
+    (tmp_path / "s.json").write_text(json.dumps(rows))
+    there = [n for n in range(36) if n % 3]  # the first of each three has no picture
+
+    def make(name: str) -> dict[str, int]:
+        for n in there:
+            (tmp_path / name / "images").mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / f"images/{n}.jpg").write_bytes(b"")
+        arguments = ["--out", str(tmp_path / name), "--source", str(tmp_path / "s.json")]
+        return bunny.main([*arguments, "--filter", "--check-images"])
+
+    assert run_killed(lambda: make("killed"), monkeypatch, every=6) > 2
+    counts = make("whole")
+    assert make("killed") == counts and counts["texts"] == 12 and counts["rejected"] == 24
+    assert [row["image"] for row in rows_of(tmp_path / "whole/images.jsonl")] == [f"{n}.jpg" for n in range(1, 36, 3)]
+    found = Counter(reason.split(" ")[0] for reason in reasons(tmp_path / "whole"))
+    assert found == {"picture": 12, "it": 12}, "12 without a picture, 12 duplicates of those that have one"
+    for file in ("texts", "images", "pairs", "rejected", "statistics"):
+        one, other = (tmp_path / folder / f"{file}.jsonl" for folder in ("killed", "whole"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_text_is_not_met_before_it_is_kept() -> None:
+    for met in (Duplicates(near=None), Duplicates(near=0.8)):
+        assert met.fault(CAPTIONS[0], remember=False) is None and met.fault(CAPTIONS[0]) is None
+        assert met.fault(CAPTIONS[0], remember=False) == "it is a duplicate"
+
+
+def test_an_instruction_that_is_rejected_captions_nothing(tmp_path: Path) -> None:
+    """The next one of its id brings the caption, so that what it is about is there."""
+    talk = asked("<image>\nWhat?", "A tree.")
+    rows = [
+        {"id": "q", "caption": "A tall tree.", "conversations": [{**talk[0], "note": HALF}, talk[1]]},
+        {"id": "q", "caption": "A tall tree.", "conversations": talk},
+    ]
+    (tmp_path / "i.json").write_text(json.dumps(rows))
+    unicorn.main(["--out", str(tmp_path / "out"), "--instruct", str(tmp_path / "i.json")])
+    assert [row["id"] for row in rows_of(tmp_path / "out/texts.jsonl")] == ["q"]
+    assert [row["image"] for row in rows_of(tmp_path / "out/conversations.jsonl")] == ["q"]

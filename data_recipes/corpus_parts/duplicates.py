@@ -43,20 +43,23 @@ class Duplicates:
         self._buckets: dict[bytes, int] = {}
         self._signatures: list[np.ndarray] = []
 
-    def fault(self, text: str) -> str | None:
-        """Why a text is one that has been met, or None; then it is remembered."""
+    def fault(self, text: str, *, remember: bool = True) -> str | None:
+        """Why a text is one that has been met, or None; then it is remembered, unless it is not yet sure to be kept."""
         form = normal_form(text)
         digest = hashlib.blake2b(form.encode(), digest_size=8).digest()
         if digest in self._exact:
             return "it is a duplicate"
         if self.near is None:
-            self._exact.add(digest)
+            if remember:
+                self._exact.add(digest)
             return None
         signature = self.signature(form)
         keys = [bytes([band]) + part.tobytes() for band, part in enumerate(np.split(signature, _BANDS))]
         for other in {self._buckets[key] for key in keys if key in self._buckets}:
             if similarity(signature, self._signatures[other]) >= self.near:
                 return "it is a near duplicate"
+        if not remember:
+            return None
         self._exact.add(digest)
         for key in keys:
             self._buckets.setdefault(key, len(self._signatures))

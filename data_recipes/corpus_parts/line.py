@@ -74,7 +74,8 @@ class Plan:
         options: all of the command line that the records depend on.
         sources: locations to read in place of files of the corpus, with the fingerprint of each.
         rows: how a location is read.
-        remember: called with every row of texts.jsonl that was kept before a kill.
+        remember: called with every row of texts.jsonl once it is kept, and for each of them again after a kill; what a
+            converter remembers besides would depend on where it was killed.
     """
 
     convert: Callable[[str], Convert]
@@ -181,6 +182,8 @@ def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out
                         continue
                     seen.add(hash_of(record["id"]))
                 keeper.write(kind, text)
+                if kind == "texts" and plan.remember is not None:
+                    plan.remember(record)
         keeper.step()
         if keeper.done % 200_000 == 0:
             log.info("%s rows", f"{keeper.done:,}")

@@ -105,6 +105,19 @@ def parser_of(card: Card, docstring: str | None, *, published: bool = True) -> a
     return parser
 
 
+def require(options: argparse.Namespace, **ranges: tuple[float, float | None]) -> None:
+    """Holds numbers of the command line to their ranges, least and most, where they are given.
+
+    Raises:
+        ValueError: one lies outside.
+    """
+    for name, (least, most) in ranges.items():
+        value = vars(options)[name]
+        if value is not None and not (value >= least and (most is None or value <= most)):  # so is a NaN
+            rule = f"at least {least}" if most is None else f"from {least} to {most}"
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be {rule}, or left out")
+
+
 def run(card: Card, options: argparse.Namespace, plan: Plan, recipe: Path) -> dict[str, int]:
     """Makes the records, or says that they are there; returns the counts.
 

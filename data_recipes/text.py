@@ -12,6 +12,10 @@ Texts are cut into sentences, into passages of whole sentences, or taken as they
 (corpus_parts/quality.py); and freed of duplicates, exact and near ones (MinHash, corpus_parts/duplicates.py). What is
 left out stands in `rejected.jsonl` with the reason. The licence is that of the texts.
 
+Words are what stands between blanks. Chinese, Japanese, Thai, Lao, Burmese and Khmer are written without: there each
+letter counts as a word, in `--min-words`, `--max-words` and the shingles of near duplicates. A sentence ends at the
+stops of its script; in Thai and Lao, which have none, at a blank.
+
 Statistics need pictures: put some like those to come into `images` below --out.
 """
 
@@ -119,8 +123,10 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     parser = line.parser_of(CARD, __doc__, published=False)
     parser.add_argument("--column", default="text", help="of records: the column of texts")
     parser.add_argument("--level", choices=("sentence", "passage", "document"), default="passage")
-    parser.add_argument("--min-words", type=int, default=5)
-    parser.add_argument("--max-words", type=int, default=150, help="also the length of passages")
+    parser.add_argument(
+        "--min-words", type=int, default=5, help="a letter of a script without blanks, such as Chinese, counts as one"
+    )
+    parser.add_argument("--max-words", type=int, default=150, help="counted so too; also the length of passages")
     parser.add_argument(
         "--near", type=float, default=0.8, help="similarity from which texts are near duplicates; 0: off"
     )

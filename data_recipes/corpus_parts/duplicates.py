@@ -14,6 +14,8 @@ import zlib
 
 import numpy as np
 
+from corpus_parts.words import words_of
+
 _PERMUTATIONS, _BANDS = 64, 16  # bands of four: texts of similarity 0.8 meet with a chance of 0.9998, of 0.3 with 0.12
 _PRIME = np.uint64((1 << 31) - 1)  # products of two 31-bit numbers fit into 64 bits
 _WORDS = re.compile(r"\w+")
@@ -68,7 +70,7 @@ class Duplicates:
 
     def signature(self, form: str) -> np.ndarray:
         """The MinHash of a normal form, uint32 [64]."""
-        words = form.split()
+        words = words_of(form)
         shingles = {" ".join(words[place : place + 3]) for place in range(max(1, len(words) - 2))}
         hashes = np.array([zlib.crc32(one.encode()) for one in shingles], dtype=np.uint64) % _PRIME
         return ((self._factors * hashes + self._offsets) % _PRIME).min(axis=1).astype(np.uint32)

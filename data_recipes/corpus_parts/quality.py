@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from unicodedata import category
+
+from corpus_parts.words import words_of
 
 _MARKUP = re.compile(r"https?://|www\.|<[a-zA-Z/][^>]*>|&[a-z]+;|\{[^}]*\}|\[[^\]]*\]\(|lorem ipsum", re.IGNORECASE)
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
@@ -16,8 +19,8 @@ class Quality:
     """Limits that a text has to keep.
 
     Attributes:
-        min_words, max_words: words between blanks.
-        min_letters: share of letters among the characters that are not blank.
+        min_words, max_words: words between blanks; of scripts without blanks, letters (`words.words_of`).
+        min_letters: share of letters, with their marks, among the characters that are not blank.
         max_repeats: share of the commonest word, in texts of ten words or more.
     """
 
@@ -28,7 +31,7 @@ class Quality:
 
     def fault(self, text: str) -> str | None:
         """Why a text is left out, or None."""
-        words = text.split()
+        words = words_of(text)
         if not self.min_words <= len(words) <= self.max_words:
             return f"it has {len(words)} words, outside {self.min_words} to {self.max_words}"
         if _HALF_PAIR.search(text):
@@ -37,10 +40,16 @@ class Quality:
             return "it holds control or replacement characters"
         if found := _MARKUP.search(text):
             return f"it holds markup or an address: {found[0][:20]!r}"
-        letters = sum(character.isalpha() for character in text) / sum(map(len, words))
+        letters = sum(map(_is_letter, text)) / sum(map(len, text.split()))
         if letters < self.min_letters:
             return f"{letters:.0%} of it are letters, less than {self.min_letters:.0%}"
-        commonest = Counter(word.lower() for word in words).most_common(1)[0][1] / len(words)
-        if len(words) >= 10 and commonest > self.max_repeats:
-            return f"one word is {commonest:.0%} of it, more than {self.max_repeats:.0%}"
+        if len(words) >= 10:
+            commonest = Counter(word.lower() for word in words).most_common(1)[0][1] / len(words)
+            if commonest > self.max_repeats:
+                return f"one word is {commonest:.0%} of it, more than {self.max_repeats:.0%}"
         return None
+
+
+def _is_letter(character: str) -> bool:
+    """A letter, or a mark on one: in Hindi or Thai a vowel is no letter of its own."""
+    return character.isalpha() or (not character.isascii() and category(character).startswith("M"))

@@ -40,7 +40,7 @@ def filtered(quality: Quality, met: Duplicates) -> line.Convert:
         text = records[0][1]["text"]
         fault = quality.fault(text) or met.fault(text, remember=False)  # its picture may still be missing
         if fault is not None:
-            raise ValueError(fault)
+            raise line.FilteredError(fault)
         return records
 
     return convert

@@ -131,6 +131,7 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
         "--near", type=float, default=0.8, help="similarity from which texts are near duplicates; 0: off"
     )
     options = parser.parse_args(arguments)
+    line.require(options, min_words=(1, None), max_words=(options.min_words, None), near=(0, 1))
     quality = Quality(min_words=options.min_words, max_words=options.max_words)
     met = Duplicates(near=options.near or None)
     plan = line.Plan(

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from huggingface_hub.errors import LocalEntryNotFoundError
-from tiny_recipes import CAPTIONS, RECIPES, Rows, asked, caption_rows, rows_of, talk_rows
+from tiny_recipes import ANY, CAPTIONS, RECIPES, Rows, asked, caption_rows, rows_of, talk_rows
 
 # isort: split
 import bunny
@@ -65,7 +65,7 @@ def test_captions_in_llavas_form(tmp_path: Path, recipe: Any, file: str, options
     source, out = tmp_path / "source", tmp_path / "out"
     (source / file).parent.mkdir(parents=True)
     (source / file).write_text(json.dumps(caption_rows()))
-    arguments = ["--out", str(out), "--source", str(source), *options]
+    arguments = ["--out", str(out), "--source", str(source), *options, *ANY]
     counts = recipe.main(arguments)
     assert counts == {"texts": 3, "images": 3, "pairs": 3, "conversations": 0, "rejected": 2, "statistics": 3}
     name = recipe.CARD.name
@@ -109,7 +109,7 @@ def test_densefusion(tmp_path: Path) -> None:
         {"image_id": 4, "image_path": "../../etc/passwd", "caption": CAPTIONS[2]},
     ]
     (tmp_path / "DenseFusion-1M.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    counts = densefusion.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path)])
+    counts = densefusion.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path), *ANY])
     assert counts["texts"] == counts["images"] == 2 and counts["rejected"] == 2
     assert [row["image"] for row in rows_of(tmp_path / "out/images.jsonl")] == ["000001/1.jpg", "2.png"]
     assert "leads out of the folder" in rows_of(tmp_path / "out/rejected.jsonl")[1]["reason"]
@@ -119,7 +119,7 @@ def test_densefusion(tmp_path: Path) -> None:
 def test_conversations_in_llavas_form(tmp_path: Path, recipe: Any, options: list[str]) -> None:
     file = tmp_path / (recipe.PARTS["mix"] if options else recipe.CARD.files[0])
     file.write_text(json.dumps(talk_rows()))
-    recipe.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path), *options])
+    recipe.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path), *options, *ANY])
     check_talks(tmp_path / "out")
 
 
@@ -130,10 +130,10 @@ def test_internvl_roots_and_subset(tmp_path: Path) -> None:
         (tmp_path / "opensource" / name).write_text(lines)
     assert sum(rows for rows, _ in internvl_sft.SETS.values()) == 1_267_819
     out = tmp_path / "one"
-    internvl_sft.main(["--out", str(out), "--source", str(tmp_path), "--sets", "dvqa_train_200k.jsonl"])
+    internvl_sft.main(["--out", str(out), "--source", str(tmp_path), "--sets", "dvqa_train_200k.jsonl", *ANY])
     check_talks(out, "dvqa/")
     out = tmp_path / "all"
-    counts = internvl_sft.main(["--out", str(out), "--source", str(tmp_path), "--keep", "7"])
+    counts = internvl_sft.main(["--out", str(out), "--source", str(tmp_path), "--keep", "7", *ANY])
     kept = rows_of(out / "conversations.jsonl")
     named = {row["image"] for row in kept if "image" in row}
     assert counts["conversations"] == len(kept) == 7 and 0 < counts["images"] == len(named) < 8, "8 are those of all"
@@ -141,9 +141,9 @@ def test_internvl_roots_and_subset(tmp_path: Path) -> None:
     assert counts["rejected"] == 27
     first = (out / "conversations.jsonl").read_text()
     again = tmp_path / "again"
-    internvl_sft.main(["--out", str(again), "--source", str(tmp_path), "--keep", "7"])
+    internvl_sft.main(["--out", str(again), "--source", str(tmp_path), "--keep", "7", *ANY])
     assert (again / "conversations.jsonl").read_text() == first, "a function of the seed"
-    internvl_sft.main(["--out", str(again), "--source", str(tmp_path), "--keep", "7", "--seed", "1"])
+    internvl_sft.main(["--out", str(again), "--source", str(tmp_path), "--keep", "7", "--seed", "1", *ANY])
     assert (again / "conversations.jsonl").read_text() != first
 
 
@@ -151,7 +151,7 @@ def test_a_single_file_is_the_set_of_its_name(tmp_path: Path) -> None:
     """Sets differ in the folder that their paths start from, so one file must not stand for another."""
     file = tmp_path / "chartqa_train_18k.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in talk_rows()))
-    arguments = ["--out", str(tmp_path / "out"), "--source"]
+    arguments = [*ANY, "--out", str(tmp_path / "out"), "--source"]
     internvl_sft.main([*arguments, str(file)])
     check_talks(tmp_path / "out", "chartqa/")
     with pytest.raises(ValueError, match=r"chartqa_train_18k.jsonl is one file, and not .* wanted, dvqa_train_200k"):
@@ -187,8 +187,8 @@ def test_files_that_were_moved(
         return str(file)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    fetched = recipe.main(["--out", str(tmp_path / "fetched"), *options])
-    copied = recipe.main(["--out", str(tmp_path / "copied"), "--source", str(tmp_path / "hub"), *options])
+    fetched = recipe.main(["--out", str(tmp_path / "fetched"), *options, *ANY])
+    copied = recipe.main(["--out", str(tmp_path / "copied"), "--source", str(tmp_path / "hub"), *options, *ANY])
     assert fetched == copied and fetched["images"] == 1
 
 
@@ -204,6 +204,7 @@ def test_unicorn(tmp_path: Path) -> None:
     (tmp_path / "i.json").write_text(json.dumps(instruct))
     out = tmp_path / "out"
     arguments = ["--out", str(out), "--pretrain", str(tmp_path / "p.json"), "--instruct", str(tmp_path / "i.json")]
+    arguments += ANY
     assert unicorn.main(arguments) == {
         "texts": 4, "images": 0, "pairs": 0, "conversations": 2, "rejected": 3, "statistics": 0
     }  # fmt: skip
@@ -283,7 +284,7 @@ def test_text_folder(tmp_path: Path, level: str) -> None:
     (source / "b.md").write_text("Another file says something else, at some length, here.\n\n" + PROSE)
     (source / "c.txt").write_bytes(b"\xff\xfe\x00")
     (source / "d.txt").write_text("")
-    arguments = ["--out", str(out), "--source", str(source), "--level", level, "--near", "0"]
+    arguments = ["--out", str(out), "--source", str(source), "--level", level, "--near", "0", *ANY]
     counts = text.main(arguments)
     said = [one.text for one in read_texts(out / "texts.jsonl")]
     reasons = Counter(row["reason"].split(":")[0] for row in rows_of(out / "rejected.jsonl"))
@@ -294,7 +295,7 @@ def test_text_folder(tmp_path: Path, level: str) -> None:
 
 def test_text_records(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"body": one}) + "\n" for one in [*CAPTIONS, None]))
-    arguments = ["--out", str(tmp_path / "out"), "--source", str(tmp_path / "t.jsonl"), "--level", "document"]
+    arguments = ["--out", str(tmp_path / "out"), "--source", str(tmp_path / "t.jsonl"), "--level", "document", *ANY]
     assert text.main([*arguments, "--column", "body"])["texts"] == 3
     with pytest.raises(ValueError, match="no row of .*t.jsonl became a record; the first: its text is NoneType"):
         text.main([*arguments, "--column", "nobody"])
@@ -401,7 +402,7 @@ def test_missing_pictures_are_rejected_where_asked(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "images").mkdir(parents=True)
     (out / "images/1.jpg").write_bytes(b"")
-    counts = llava_pretrain.main(["--out", str(out), "--source", str(tmp_path / "s.json"), "--check-images"])
+    counts = llava_pretrain.main(["--out", str(out), "--source", str(tmp_path / "s.json"), "--check-images", *ANY])
     assert counts["texts"] == counts["rejected"] == 1
     assert rows_of(out / "rejected.jsonl")[0]["reason"] == "picture images/0.jpg does not exist"
 
@@ -413,7 +414,7 @@ def test_a_picture_whose_name_no_file_can_have_is_rejected(tmp_path: Path) -> No
     out = tmp_path / "out"
     (out / "images").mkdir(parents=True)
     (out / "images/1.jpg").write_bytes(b"")
-    counts = llava_pretrain.main(["--out", str(out), "--source", str(tmp_path / "s.json"), "--check-images"])
+    counts = llava_pretrain.main(["--out", str(out), "--source", str(tmp_path / "s.json"), "--check-images", *ANY])
     assert counts["texts"] == counts["rejected"] == 1
     assert "is longer than that of a file can be" in rows_of(out / "rejected.jsonl")[0]["reason"]
 
@@ -471,7 +472,7 @@ def test_recipes_of_configurations_know_their_options(file: Path, capsys: pytest
 
 def test_a_recipe_is_a_program(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(json.dumps(caption_rows()))
-    words = [sys.executable, str(RECIPES / "llava_pretrain.py"), "--out", str(tmp_path / "out"), "--source"]
+    words = [sys.executable, str(RECIPES / "llava_pretrain.py"), *ANY, "--out", str(tmp_path / "out"), "--source"]
     environment = {**os.environ, "PYTHONPATH": str(RECIPES.parent)}
     subprocess.run([*words, str(tmp_path / "s.json")], check=True, capture_output=True, env=environment)
     assert len(rows_of(tmp_path / "out/texts.jsonl")) == 3

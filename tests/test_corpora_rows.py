@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_recipes import CAPTIONS, asked, caption_rows, rows_of, run_killed, talk_rows
+from tiny_recipes import ANY, CAPTIONS, asked, caption_rows, rows_of, run_killed, talk_rows
 
 # isort: split
 import bunny
 import densefusion
+import internvl_sft
 import llava_instruct
 import llava_pretrain
 import text
 import unicorn
+from corpus_parts import llava
 from corpus_parts.duplicates import Duplicates
 
 HALF = "half \ud83d"
@@ -35,7 +37,7 @@ def test_half_a_surrogate_pair_costs_its_row_alone(tmp_path: Path, recipe: Any) 
     rows[2] |= {"image": f"{HALF}.jpg", "image_path": f"{HALF}.jpg"}
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, "a text", None]))
     out = tmp_path / "out"
-    counts = recipe.main(["--out", str(out), "--source", str(tmp_path / "s.jsonl")])
+    counts = recipe.main(["--out", str(out), "--source", str(tmp_path / "s.jsonl"), *ANY])
     assert counts["texts"] == counts["pairs"] == 2 and counts["rejected"] == 4
     assert [one["text"] for one in rows_of(out / "texts.jsonl")] == [CAPTIONS[0], CAPTIONS[2]]
     assert [one["id"].rpartition("-")[2] for one in rows_of(out / "texts.jsonl")] == ["0000000", "0000003"]
@@ -51,7 +53,7 @@ def test_half_a_surrogate_pair_in_a_picture_that_is_looked_for(tmp_path: Path) -
     (tmp_path / "s.json").write_text(json.dumps(rows))
     (tmp_path / "out/images").mkdir(parents=True)
     (tmp_path / "out/images/1.jpg").write_bytes(b"")
-    arguments = ["--out", str(tmp_path / "out"), "--source", str(tmp_path / "s.json"), "--check-images"]
+    arguments = ["--out", str(tmp_path / "out"), "--source", str(tmp_path / "s.json"), "--check-images", *ANY]
     assert llava_pretrain.main(arguments)["texts"] == 1
     assert reasons(tmp_path / "out") == [r"picture images/half \ud83d.jpg does not exist"]
 
@@ -61,7 +63,7 @@ def test_half_a_surrogate_pair_beside_the_turns(tmp_path: Path) -> None:
     rows = talk_rows()[:3]
     rows[2]["conversations"][0]["note"] = HALF
     (tmp_path / "s.json").write_text(json.dumps(rows))
-    counts = llava_instruct.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path / "s.json")])
+    counts = llava_instruct.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path / "s.json"), *ANY])
     assert counts["conversations"] == 2 and "half a surrogate pair" in reasons(tmp_path / "out")[0]
 
 
@@ -69,7 +71,7 @@ def test_half_a_surrogate_pair_in_running_text_costs_its_piece(tmp_path: Path) -
     rows = [{"text": f"{CAPTIONS[0]} Some {HALF} of a pair stands in here. {CAPTIONS[1]}"}, "no mapping"]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
-    text.main(["--out", str(out), "--source", str(tmp_path / "t.jsonl"), "--level", "sentence"])
+    text.main(["--out", str(out), "--source", str(tmp_path / "t.jsonl"), "--level", "sentence", *ANY])
     assert [one["text"] for one in rows_of(out / "texts.jsonl")] == CAPTIONS[:2]
     assert reasons(out) == ["it holds half a surrogate pair, which no file can store", "it is str, not a mapping"]
 
@@ -87,7 +89,7 @@ def test_an_image_mark_outside_the_users_turns_is_rejected_and_counted(tmp_path:
     ]
     (tmp_path / "s.json").write_text(json.dumps(rows))
     out = tmp_path / "out"
-    arguments = ["--out", str(out), "--source", str(tmp_path / "s.json")]
+    arguments = ["--out", str(out), "--source", str(tmp_path / "s.json"), *ANY]
     counts = llava_instruct.main(arguments)
     assert counts["conversations"] == 2 and counts["rejected"] == 3
     assert [reason.split(";")[0] for reason in reasons(out)] == [
@@ -104,7 +106,7 @@ def test_remarks_are_counted_over_a_kill(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "s.json").write_text(json.dumps(rows))
 
     def make(name: str) -> dict[str, int]:
-        llava_instruct.main(["--out", str(tmp_path / name), "--source", str(tmp_path / "s.json")])
+        llava_instruct.main(["--out", str(tmp_path / name), "--source", str(tmp_path / "s.json"), *ANY])
         counted: dict[str, int] = json.loads((tmp_path / name / "recipe.json").read_text())["remarks"]
         return counted
 
@@ -125,7 +127,7 @@ def test_a_caption_whose_picture_is_missing_does_not_count_as_met(
         for n in there:
             (tmp_path / name / "images").mkdir(parents=True, exist_ok=True)
             (tmp_path / name / f"images/{n}.jpg").write_bytes(b"")
-        arguments = ["--out", str(tmp_path / name), "--source", str(tmp_path / "s.json")]
+        arguments = ["--out", str(tmp_path / name), "--source", str(tmp_path / "s.json"), *ANY]
         return bunny.main([*arguments, "--filter", "--check-images"])
 
     assert run_killed(lambda: make("killed"), monkeypatch, every=6) > 2
@@ -153,6 +155,79 @@ def test_an_instruction_that_is_rejected_captions_nothing(tmp_path: Path) -> Non
         {"id": "q", "caption": "A tall tree.", "conversations": talk},
     ]
     (tmp_path / "i.json").write_text(json.dumps(rows))
-    unicorn.main(["--out", str(tmp_path / "out"), "--instruct", str(tmp_path / "i.json")])
+    unicorn.main(["--out", str(tmp_path / "out"), "--instruct", str(tmp_path / "i.json"), *ANY])
     assert [row["id"] for row in rows_of(tmp_path / "out/texts.jsonl")] == ["q"]
     assert [row["image"] for row in rows_of(tmp_path / "out/conversations.jsonl")] == ["q"]
+
+
+def test_a_file_of_which_too_many_rows_are_unusable_leaves_no_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as another file than the one that is meant; what was done is kept for a higher budget."""
+    rows: list[Any] = [{"image": f"{n}.jpg", "conversations": asked("<image>", CAPTIONS[n % 3])} for n in range(40)]
+    rows[5:8] = [{"no": "caption"}] * 3
+    (tmp_path / "s.json").write_text(json.dumps(rows))
+    out = tmp_path / "out"
+    arguments = ["--out", str(out), "--source", str(tmp_path / "s.json")]
+    said = (
+        r"3 of 40 rows of blip_\S+ became no record, more than --reject-budget 0.05 allows; the first: it has 0 "
+        r"answers; a caption row has one; see .*rejected.jsonl.partial, then correct the source or raise "
+        r"--reject-budget"
+    )
+    with pytest.raises(ValueError, match=said):
+        llava_pretrain.main(arguments)
+    with pytest.raises(ValueError, match=said):
+        llava_pretrain.main(arguments)
+    assert not (out / "recipe.json").exists() and not (out / "texts.jsonl").exists()
+    assert len(rows_of(out / "rejected.jsonl.partial")) == 3
+    monkeypatch.setattr(llava, "captions", None)  # nothing is converted again
+    assert llava_pretrain.main([*arguments, "--reject-budget", "0.075"])["texts"] == 37
+    assert (out / "recipe.json").exists()
+
+
+def test_the_budget_is_of_each_file(tmp_path: Path) -> None:
+    """A small file that is another one does not hide behind large ones."""
+    names = list(internvl_sft.SETS)[:2]
+    good: dict[str, Any] = {"conversations": asked("Hi.", "Hello.")}
+    for name, rows in zip(names, ([good] * 100, [good, {"text": "of another kind"}]), strict=True):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=f"1 of 2 rows of .*{names[1]} became no record"):
+        internvl_sft.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path), "--sets", *names])
+
+
+def test_what_a_filter_leaves_out_costs_no_budget(tmp_path: Path) -> None:
+    rows = [{"image": f"{n}.jpg", "conversations": asked("<image>", CAPTIONS[n % 3])} for n in range(30)]
+    (tmp_path / "s.json").write_text(json.dumps(rows))
+    arguments = ["--out", str(tmp_path / "out"), "--source", str(tmp_path / "s.json"), "--filter"]
+    assert bunny.main(arguments)["rejected"] == 27
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--keep", "-1"], "--keep -1: must be at least 1, or left out"),
+        (["--keep", "0"], "--keep 0: must be at least 1"),
+        (["--statistics", "-1"], "--statistics -1: must be at least 0, or left out"),
+        (["--seed", "-1"], "--seed -1: must be at least 0"),
+        (["--reject-budget", "5"], "--reject-budget 5.0: must be from 0 to 1, or left out"),
+        (["--reject-budget", "nan"], "--reject-budget nan: must be from 0 to 1"),
+    ],
+)
+def test_numbers_out_of_range(tmp_path: Path, words: list[str], said: str) -> None:
+    (tmp_path / "s.json").write_text(json.dumps(caption_rows()[:3]))
+    with pytest.raises(ValueError, match=said):
+        llava_pretrain.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path / "s.json"), *words])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--min-words", "0"], "--min-words 0: must be at least 1, or left out"),
+        (["--min-words", "9", "--max-words", "8"], "--max-words 8: must be at least 9, or left out"),
+        (["--near", "1.5"], "--near 1.5: must be from 0 to 1, or left out"),
+    ],
+)
+def test_limits_of_texts_out_of_range(tmp_path: Path, words: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        text.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path), *words])

@@ -16,6 +16,7 @@ sys.path.insert(0, str(RECIPES))
 from corpus_parts import keeping  # noqa: E402
 
 Rows = list[dict[str, Any]]
+ANY = ["--reject-budget", "1"]  # for samples of which many rows are unusable on purpose
 CAPTIONS = ["A cat on a red sofa.", "Two dogs run over the beach.", "An old clock on the wall of a station."]
 
 

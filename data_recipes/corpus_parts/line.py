@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -44,6 +45,10 @@ FILES = ("texts", "images", "pairs", "conversations")
 log = logging.getLogger("recipe")
 Records = Iterable[tuple[str, Row]]  # (name of a file, row)
 Convert = Callable[[str, Row], Records]  # (id, row of the source) -> records; ValueError: why there is none
+
+
+class FilteredError(ValueError):
+    """Why a row is left out that is as it should be: by a choice of the user's, so that it costs no --reject-budget."""
 
 
 class RemarkedError(ValueError):
@@ -102,6 +107,10 @@ def parser_of(card: Card, docstring: str | None, *, published: bool = True) -> a
     parser.add_argument("--check-images", action="store_true", help="reject records whose picture is not in images/")
     parser.add_argument("--keep", type=int, help="records to draw at random in the end; without it all are kept")
     parser.add_argument("--seed", type=int, default=0, help="of every choice")
+    parser.add_argument(
+        "--reject-budget", type=float, default=0.05, metavar="SHARE",
+        help="of the rows of a file, those that may become no record; what a filter leaves out does not count",
+    )  # fmt: skip
     return parser
 
 
@@ -122,8 +131,10 @@ def run(card: Card, options: argparse.Namespace, plan: Plan, recipe: Path) -> di
     """Makes the records, or says that they are there; returns the counts.
 
     Raises:
-        ValueError: a file is missing or is not what the publisher ships.
+        ValueError: an option is out of its range; a file is missing or is not what the publisher ships; more rows than
+            --reject-budget allows became no record.
     """
+    require(options, statistics=(0, None), keep=(1, None), seed=(0, None), reject_budget=(0, 1))
     if plan.sources is None:
         files = find_files(card, options.source, plan.wanted)
         sums = {file.name: sha256_of(file) for file in files}
@@ -145,7 +156,8 @@ def run(card: Card, options: argparse.Namespace, plan: Plan, recipe: Path) -> di
         remarks = mark["remarks"]
     else:
         keeper = Keeper(out, FILES, made_from)
-        counts = _convert(card, places, plan, keeper, out if options.check_images else None)
+        _convert(card, places, plan, keeper, options)
+        counts = _finish(keeper)
         remarks = dict(keeper.remarks)
         if options.keep is not None:
             counts |= draw(out, options.keep, options.seed)
@@ -171,7 +183,9 @@ def start(main: Callable[[], Any], name: str) -> None:
         sys.exit(f"{name}: {place}{error.strerror}; mend that and give the same command again")
 
 
-def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out: Path | None) -> dict[str, int]:
+def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, options: argparse.Namespace) -> None:
+    out = options.out if options.check_images else None
+    read: Counter[str] = Counter()
     if keeper.done:
         log.info("going on after row %s", f"{keeper.done:,}")
     seen = {hash_of(row["id"]) for row in keeper.written("images")}
@@ -179,6 +193,7 @@ def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out
         assert plan.remember is not None
         plan.remember(row)
     for place, (name, number, row) in enumerate(_rows(card, places, plan)):
+        read[name] += 1
         if place < keeper.done:
             continue
         identity = f"{card.name}-{number:07d}" if len(places) == 1 else f"{Path(name).stem}-{number:07d}"
@@ -186,6 +201,8 @@ def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out
             records = list(_records(plan.convert(name), identity, row, out))
         except ValueError as error:
             keeper.reject(identity, str(error))
+            if not isinstance(error, FilteredError):
+                keeper.count_unfit(name, str(error))
             if isinstance(error, RemarkedError):
                 keeper.remark(error.remark)
         else:
@@ -203,6 +220,17 @@ def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out
     if not sum(count for name, count in keeper.counts.items() if name != REJECTED):
         first = next(keeper.written(REJECTED), {"reason": "it is empty"})
         raise ValueError(f"no row of {next(iter(places), 'nothing')} became a record; the first: {first['reason']}")
+    for name, rows in read.items():
+        if keeper.unfit[name] > options.reject_budget * rows:
+            keeper.save()  # with a higher budget, nothing is converted again
+            raise ValueError(
+                f"{keeper.unfit[name]:,} of {rows:,} rows of {name} became no record, more than --reject-budget "
+                f"{options.reject_budget} allows; the first: {keeper.first_unfit[name]}; see "
+                f"{keeper.path_of(REJECTED)}, then correct the source or raise --reject-budget"
+            )
+
+
+def _finish(keeper: Keeper) -> dict[str, int]:
     counts = keeper.finish()
     for name, count in counts.items():
         log.info("%s: %s", name, f"{count:,}")

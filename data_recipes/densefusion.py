@@ -18,6 +18,8 @@ from pathlib import Path
 
 from corpus_parts import line, llava
 from corpus_parts.card import Card
+from corpus_parts.converting import Plan, Records
+from corpus_parts.keeping import Row
 
 PARTS = {
     "1m": "DenseFusion-1M/DenseFusion-1M.jsonl",
@@ -33,7 +35,7 @@ CARD = Card(
 )
 
 
-def convert(identity: str, row: line.Row) -> line.Records:
+def convert(identity: str, row: Row) -> Records:
     """A description; its picture is `image_path`, or `image_id` with the ending that the publisher's script gives."""
     image = row.get("image_path")
     if image is None and row.get("image_id") is not None:
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     parser = line.parser_of(CARD, __doc__)
     parser.add_argument("--part", choices=sorted(PARTS), default="1m", help="which of the two files")
     options = parser.parse_args(arguments)
-    plan = line.Plan(convert=lambda _: convert, wanted=[PARTS[options.part]], options={"part": options.part})
+    plan = Plan(convert=lambda _: convert, wanted=[PARTS[options.part]], options={"part": options.part})
     return line.run(CARD, options, plan, Path(__file__))
 
 

@@ -28,7 +28,9 @@ from typing import Any
 
 from corpus_parts import line
 from corpus_parts.card import Card, sha256_of
+from corpus_parts.converting import Plan, Records, rows_of
 from corpus_parts.duplicates import Duplicates
+from corpus_parts.keeping import Row
 from corpus_parts.quality import Quality
 from corpus_parts.sentences import paragraphs, passages, sentences
 
@@ -82,7 +84,7 @@ def documents(location: str, column: str) -> Iterator[Any]:
     """Rows {"text"} of a folder of text files, or of records; what is no mapping there is given as it is."""
     files, records = contents(location)
     for one in records:
-        yield from ({"text": row.get(column)} if isinstance(row, dict) else row for row in line.rows_of(one))
+        yield from ({"text": row.get(column)} if isinstance(row, dict) else row for row in rows_of(one))
     for file in files:
         try:
             yield {"text": file.read_text(encoding="utf-8-sig")}
@@ -96,7 +98,7 @@ class Cutter:
     def __init__(self, level: str, quality: Quality, met: Duplicates) -> None:
         self.level, self.quality, self.met = level, quality, met
 
-    def __call__(self, identity: str, row: line.Row) -> line.Records:
+    def __call__(self, identity: str, row: Row) -> Records:
         """The texts of a document, each with an id of its own, and those that are left out with the reason."""
         text = row.get("text")
         if not isinstance(text, str):
@@ -134,7 +136,7 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     line.require(options, min_words=(1, None), max_words=(options.min_words, None), near=(0, 1))
     quality = Quality(min_words=options.min_words, max_words=options.max_words)
     met = Duplicates(near=options.near or None)
-    plan = line.Plan(
+    plan = Plan(
         convert=lambda _: Cutter(options.level, quality, met),
         sources={options.source: source_fingerprint(options.source)},
         rows=lambda location: documents(location, options.column),

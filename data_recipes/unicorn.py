@@ -20,6 +20,8 @@ from pathlib import Path
 
 from corpus_parts import line, llava
 from corpus_parts.card import Card
+from corpus_parts.converting import Plan, Records
+from corpus_parts.keeping import Row
 
 from revision.records import fingerprint
 
@@ -38,7 +40,7 @@ class Unicorn:
     def __init__(self) -> None:
         self.captioned: set[str] = set()
 
-    def pretrain(self, identity: str, row: line.Row) -> line.Records:
+    def pretrain(self, identity: str, row: Row) -> Records:
         """A caption under the id of the source."""
         own = self._id(row)
         if own in self.captioned:
@@ -49,7 +51,7 @@ class Unicorn:
             records = llava.captions(own, row, images=False)
         return records
 
-    def instruct(self, identity: str, row: line.Row) -> line.Records:
+    def instruct(self, identity: str, row: Row) -> Records:
         """A conversation about the embedding of a caption, and the caption where it is a new one."""
         own = self._id(row)
         if own not in self.captioned and row.get("caption") is None:
@@ -61,7 +63,7 @@ class Unicorn:
         return records
 
     @staticmethod
-    def _id(row: line.Row) -> str:
+    def _id(row: Row) -> str:
         own = row.get("id")
         if isinstance(own, bool) or not isinstance(own, str | int) or own == "":
             raise ValueError(f"its id is {own!r}, neither a text nor a whole number")
@@ -78,7 +80,7 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     if not given:
         raise ValueError(f"give --pretrain FILE, --instruct FILE or both; download them from {CARD.homepage}")
     unicorn = Unicorn()
-    plan = line.Plan(
+    plan = Plan(
         convert=lambda name: unicorn.pretrain if given[name] == "pretrain" else unicorn.instruct,
         sources={name: fingerprint(name) for name in given},
         options={"parts": list(given.values())},

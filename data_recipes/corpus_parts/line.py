@@ -19,76 +19,27 @@ link that name to where they are.
 from __future__ import annotations
 
 import argparse
-import errno
 import hashlib
 import json
 import logging
 import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.logging import RichHandler
 
 from corpus_parts.card import Card, find_files, sha256_of
-from corpus_parts.keeping import REJECTED, Keeper, Row, line_of
-from corpus_parts.sampling import draw, hash_of, write_statistics
-from revision.records.formats import open_rows
-from revision.records.spans import ALL
+from corpus_parts.converting import Plan, convert
+from corpus_parts.keeping import Keeper
+from corpus_parts.sampling import draw, write_statistics
 
 MARK = "recipe.json"
 FILES = ("texts", "images", "pairs", "conversations")
 
 log = logging.getLogger("recipe")
-Records = Iterable[tuple[str, Row]]  # (name of a file, row)
-Convert = Callable[[str, Row], Records]  # (id, row of the source) -> records; ValueError: why there is none
-
-
-class FilteredError(ValueError):
-    """Why a row is left out that is as it should be: by a choice of the user's, so that it costs no --reject-budget."""
-
-
-class RemarkedError(ValueError):
-    """Why a row becomes no record, where rows of its kind are counted in recipe.json.
-
-    Args:
-        reason: as in `rejected.jsonl`.
-        remark: what they are counted as.
-    """
-
-    def __init__(self, reason: str, remark: str) -> None:
-        super().__init__(reason)
-        self.remark = remark
-
-
-def rows_of(location: str) -> Iterator[Any]:
-    """The rows at a location, be they mappings or not: one that is none costs itself, not the corpus."""
-    return (row for _, row in open_rows(location, ("images", "texts"), pictures=True, wanted=ALL))
-
-
-@dataclass
-class Plan:
-    """What a recipe does with its options.
-
-    Attributes:
-        convert: how a row becomes records, by the name of its file.
-        wanted: files of the corpus to read.
-        options: all of the command line that the records depend on.
-        sources: locations to read in place of files of the corpus, with the fingerprint of each.
-        rows: how a location is read.
-        remember: called with every row of texts.jsonl once it is kept, and for each of them again after a kill; what a
-            converter remembers besides would depend on where it was killed.
-    """
-
-    convert: Callable[[str], Convert]
-    wanted: list[str] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
-    sources: dict[str, str] | None = None
-    rows: Callable[[str], Iterator[Any]] = rows_of
-    remember: Callable[[Row], object] | None = None
 
 
 def parser_of(card: Card, docstring: str | None, *, published: bool = True) -> argparse.ArgumentParser:
@@ -156,7 +107,7 @@ def run(card: Card, options: argparse.Namespace, plan: Plan, recipe: Path) -> di
         remarks = mark["remarks"]
     else:
         keeper = Keeper(out, FILES, made_from)
-        _convert(card, places, plan, keeper, options)
+        convert(card, places, plan, keeper, options)
         counts = _finish(keeper)
         remarks = dict(keeper.remarks)
         if options.keep is not None:
@@ -183,53 +134,6 @@ def start(main: Callable[[], Any], name: str) -> None:
         sys.exit(f"{name}: {place}{error.strerror}; mend that and give the same command again")
 
 
-def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, options: argparse.Namespace) -> None:
-    out = options.out if options.check_images else None
-    read: Counter[str] = Counter()
-    if keeper.done:
-        log.info("going on after row %s", f"{keeper.done:,}")
-    seen = {hash_of(row["id"]) for row in keeper.written("images")}
-    for row in keeper.written("texts") if plan.remember else ():
-        assert plan.remember is not None
-        plan.remember(row)
-    for place, (name, number, row) in enumerate(_rows(card, places, plan)):
-        read[name] += 1
-        if place < keeper.done:
-            continue
-        identity = f"{card.name}-{number:07d}" if len(places) == 1 else f"{Path(name).stem}-{number:07d}"
-        try:
-            records = list(_records(plan.convert(name), identity, row, out))
-        except ValueError as error:
-            keeper.reject(identity, str(error))
-            if not isinstance(error, FilteredError):
-                keeper.count_unfit(name, str(error))
-            if isinstance(error, RemarkedError):
-                keeper.remark(error.remark)
-        else:
-            for kind, record, text in records:
-                if kind == "images":
-                    if hash_of(record["id"]) in seen:  # one picture of several conversations
-                        continue
-                    seen.add(hash_of(record["id"]))
-                keeper.write(kind, text)
-                if kind == "texts" and plan.remember is not None:
-                    plan.remember(record)
-        keeper.step()
-        if keeper.done % 200_000 == 0:
-            log.info("%s rows", f"{keeper.done:,}")
-    if not sum(count for name, count in keeper.counts.items() if name != REJECTED):
-        first = next(keeper.written(REJECTED), {"reason": "it is empty"})
-        raise ValueError(f"no row of {next(iter(places), 'nothing')} became a record; the first: {first['reason']}")
-    for name, rows in read.items():
-        if keeper.unfit[name] > options.reject_budget * rows:
-            keeper.save()  # with a higher budget, nothing is converted again
-            raise ValueError(
-                f"{keeper.unfit[name]:,} of {rows:,} rows of {name} became no record, more than --reject-budget "
-                f"{options.reject_budget} allows; the first: {keeper.first_unfit[name]}; see "
-                f"{keeper.path_of(REJECTED)}, then correct the source or raise --reject-budget"
-            )
-
-
 def _finish(keeper: Keeper) -> dict[str, int]:
     counts = keeper.finish()
     for name, count in counts.items():
@@ -237,39 +141,6 @@ def _finish(keeper: Keeper) -> dict[str, int]:
     for remark, count in keeper.remarks.items():
         log.warning("%s: %s", remark, f"{count:,}")
     return counts
-
-
-def _records(convert: Convert, identity: str, row: Any, out: Path | None) -> Iterator[tuple[str, Row, str]]:
-    """The records of a row: file, record, and its line. Raises ValueError where one of them cannot be."""
-    if not isinstance(row, dict):
-        raise ValueError(f"it is {type(row).__name__}, not a mapping")
-    for kind, record in convert(identity, row):
-        if out is not None and kind == "images":
-            _require_picture(out, record["image"])
-        yield kind, record, line_of(record)
-
-
-def _require_picture(out: Path, image: str) -> None:
-    """Raises ValueError where a picture is not there, or has a name that no file can have."""
-    try:
-        is_there = (out / "images" / image).is_file()
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        raise ValueError(f"the name of its picture, {image[:40]}..., is longer than that of a file can be") from error
-    if not is_there:
-        raise ValueError(f"picture images/{image} does not exist")
-
-
-def _rows(card: Card, places: dict[str, str], plan: Plan) -> Iterator[tuple[str, int, Any]]:
-    """Every row of every source, with the source's name in the corpus and the row's number."""
-    for location, name in places.items():
-        number = -1
-        for number, row in enumerate(plan.rows(location)):
-            yield name, number, row
-        expected = card.expected.get(Path(name).name)
-        if expected is not None and number + 1 != expected:
-            log.warning("%s has %s rows; its publisher states %s", name, f"{number + 1:,}", f"{expected:,}")
 
 
 def _compare(card: Card, sums: dict[str, str]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
-from corpus_parts.line import Convert, Records, RemarkedError, Row
+from corpus_parts.converting import Convert, Records, RemarkedError
+from corpus_parts.keeping import Row
 from revision.records import IMAGE_MARK
 from revision.records.conversations import conversation_of
 

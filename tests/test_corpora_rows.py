@@ -231,3 +231,46 @@ def test_numbers_out_of_range(tmp_path: Path, words: list[str], said: str) -> No
 def test_limits_of_texts_out_of_range(tmp_path: Path, words: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         text.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path), *words])
+
+
+def test_an_instruction_is_about_the_caption_of_its_id(tmp_path: Path) -> None:
+    """Whose caption that is where the row has another one, and how many rows that concerns."""
+    pretrain = [{"id": n, "conversations": asked("<image>", said)} for n, said in enumerate(CAPTIONS)]
+    talk = asked("<image>\nWhat?", "A tree.")
+    instruct = [
+        {"id": 0, "caption": f" {CAPTIONS[0]} ", "conversations": talk},
+        {"id": 1, "caption": "Another one.", "conversations": talk},
+        {"id": 2, "conversations": talk},
+        {"id": "q", "caption": "A tall tree.", "conversations": talk},
+        {"id": "q", "caption": "A small tree.", "conversations": talk},
+    ]
+    (tmp_path / "p.json").write_text(json.dumps(pretrain))
+    (tmp_path / "i.json").write_text(json.dumps(instruct))
+    out = tmp_path / "out"
+    unicorn.main(["--out", str(out), "--pretrain", str(tmp_path / "p.json"), "--instruct", str(tmp_path / "i.json")])
+    said = {row["id"]: row["text"] for row in rows_of(out / "texts.jsonl")}
+    about = [said[row["image"]] for row in rows_of(out / "conversations.jsonl")]
+    assert about == [*CAPTIONS, "A tall tree.", "A tall tree."]
+    assert json.loads((out / "recipe.json").read_text())["remarks"] == {
+        "kept, about the caption that its id had before, which is not the row's own": 2
+    }
+
+
+def test_an_instruction_without_a_mark_gets_one(tmp_path: Path) -> None:
+    before = {"from": "gpt", "value": "(before)"}
+    rows = [
+        {"id": 0, "caption": CAPTIONS[0], "conversations": [before, *asked("What?", "A cat.", "Which?", "A red one.")]},
+        {"id": 1, "caption": CAPTIONS[1], "conversations": asked("What?", "Dogs.", "<image>\nHow many?", "Two.")},
+        {"id": 2, "caption": CAPTIONS[2], "conversations": asked("<image>\nWhat?", "A clock.")},
+    ]
+    (tmp_path / "i.json").write_text(json.dumps(rows))
+    out = tmp_path / "out"
+    assert unicorn.main(["--out", str(out), "--instruct", str(tmp_path / "i.json")])["rejected"] == 0
+    questions = [
+        [turn["value"] for turn in row["conversations"] if turn["from"] == "human"]
+        for row in rows_of(out / "conversations.jsonl")
+    ]
+    assert questions == [["<image>\nWhat?", "Which?"], ["What?", "<image>\nHow many?"], ["<image>\nWhat?"]]
+    assert json.loads((out / "recipe.json").read_text())["remarks"] == {
+        "kept, with <image> put in front of the first question, since none had it": 1
+    }

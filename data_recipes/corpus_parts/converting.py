@@ -18,12 +18,20 @@ from revision.records.formats import open_rows
 from revision.records.spans import ALL
 
 log = logging.getLogger("recipe")
-Records = Iterable[tuple[str, Row]]  # (name of a file, row)
+Records = Iterable[tuple[str, Row]]  # (name of a file, row), or what `remark` gives
 Convert = Callable[[str, Row], Records]  # (id, row of the source) -> records; ValueError: why there is none
 
 
 class FilteredError(ValueError):
     """Why a row is left out that is as it should be: by a choice of the user's, so that it costs no --reject-budget."""
+
+
+REMARK = "remark"
+
+
+def remark(said: str) -> tuple[str, Row]:
+    """In place of a record: something to be said of a row that is kept; recipe.json counts of how many."""
+    return REMARK, {REMARK: said}
 
 
 class RemarkedError(ValueError):
@@ -99,6 +107,9 @@ def convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, opti
                 keeper.remark(error.remark)
         else:
             for kind, record, text in records:
+                if kind == REMARK:
+                    keeper.remark(record[REMARK])
+                    continue
                 if kind == "images":
                     if hash_of(record["id"]) in seen:  # one picture of several conversations
                         continue

@@ -1,10 +1,10 @@
 """DenseFusion-1M: long descriptions of LAION pictures by a captioning engine (arXiv 2407.08303).
 
-Ships as JSON lines {"image_id", "image_path", "caption", "url", ...}: `DenseFusion-1M/DenseFusion-1M.jsonl`, and the
-100k that GPT-4V wrote, `DenseFusion-4V-100k/DenseFusion-4V-100k.jsonl` (`--part 4v-100k`), which has also been
-`DenseFusion-4V-100K.jsonl`: both are tried. Pictures ship as zip files below `images/` of the data set: unpack them so
-that each `image_path` is a path below `images` of --out. Licence: CC-BY-4.0 for the captions; the pictures are under
-LAION's terms.
+Ships as JSON lines {"image_id", "image_path", "caption", "url", ...}: `DenseFusion-1M.jsonl`, and the 100k that GPT-4V
+wrote, `DenseFusion-4V-100k.jsonl` (`--part 4v-100k`), which has also been `DenseFusion-4V-100K.jsonl`. Readers of the
+data set find each in a folder of its name; the publisher's README links both at the root: all of these are tried.
+Pictures ship as zip files below `images/` of the data set: unpack them so that each `image_path` is a path below
+`images` of --out. Licence: CC-BY-4.0 for the captions; the pictures are under LAION's terms.
 
     python data_recipes/densefusion.py --out data/densefusion
 
@@ -31,7 +31,14 @@ CARD = Card(
     licence="CC-BY-4.0",
     hub="BAAI/DenseFusion-1M",
     files=tuple(PARTS.values()),
-    moved={PARTS["4v-100k"]: ("DenseFusion-4V-100k/DenseFusion-4V-100K.jsonl",)},
+    moved={
+        PARTS["1m"]: ("DenseFusion-1M.jsonl",),
+        PARTS["4v-100k"]: (
+            "DenseFusion-4V-100k.jsonl",
+            "DenseFusion-4V-100k/DenseFusion-4V-100K.jsonl",
+            "DenseFusion-4V-100K.jsonl",
+        ),
+    },
 )
 
 

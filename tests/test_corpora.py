@@ -170,6 +170,10 @@ def test_a_single_file_is_the_set_of_its_name(tmp_path: Path) -> None:
         (internvl_sft, ["--sets", "geoqa+.jsonl"], "opensource/geoqa+.jsonl"),
         (densefusion, ["--part", "4v-100k"], "DenseFusion-4V-100k/DenseFusion-4V-100K.jsonl"),
         (densefusion, ["--part", "4v-100k"], "DenseFusion-4V-100k/DenseFusion-4V-100k.jsonl"),
+        (densefusion, ["--part", "4v-100k"], "DenseFusion-4V-100k.jsonl"),
+        (densefusion, ["--part", "4v-100k"], "DenseFusion-4V-100K.jsonl"),
+        (densefusion, [], "DenseFusion-1M.jsonl"),
+        (densefusion, [], "DenseFusion-1M/DenseFusion-1M.jsonl"),
     ],
 )
 def test_files_that_were_moved(

@@ -52,6 +52,10 @@ def rows_of(location: str) -> Iterator[Any]:
     return (row for _, row in open_rows(location, ("images", "texts"), pictures=True, wanted=ALL))
 
 
+class Rest(dict[str, Any]):
+    """A row that goes on with the one before it, under the same id: what is too long to be held at once."""
+
+
 @dataclass
 class Plan:
     """What a recipe does with its options.
@@ -93,7 +97,7 @@ def convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, opti
         assert plan.remember is not None
         plan.remember(row)
     for place, (name, number, row) in enumerate(_rows(card, places, plan)):
-        read[name] += 1
+        read[name] = number + 1
         if place < keeper.done:
             continue
         identity = f"{card.name}-{number:07d}" if len(places) == 1 else f"{Path(name).stem}-{number:07d}"
@@ -159,7 +163,8 @@ def _rows(card: Card, places: dict[str, str], plan: Plan) -> Iterator[tuple[str,
     """Every row of every source, with the source's name in the corpus and the row's number."""
     for location, name in places.items():
         number = -1
-        for number, row in enumerate(plan.rows(location)):
+        for row in plan.rows(location):
+            number += not isinstance(row, Rest)
             yield name, number, row
         expected = card.expected.get(Path(name).name)
         if expected is not None and number + 1 != expected:

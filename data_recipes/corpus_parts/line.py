@@ -53,7 +53,7 @@ def parser_of(card: Card, docstring: str | None, *, published: bool = True) -> a
             "--source", type=Path, help="file or folder of its files; without it they come from the hub"
         )
     else:
-        parser.add_argument("--source", required=True, help="folder of text files, or a location of records")
+        parser.add_argument("--source", required=True, help="text file, folder of them, or a location of records")
     parser.add_argument("--statistics", type=int, default=100_000, help="pictures whose moments define the alignment")
     parser.add_argument("--check-images", action="store_true", help="reject records whose picture is not in images/")
     parser.add_argument("--keep", type=int, help="records to draw at random in the end; without it all are kept")

@@ -40,7 +40,7 @@ class Quality:
             return "it holds control or replacement characters"
         if found := _MARKUP.search(text):
             return f"it holds markup or an address: {found[0][:20]!r}"
-        letters = sum(map(_is_letter, text)) / sum(map(len, text.split()))
+        letters = _letters(text) / sum(map(len, text.split()))
         if letters < self.min_letters:
             return f"{letters:.0%} of it are letters, less than {self.min_letters:.0%}"
         if len(words) >= 10:
@@ -50,6 +50,7 @@ class Quality:
         return None
 
 
-def _is_letter(character: str) -> bool:
-    """A letter, or a mark on one: in Hindi or Thai a vowel is no letter of its own."""
-    return character.isalpha() or (not character.isascii() and category(character).startswith("M"))
+def _letters(text: str) -> int:
+    """How many letters, and marks on them: in Hindi or Thai a vowel is no letter of its own."""
+    letters = sum(map(str.isalpha, text))
+    return letters if text.isascii() else letters + sum(category(character).startswith("M") for character in text)

@@ -1,9 +1,11 @@
-"""Running text to sentences and to passages of whole sentences."""
+"""Running text to sentences and to passages of whole sentences; it may come in blocks that fit into memory."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 
 from corpus_parts.words import THAI, words_of
 
@@ -35,6 +37,39 @@ _END = re.compile(
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
 
+def pieces(blocks: Iterable[str], level: str, max_words: int) -> Iterator[str]:
+    """A text as sentences, as passages, or as the whole document that it is.
+
+    Args:
+        blocks: the text, cut anywhere, with "\\n" for line ends. Sentences and passages are made without holding more
+            than one of them and a block; a document is held as a whole.
+        level: `sentence`, `passage` or `document`.
+        max_words: of a passage.
+    """
+    if level == "document":
+        if whole := " ".join("".join(blocks).split()):
+            yield whole
+        return
+    for _, parts in groupby(_numbered(blocks), key=itemgetter(0)):
+        cut = _cut(part for _, part in parts)
+        yield from _stripped(cut) if level == "sentence" else _gathered(cut, max_words)
+
+
+def _numbered(blocks: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Paragraphs in parts, each with its paragraph's number, in which every run of blanks is one blank."""
+    blanks, number, is_new = "", 0, True
+    for block in blocks:
+        text = blanks + block
+        body = text.rstrip()
+        blanks = text[len(body) :]  # the next block may go on with them
+        for place, part in enumerate(_PARAGRAPH.split(body)):
+            is_new = is_new or place > 0
+            if joined := " ".join(part.split()):
+                number += is_new
+                yield number, joined if is_new or not part[0].isspace() else f" {joined}"
+                is_new = False
+
+
 def paragraphs(text: str) -> Iterator[str]:
     """Parts between blank lines, each on one line."""
     for part in _PARAGRAPH.split(text.replace("\r\n", "\n")):
@@ -47,7 +82,7 @@ def sentences(paragraph: str) -> Iterator[str]:
 
     So what follows is a capital of any script, a digit, or a letter of a script without capitals.
     """
-    return (sentence.strip() for sentence in _cut([paragraph]))
+    return _stripped(_cut([paragraph]))
 
 
 def passages(paragraph: str, max_words: int) -> Iterator[str]:
@@ -79,6 +114,10 @@ def _is_end(said: str, end: re.Match[str]) -> bool:
         return False
     last = said.rpartition(" ")[2].lstrip("(\"'«„").lower()
     return not (end[0].startswith(".") and (last in _SHORT or (len(last) == 1 and last.isalpha())))
+
+
+def _stripped(cut: Iterable[str]) -> Iterator[str]:
+    return (sentence.strip() for sentence in cut)
 
 
 def _gathered(cut: Iterable[str], max_words: int) -> Iterator[str]:

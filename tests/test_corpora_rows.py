@@ -274,3 +274,11 @@ def test_an_instruction_without_a_mark_gets_one(tmp_path: Path) -> None:
     assert json.loads((out / "recipe.json").read_text())["remarks"] == {
         "kept, with <image> put in front of the first question, since none had it": 1
     }
+
+
+def test_fewer_records_than_are_to_be_drawn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "s.json").write_text(json.dumps(caption_rows()[:3]))
+    arguments = ["--out", str(tmp_path / "out"), "--source", str(tmp_path / "s.json"), "--keep"]
+    assert llava_pretrain.main([*arguments, "3"])["texts"] == 3 and "fewer" not in caplog.text
+    assert llava_pretrain.main([*arguments, "1000"])["texts"] == 3
+    assert "texts has 3 records, fewer than --keep 1,000: all are kept" in caplog.text

@@ -60,7 +60,8 @@ def parser_of(card: Card, docstring: str | None, *, published: bool = True) -> a
     parser.add_argument("--seed", type=int, default=0, help="of every choice")
     parser.add_argument(
         "--reject-budget", type=float, default=0.05, metavar="SHARE",
-        help="of the rows of a file, those that may become no record; what a filter leaves out does not count",
+        help="of the rows of a file, those that may become no record (0.05), missing pictures among them; what a "
+        "filter leaves out does not count",
     )  # fmt: skip
     return parser
 

@@ -26,12 +26,12 @@ def draw(out: Path, wanted: int, seed: int) -> dict[str, int]:
     talks, images, texts = (out / f"{name}.jsonl" for name in ("conversations", "images", "texts"))
     named: set[int] = set()
     if talks.is_file():
-        counts["conversations"] = _reduce(talks, _choice(_length(talks), wanted, seed))
+        counts["conversations"] = _reduce(talks, _drawn(talks, wanted, seed))
         named = {hash_of(str(row["image"])) for row in _lines(talks) if "image" in row}
         if images.is_file():
             counts["images"] = _reduce(images, [hash_of(row["id"]) in named for row in _lines(images)])
     if texts.is_file():
-        drawn = _choice(_length(texts), wanted, seed)
+        drawn = _drawn(texts, wanted, seed)
         chosen = [kept or hash_of(row["id"]) in named for row, kept in zip(_lines(texts), drawn, strict=True)]
         stay = {hash_of(row["id"]) for row, kept in zip(_lines(texts), chosen, strict=True) if kept}
         for name in ("texts",) if talks.is_file() else ("texts", "images", "pairs"):
@@ -74,6 +74,14 @@ def write_statistics(out: Path, wanted: int, seed: int) -> int:
     names = (str(path.relative_to(folder)) for path, kept in zip(found, _choice(len(found), wanted, seed), strict=True)
              if kept)  # fmt: skip
     return write_whole(out / "statistics.jsonl", ({"id": name, "image": name} for name in names))
+
+
+def _drawn(file: Path, wanted: int, seed: int) -> list[bool]:
+    """Which records of a file are drawn; says so where there are fewer than wanted."""
+    count = _length(file)
+    if count < wanted:
+        log.warning("%s has %s records, fewer than --keep %s: all are kept", file.stem, f"{count:,}", f"{wanted:,}")
+    return _choice(count, wanted, seed)
 
 
 def _choice(count: int, wanted: int, seed: int) -> list[bool]:

@@ -19,7 +19,9 @@ from pathlib import Path
 
 from corpus_parts import line, llava
 from corpus_parts.card import Card
+from corpus_parts.converting import Convert, FilteredError, Plan, Records
 from corpus_parts.duplicates import Duplicates
+from corpus_parts.keeping import Row
 from corpus_parts.quality import Quality
 
 CARD = Card(
@@ -31,16 +33,16 @@ CARD = Card(
 )
 
 
-def filtered(quality: Quality, met: Duplicates) -> line.Convert:
+def filtered(quality: Quality, met: Duplicates) -> Convert:
     """Captions that pass the filter; the others are rejected with the reason."""
 
-    def convert(identity: str, row: line.Row) -> line.Records:
+    def convert(identity: str, row: Row) -> Records:
         """A row to its records; one that the filter refuses is an error that says why."""
         records = list(llava.captions(identity, row))
         text = records[0][1]["text"]
-        fault = quality.fault(text) or met.fault(text)
+        fault = quality.fault(text) or met.fault(text, remember=False)  # its picture may still be missing
         if fault is not None:
-            raise ValueError(fault)
+            raise FilteredError(fault)
         return records
 
     return convert
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     options = parser.parse_args(arguments)
     met = Duplicates(near=None)
     convert = filtered(Quality(min_words=3, max_words=200), met) if options.filter else llava.captions
-    plan = line.Plan(
+    plan = Plan(
         convert=lambda _: convert,
         wanted=list(CARD.files),
         options={"filter": options.filter},

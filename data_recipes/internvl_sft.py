@@ -18,6 +18,7 @@ from pathlib import Path
 
 from corpus_parts import line, llava
 from corpus_parts.card import Card
+from corpus_parts.converting import Plan
 
 # File: rows, and the folder that its paths start from; both from InternVL's data_yi34b_finetune.json.
 SETS = {
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     parser = line.parser_of(CARD, __doc__)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), metavar="FILE", help="of the nine")
     options = parser.parse_args(arguments)
-    plan = line.Plan(
+    plan = Plan(
         convert=lambda name: llava.talks(SETS[Path(name).name][1]),
         wanted=[f"opensource/{name}" for name in options.sets],
         options={"sets": options.sets},

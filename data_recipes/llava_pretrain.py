@@ -14,6 +14,7 @@ from pathlib import Path
 
 from corpus_parts import line, llava
 from corpus_parts.card import Card
+from corpus_parts.converting import Plan
 
 CARD = Card(
     name="llava-pretrain",
@@ -27,7 +28,7 @@ CARD = Card(
 def main(arguments: list[str] | None = None) -> dict[str, int]:
     """Command line."""
     options = line.parser_of(CARD, __doc__).parse_args(arguments)
-    plan = line.Plan(convert=lambda _: llava.captions, wanted=list(CARD.files))
+    plan = Plan(convert=lambda _: llava.captions, wanted=list(CARD.files))
     return line.run(CARD, options, plan, Path(__file__))
 
 

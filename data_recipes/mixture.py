@@ -9,8 +9,8 @@ drawn at random, and so is their order among those of the others; within a part 
 give rows more than once, under ids `...#1`, `...#2`.
 
 Ids begin with the name of the part, so that none occurs twice. Pictures are those of all parts of the conversations, or
-of `--images`; their paths start from --out. Conversations about texts (unicorn) need all texts of their part.
-A killed mixture goes on where it was. Licences are those of the parts.
+of `--images`; paths start from --out. Conversations about texts (unicorn) need all texts of their part. A part may be
+a mixture itself. A killed mixture goes on where it was. Licences are those of the parts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from corpus_parts.card import sha256_of
 from corpus_parts.keeping import Keeper, Row
-from corpus_parts.line import FILES, MARK, log, start, write_mark, write_statistics
+from corpus_parts.line import FILES, MARK, log, require, start, write_mark
+from corpus_parts.sampling import write_statistics
 
 Weights = dict[str, float]
 
@@ -54,7 +55,7 @@ def shares(weights: Weights, available: dict[str, int], total: int | None, *, re
     """Rows that each part gives: `total` split by weights, the largest remainders rounded up.
 
     Raises:
-        ValueError: a part has fewer rows than that, and may not repeat them.
+        ValueError: a part has fewer rows than that, and may not repeat them; or it would give none.
     """
     whole = sum(weights.values())
     if total is None:
@@ -64,8 +65,12 @@ def shares(weights: Weights, available: dict[str, int], total: int | None, *, re
     by_remainder = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
     for name in by_remainder[: total - sum(counts.values())]:
         counts[name] += 1
+    if empty := [name for name, rows in available.items() if rows == 0]:
+        raise ValueError(f"{empty[0]} has no rows to give; leave it out")
     for name, count in counts.items():
-        if count and (available[name] == 0 or (count > available[name] and not repeat)):
+        if count == 0:
+            raise ValueError(f"{name} gives none of {total:,} rows by its weight; raise that, or leave it out")
+        if count > available[name] and not repeat:
             raise ValueError(
                 f"{name} has {available[name]:,} rows and the mixture takes {count:,}; lower its weight or --total, or "
                 "add --repeat"
@@ -108,12 +113,18 @@ def mixed(kind: str, root: Path, weights: Weights, total: int | None, *, repeat:
 
 
 def pictures(root: Path, names: list[str], out: Path) -> Iterator[Row]:
-    """The pictures of parts, with paths that start from `out`."""
+    """The pictures of parts, with paths that start from `out`.
+
+    Those of a mixture start from its own folder and lead out of it. They are not shortened: where that folder is a
+    link, the path without it would lead elsewhere.
+    """
     for name in names:
         file = root / name / "images.jsonl"
         if not file.is_file():
             continue  # conversations about texts, or about nothing
-        folder = os.path.relpath(root / name / "images", out)
+        mark = json.loads((root / name / MARK).read_text())
+        is_mixture = "parts" in mark.get("settings", {})
+        folder = os.path.relpath(root / name / ("" if is_mixture else "images"), out)
         with file.open(encoding="utf-8") as lines:
             for line in lines:
                 row = json.loads(line)
@@ -134,11 +145,11 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     parser.add_argument("--statistics", type=int, default=100_000, help="pictures whose moments define the alignment")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    require(options, total=(1, None), talks=(1, None), statistics=(0, None), seed=(0, None))
     texts, talks = weights_of(options.texts), weights_of(options.conversations)
     shown = list(weights_of(options.images)) if options.images is not None else sorted(talks)
     marks = {name: _mark(options.root / name, name) for name in sorted({*texts, *talks, *shown})}
-    if not texts and not talks:
-        raise ValueError("give --texts, --conversations or both")
+    _check(options, texts, talks, list(marks), shown)
 
     def rows() -> Iterator[tuple[str, Row]]:
         """Rows of both kinds, each with the file that it goes into."""
@@ -159,6 +170,23 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     }
     settings |= {name: vars(options)[name] for name in ("total", "talks", "repeat", "statistics", "seed")}
     return _make(options.out, rows(), settings, options)
+
+
+def _check(options: argparse.Namespace, texts: Weights, talks: Weights, parts: list[str], shown: list[str]) -> None:
+    """Holds that the options fit together. Raises ValueError where they do not."""
+    if not texts and not talks:
+        raise ValueError("give --texts, --conversations or both")
+    for name in parts:
+        if (options.root / name).resolve() == options.out.resolve():
+            raise ValueError(f"--out {options.out} is a part of the mixture, {name}; give a folder of its own")
+    for number, of, given in (("total", "texts", texts), ("talks", "conversations", talks)):
+        if vars(options)[number] is not None and not given:
+            raise ValueError(
+                f"--{number} {vars(options)[number]} is a number of {of}; give --{of} too, or leave it out"
+            )
+    for name in shown if options.images is not None else ():
+        if not (options.root / name / "images.jsonl").is_file():
+            raise ValueError(f"--images {name}: {options.root / name} has no images.jsonl; leave it out")
 
 
 def _make(out: Path, rows: Iterator[tuple[str, Row]], settings: dict[str, Any], options: Any) -> dict[str, int]:

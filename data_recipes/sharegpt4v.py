@@ -19,6 +19,7 @@ from pathlib import Path
 
 from corpus_parts import line, llava
 from corpus_parts.card import Card
+from corpus_parts.converting import Plan
 
 PARTS = {
     "captions": "share-captioner_coco_lcs_sam_1246k_1107.json",
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> dict[str, int]:
     parser.add_argument("--part", choices=list(PARTS), default="captions", help="which of the three files")
     options = parser.parse_args(arguments)
     convert = llava.talks() if options.part == "mix" else llava.captions
-    plan = line.Plan(convert=lambda _: convert, wanted=[PARTS[options.part]], options={"part": options.part})
+    plan = Plan(convert=lambda _: convert, wanted=[PARTS[options.part]], options={"part": options.part})
     return line.run(CARD, options, plan, Path(__file__))
 
 

@@ -19,61 +19,24 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from huggingface_hub.errors import LocalEntryNotFoundError
+from tiny_recipes import ANY, CAPTIONS, RECIPES, Rows, asked, caption_rows, rows_of, talk_rows
 
-RECIPES = Path(__file__).parent.parent / "data_recipes"
-sys.path.insert(0, str(RECIPES))
+# isort: split
+import bunny
+import densefusion
+import internvl_sft
+import llava_instruct
+import llava_pretrain
+import sharegpt4v
+import text
+import unicorn
+from corpus_parts import keeping, sampling
+from corpus_parts.duplicates import Duplicates, normal_form, similarity
+from corpus_parts.line import start
+from corpus_parts.quality import Quality
+from corpus_parts.sentences import paragraphs, passages, sentences
 
-import bunny  # noqa: E402
-import densefusion  # noqa: E402
-import internvl_sft  # noqa: E402
-import llava_instruct  # noqa: E402
-import llava_pretrain  # noqa: E402
-import mixture  # noqa: E402
-import sharegpt4v  # noqa: E402
-import text  # noqa: E402
-import unicorn  # noqa: E402
-from corpus_parts import keeping, line  # noqa: E402
-from corpus_parts.duplicates import Duplicates, normal_form, similarity  # noqa: E402
-from corpus_parts.line import start  # noqa: E402
-from corpus_parts.quality import Quality  # noqa: E402
-from corpus_parts.sentences import paragraphs, passages, sentences  # noqa: E402
-
-from revision.records import count_records, read_conversations, read_images, read_pairs, read_texts  # noqa: E402
-
-Rows = list[dict[str, Any]]
-CAPTIONS = ["A cat on a red sofa.", "Two dogs run over the beach.", "An old clock on the wall of a station."]
-
-
-def rows_of(file: Path) -> Rows:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def asked(*turns: str) -> Rows:
-    return [{"from": ("human", "gpt")[place % 2], "value": said} for place, said in enumerate(turns)]
-
-
-def caption_rows() -> Rows:
-    """LLaVA's form, as LLaVA, Bunny and ShareGPT4V ship captions; two of the five are unusable."""
-    rows = [
-        {"id": f"00{n}", "image": f"{n}.jpg", "conversations": asked("<image>\nDescribe it.", caption)}
-        for n, caption in enumerate(CAPTIONS)
-    ]
-    rows.append({"id": "003", "image": "3.jpg", "conversations": asked("<image>\nDescribe it.", " ")})
-    rows.append({"id": "004", "image": ["4.jpg", "5.jpg"], "conversations": asked("<image>", "Two pictures.")})
-    return rows
-
-
-def talk_rows() -> Rows:
-    about = {"image": "a/1.jpg", "conversations": asked("<image>\nWhat?", "A cat.", "Which?", "A red one.")}
-    return [
-        {"id": 1, **about},
-        {"id": 1, **about},  # ids repeat in the source, and pictures too
-        {"id": 2, "conversations": asked("Hi.", "Hello.")},
-        {"id": 3, "conversations": [{"from": "gpt", "value": "(before)"}, *asked("Hi.", "Hello.")]},
-        {"id": 4, "image": "a/2.jpg", "conversations": asked("<image><image>", "Two marks.")},
-        {"id": 5, "conversations": asked("What is <image>?", "A mark without a picture.")},
-        {"id": 6, "image": "a/3.jpg", "conversations": asked("<image>\nWhat?")},
-    ]
+from revision.records import count_records, read_conversations, read_images, read_pairs, read_texts
 
 
 def check_talks(out: Path, root: str = "") -> None:
@@ -102,7 +65,7 @@ def test_captions_in_llavas_form(tmp_path: Path, recipe: Any, file: str, options
     source, out = tmp_path / "source", tmp_path / "out"
     (source / file).parent.mkdir(parents=True)
     (source / file).write_text(json.dumps(caption_rows()))
-    arguments = ["--out", str(out), "--source", str(source), *options]
+    arguments = ["--out", str(out), "--source", str(source), *options, *ANY]
     counts = recipe.main(arguments)
     assert counts == {"texts": 3, "images": 3, "pairs": 3, "conversations": 0, "rejected": 2, "statistics": 3}
     name = recipe.CARD.name
@@ -146,7 +109,7 @@ def test_densefusion(tmp_path: Path) -> None:
         {"image_id": 4, "image_path": "../../etc/passwd", "caption": CAPTIONS[2]},
     ]
     (tmp_path / "DenseFusion-1M.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    counts = densefusion.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path)])
+    counts = densefusion.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path), *ANY])
     assert counts["texts"] == counts["images"] == 2 and counts["rejected"] == 2
     assert [row["image"] for row in rows_of(tmp_path / "out/images.jsonl")] == ["000001/1.jpg", "2.png"]
     assert "leads out of the folder" in rows_of(tmp_path / "out/rejected.jsonl")[1]["reason"]
@@ -156,7 +119,7 @@ def test_densefusion(tmp_path: Path) -> None:
 def test_conversations_in_llavas_form(tmp_path: Path, recipe: Any, options: list[str]) -> None:
     file = tmp_path / (recipe.PARTS["mix"] if options else recipe.CARD.files[0])
     file.write_text(json.dumps(talk_rows()))
-    recipe.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path), *options])
+    recipe.main(["--out", str(tmp_path / "out"), "--source", str(tmp_path), *options, *ANY])
     check_talks(tmp_path / "out")
 
 
@@ -167,10 +130,10 @@ def test_internvl_roots_and_subset(tmp_path: Path) -> None:
         (tmp_path / "opensource" / name).write_text(lines)
     assert sum(rows for rows, _ in internvl_sft.SETS.values()) == 1_267_819
     out = tmp_path / "one"
-    internvl_sft.main(["--out", str(out), "--source", str(tmp_path), "--sets", "dvqa_train_200k.jsonl"])
+    internvl_sft.main(["--out", str(out), "--source", str(tmp_path), "--sets", "dvqa_train_200k.jsonl", *ANY])
     check_talks(out, "dvqa/")
     out = tmp_path / "all"
-    counts = internvl_sft.main(["--out", str(out), "--source", str(tmp_path), "--keep", "7"])
+    counts = internvl_sft.main(["--out", str(out), "--source", str(tmp_path), "--keep", "7", *ANY])
     kept = rows_of(out / "conversations.jsonl")
     named = {row["image"] for row in kept if "image" in row}
     assert counts["conversations"] == len(kept) == 7 and 0 < counts["images"] == len(named) < 8, "8 are those of all"
@@ -178,9 +141,9 @@ def test_internvl_roots_and_subset(tmp_path: Path) -> None:
     assert counts["rejected"] == 27
     first = (out / "conversations.jsonl").read_text()
     again = tmp_path / "again"
-    internvl_sft.main(["--out", str(again), "--source", str(tmp_path), "--keep", "7"])
+    internvl_sft.main(["--out", str(again), "--source", str(tmp_path), "--keep", "7", *ANY])
     assert (again / "conversations.jsonl").read_text() == first, "a function of the seed"
-    internvl_sft.main(["--out", str(again), "--source", str(tmp_path), "--keep", "7", "--seed", "1"])
+    internvl_sft.main(["--out", str(again), "--source", str(tmp_path), "--keep", "7", "--seed", "1", *ANY])
     assert (again / "conversations.jsonl").read_text() != first
 
 
@@ -188,7 +151,7 @@ def test_a_single_file_is_the_set_of_its_name(tmp_path: Path) -> None:
     """Sets differ in the folder that their paths start from, so one file must not stand for another."""
     file = tmp_path / "chartqa_train_18k.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in talk_rows()))
-    arguments = ["--out", str(tmp_path / "out"), "--source"]
+    arguments = [*ANY, "--out", str(tmp_path / "out"), "--source"]
     internvl_sft.main([*arguments, str(file)])
     check_talks(tmp_path / "out", "chartqa/")
     with pytest.raises(ValueError, match=r"chartqa_train_18k.jsonl is one file, and not .* wanted, dvqa_train_200k"):
@@ -207,6 +170,10 @@ def test_a_single_file_is_the_set_of_its_name(tmp_path: Path) -> None:
         (internvl_sft, ["--sets", "geoqa+.jsonl"], "opensource/geoqa+.jsonl"),
         (densefusion, ["--part", "4v-100k"], "DenseFusion-4V-100k/DenseFusion-4V-100K.jsonl"),
         (densefusion, ["--part", "4v-100k"], "DenseFusion-4V-100k/DenseFusion-4V-100k.jsonl"),
+        (densefusion, ["--part", "4v-100k"], "DenseFusion-4V-100k.jsonl"),
+        (densefusion, ["--part", "4v-100k"], "DenseFusion-4V-100K.jsonl"),
+        (densefusion, [], "DenseFusion-1M.jsonl"),
+        (densefusion, [], "DenseFusion-1M/DenseFusion-1M.jsonl"),
     ],
 )
 def test_files_that_were_moved(
@@ -224,8 +191,8 @@ def test_files_that_were_moved(
         return str(file)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    fetched = recipe.main(["--out", str(tmp_path / "fetched"), *options])
-    copied = recipe.main(["--out", str(tmp_path / "copied"), "--source", str(tmp_path / "hub"), *options])
+    fetched = recipe.main(["--out", str(tmp_path / "fetched"), *options, *ANY])
+    copied = recipe.main(["--out", str(tmp_path / "copied"), "--source", str(tmp_path / "hub"), *options, *ANY])
     assert fetched == copied and fetched["images"] == 1
 
 
@@ -241,6 +208,7 @@ def test_unicorn(tmp_path: Path) -> None:
     (tmp_path / "i.json").write_text(json.dumps(instruct))
     out = tmp_path / "out"
     arguments = ["--out", str(out), "--pretrain", str(tmp_path / "p.json"), "--instruct", str(tmp_path / "i.json")]
+    arguments += ANY
     assert unicorn.main(arguments) == {
         "texts": 4, "images": 0, "pairs": 0, "conversations": 2, "rejected": 3, "statistics": 0
     }  # fmt: skip
@@ -320,7 +288,7 @@ def test_text_folder(tmp_path: Path, level: str) -> None:
     (source / "b.md").write_text("Another file says something else, at some length, here.\n\n" + PROSE)
     (source / "c.txt").write_bytes(b"\xff\xfe\x00")
     (source / "d.txt").write_text("")
-    arguments = ["--out", str(out), "--source", str(source), "--level", level, "--near", "0"]
+    arguments = ["--out", str(out), "--source", str(source), "--level", level, "--near", "0", *ANY]
     counts = text.main(arguments)
     said = [one.text for one in read_texts(out / "texts.jsonl")]
     reasons = Counter(row["reason"].split(":")[0] for row in rows_of(out / "rejected.jsonl"))
@@ -331,7 +299,7 @@ def test_text_folder(tmp_path: Path, level: str) -> None:
 
 def test_text_records(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"body": one}) + "\n" for one in [*CAPTIONS, None]))
-    arguments = ["--out", str(tmp_path / "out"), "--source", str(tmp_path / "t.jsonl"), "--level", "document"]
+    arguments = ["--out", str(tmp_path / "out"), "--source", str(tmp_path / "t.jsonl"), "--level", "document", *ANY]
     assert text.main([*arguments, "--column", "body"])["texts"] == 3
     with pytest.raises(ValueError, match="no row of .*t.jsonl became a record; the first: its text is NoneType"):
         text.main([*arguments, "--column", "nobody"])
@@ -392,7 +360,7 @@ def test_a_choice_of_captions_leaves_out_those_without_a_picture(tmp_path: Path)
 
     for name, ids in (("texts", list("abcd")), ("images", list("acd")), ("pairs", list("acd"))):
         write(name, ids)
-    counts = line._draw(tmp_path, 3, 0)
+    counts = sampling.draw(tmp_path, 3, 0)
     kept = {name: [json.loads(row)["id"] for row in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
             for name in counts}  # fmt: skip
     assert len(kept["texts"]) == 3 and kept["images"] == kept["pairs"] == [one for one in kept["texts"] if one != "b"]
@@ -438,7 +406,7 @@ def test_missing_pictures_are_rejected_where_asked(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "images").mkdir(parents=True)
     (out / "images/1.jpg").write_bytes(b"")
-    counts = llava_pretrain.main(["--out", str(out), "--source", str(tmp_path / "s.json"), "--check-images"])
+    counts = llava_pretrain.main(["--out", str(out), "--source", str(tmp_path / "s.json"), "--check-images", *ANY])
     assert counts["texts"] == counts["rejected"] == 1
     assert rows_of(out / "rejected.jsonl")[0]["reason"] == "picture images/0.jpg does not exist"
 
@@ -450,7 +418,7 @@ def test_a_picture_whose_name_no_file_can_have_is_rejected(tmp_path: Path) -> No
     out = tmp_path / "out"
     (out / "images").mkdir(parents=True)
     (out / "images/1.jpg").write_bytes(b"")
-    counts = llava_pretrain.main(["--out", str(out), "--source", str(tmp_path / "s.json"), "--check-images"])
+    counts = llava_pretrain.main(["--out", str(out), "--source", str(tmp_path / "s.json"), "--check-images", *ANY])
     assert counts["texts"] == counts["rejected"] == 1
     assert "is longer than that of a file can be" in rows_of(out / "rejected.jsonl")[0]["reason"]
 
@@ -508,85 +476,9 @@ def test_recipes_of_configurations_know_their_options(file: Path, capsys: pytest
 
 def test_a_recipe_is_a_program(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(json.dumps(caption_rows()))
-    words = [sys.executable, str(RECIPES / "llava_pretrain.py"), "--out", str(tmp_path / "out"), "--source"]
+    words = [sys.executable, str(RECIPES / "llava_pretrain.py"), *ANY, "--out", str(tmp_path / "out"), "--source"]
     environment = {**os.environ, "PYTHONPATH": str(RECIPES.parent)}
     subprocess.run([*words, str(tmp_path / "s.json")], check=True, capture_output=True, env=environment)
     assert len(rows_of(tmp_path / "out/texts.jsonl")) == 3
     done = subprocess.run([*words, str(tmp_path / "no.json")], capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and "llava-pretrain: --source" in done.stderr and "Traceback" not in done.stderr
-
-
-def make_parts(root: Path) -> None:
-    for name, count in (("big", 60), ("small", 12)):
-        rows = [{"id": n, "image": f"{n}.jpg", "conversations": asked("<image>", f"{name} {n}")} for n in range(count)]
-        (root / f"{name}.json").write_text(json.dumps(rows))
-        llava_instruct.main(["--out", str(root / name), "--source", str(root / f"{name}.json")])
-        texts = "".join(json.dumps({"id": str(n), "text": f"{name} {n}"}) + "\n" for n in range(count))
-        (root / name / "texts.jsonl").write_text(texts)
-
-
-def test_mixtures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_parts(tmp_path)
-    common = ["--root", str(tmp_path), "--texts", "big=3", "small=1", "--conversations", "small"]
-    counts = mixture.main(["--out", str(tmp_path / "mix"), *common])
-    assert counts["texts"] == 48 and counts["conversations"] == counts["images"] == 12, "until small is used up"
-    texts = [one.id for one in read_texts(tmp_path / "mix/texts.jsonl")]
-    parts = Counter(name.split("/")[0] for name in texts)
-    assert parts == {"big": 36, "small": 12} and len(set(texts)) == 48
-    assert texts[:36] != sorted(texts)[:36] and "small" in " ".join(texts[:16]), "parts are mixed, not in a row"
-    images = {image.id: image.picture for image in read_images(tmp_path / "mix/images.jsonl")}
-    talks = list(read_conversations(tmp_path / "mix/conversations.jsonl"))
-    assert {talk.image for talk in talks} == images.keys()
-    assert str(images["small/3.jpg"]).endswith("mix/../small/images/3.jpg")
-
-    mixture.main(["--out", str(tmp_path / "again"), *common])
-    assert (tmp_path / "again/texts.jsonl").read_bytes() == (tmp_path / "mix/texts.jsonl").read_bytes()
-    mixture.main(["--out", str(tmp_path / "other"), *common, "--seed", "1"])
-    assert (tmp_path / "other/texts.jsonl").read_bytes() != (tmp_path / "mix/texts.jsonl").read_bytes()
-
-    with pytest.raises(ValueError, match=r"big has 60 rows and the mixture takes 75; lower its weight or --total"):
-        mixture.main(["--out", str(tmp_path / "mix"), *common, "--total", "100"])
-    mixture.main(["--out", str(tmp_path / "mix"), *common, "--total", "100", "--repeat"])
-    texts = [one.id for one in read_texts(tmp_path / "mix/texts.jsonl")]
-    assert len(set(texts)) == 100 and Counter(name.rpartition("#")[2] for name in texts if "#" in name) == {
-        "1": 15 + 12, "2": 1
-    }  # fmt: skip
-
-
-def test_a_killed_mixture_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_parts(tmp_path)
-    common = ["--root", str(tmp_path), "--texts", "big", "small", "--conversations", "small"]
-    mixture.main(["--out", str(tmp_path / "whole"), *common])
-    monkeypatch.setattr(keeping.Keeper.__init__, "__defaults__", (5,))
-    add, left = keeping.Keeper.add, 33
-
-    def dying(self: keeping.Keeper, name: str, row: keeping.Row) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise KeyboardInterrupt
-        add(self, name, row)
-
-    monkeypatch.setattr(keeping.Keeper, "add", dying)
-    with pytest.raises(KeyboardInterrupt):
-        mixture.main(["--out", str(tmp_path / "killed"), *common])
-    assert json.loads((tmp_path / "killed/progress.json").read_text())["done"] == 30
-    left = 10_000
-    mixture.main(["--out", str(tmp_path / "killed"), *common])
-    assert left == 10_000 - (24 + 12 + 12 - 30), "only what was missing is written"
-    for file in ("texts", "conversations", "images", "statistics"):
-        one, other = (tmp_path / folder / f"{file}.jsonl" for folder in ("killed", "whole"))
-        assert one.read_bytes() == other.read_bytes()
-
-
-@pytest.mark.parametrize("words", [["a=x"], ["a=0"], ["a=-1"], ["a=inf"], ["=1"], ["a", "a=2"]])
-def test_weights_that_are_none(words: list[str]) -> None:
-    with pytest.raises(ValueError, match="is not NAME=WEIGHT"):
-        mixture.weights_of(words)
-
-
-def test_shares_add_up() -> None:
-    available = {"a": 100, "b": 100, "c": 100}
-    counts = mixture.shares({"a": 1, "b": 1, "c": 1}, available, 100, repeat=False)
-    assert sum(counts.values()) == 100 and max(counts.values()) - min(counts.values()) == 1
-    assert mixture.shares({"a": 0.1, "b": 0.3}, available, None, repeat=False) == {"a": 33, "b": 100}

@@ -14,6 +14,8 @@ import zlib
 
 import numpy as np
 
+from corpus_parts.words import words_of
+
 _PERMUTATIONS, _BANDS = 64, 16  # bands of four: texts of similarity 0.8 meet with a chance of 0.9998, of 0.3 with 0.12
 _PRIME = np.uint64((1 << 31) - 1)  # products of two 31-bit numbers fit into 64 bits
 _WORDS = re.compile(r"\w+")
@@ -43,20 +45,23 @@ class Duplicates:
         self._buckets: dict[bytes, int] = {}
         self._signatures: list[np.ndarray] = []
 
-    def fault(self, text: str) -> str | None:
-        """Why a text is one that has been met, or None; then it is remembered."""
+    def fault(self, text: str, *, remember: bool = True) -> str | None:
+        """Why a text is one that has been met, or None; then it is remembered, unless it is not yet sure to be kept."""
         form = normal_form(text)
         digest = hashlib.blake2b(form.encode(), digest_size=8).digest()
         if digest in self._exact:
             return "it is a duplicate"
         if self.near is None:
-            self._exact.add(digest)
+            if remember:
+                self._exact.add(digest)
             return None
         signature = self.signature(form)
         keys = [bytes([band]) + part.tobytes() for band, part in enumerate(np.split(signature, _BANDS))]
         for other in {self._buckets[key] for key in keys if key in self._buckets}:
             if similarity(signature, self._signatures[other]) >= self.near:
                 return "it is a near duplicate"
+        if not remember:
+            return None
         self._exact.add(digest)
         for key in keys:
             self._buckets.setdefault(key, len(self._signatures))
@@ -65,7 +70,7 @@ class Duplicates:
 
     def signature(self, form: str) -> np.ndarray:
         """The MinHash of a normal form, uint32 [64]."""
-        words = form.split()
+        words = words_of(form)
         shingles = {" ".join(words[place : place + 3]) for place in range(max(1, len(words) - 2))}
         hashes = np.array([zlib.crc32(one.encode()) for one in shingles], dtype=np.uint64) % _PRIME
         return ((self._factors * hashes + self._offsets) % _PRIME).min(axis=1).astype(np.uint32)

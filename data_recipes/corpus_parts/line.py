@@ -10,7 +10,7 @@ Every recipe leaves below --out:
 | `conversations.jsonl` | `id`, `image`?, `conversations`: stage 2 |
 | `statistics.jsonl` | `id`, `image`: a sample of the pictures, whose moments define the alignment |
 | `rejected.jsonl` | `id`, `reason`: each row of the source that became no record |
-| `recipe.json` | the finish mark: source, checksums, licence, counts |
+| `recipe.json` | the finish mark: source, checksums, licence, counts; `remarks`, what is said of how many rows |
 
 A corpus has those of them that it has content for. Pictures are not fetched: unpack them into `images/` below --out, or
 link that name to where they are.
@@ -19,52 +19,27 @@ link that name to where they are.
 from __future__ import annotations
 
 import argparse
-import errno
 import hashlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.logging import RichHandler
 
 from corpus_parts.card import Card, find_files, sha256_of
-from corpus_parts.keeping import REJECTED, Keeper, Row, write_whole
-from revision.records import read_rows
+from corpus_parts.converting import Plan, convert
+from corpus_parts.keeping import Keeper
+from corpus_parts.sampling import draw, write_statistics
 
 MARK = "recipe.json"
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 FILES = ("texts", "images", "pairs", "conversations")
 
 log = logging.getLogger("recipe")
-Records = Iterable[tuple[str, Row]]  # (name of a file, row)
-Convert = Callable[[str, Row], Records]  # (id, row of the source) -> records; ValueError: why there is none
-
-
-@dataclass
-class Plan:
-    """What a recipe does with its options.
-
-    Attributes:
-        convert: how a row becomes records, by the name of its file.
-        wanted: files of the corpus to read.
-        options: all of the command line that the records depend on.
-        sources: locations to read in place of files of the corpus, with the fingerprint of each.
-        rows: how a location is read.
-        remember: called with every row of texts.jsonl that was kept before a kill.
-    """
-
-    convert: Callable[[str], Convert]
-    wanted: list[str] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
-    sources: dict[str, str] | None = None
-    rows: Callable[[str], Iterator[Row]] = read_rows
-    remember: Callable[[Row], object] | None = None
 
 
 def parser_of(card: Card, docstring: str | None, *, published: bool = True) -> argparse.ArgumentParser:
@@ -78,20 +53,40 @@ def parser_of(card: Card, docstring: str | None, *, published: bool = True) -> a
             "--source", type=Path, help="file or folder of its files; without it they come from the hub"
         )
     else:
-        parser.add_argument("--source", required=True, help="folder of text files, or a location of records")
+        parser.add_argument("--source", required=True, help="text file, folder of them, or a location of records")
     parser.add_argument("--statistics", type=int, default=100_000, help="pictures whose moments define the alignment")
     parser.add_argument("--check-images", action="store_true", help="reject records whose picture is not in images/")
     parser.add_argument("--keep", type=int, help="records to draw at random in the end; without it all are kept")
     parser.add_argument("--seed", type=int, default=0, help="of every choice")
+    parser.add_argument(
+        "--reject-budget", type=float, default=0.05, metavar="SHARE",
+        help="of the rows of a file, those that may become no record (0.05), missing pictures among them; what a "
+        "filter leaves out does not count",
+    )  # fmt: skip
     return parser
+
+
+def require(options: argparse.Namespace, **ranges: tuple[float, float | None]) -> None:
+    """Holds numbers of the command line to their ranges, least and most, where they are given.
+
+    Raises:
+        ValueError: one lies outside.
+    """
+    for name, (least, most) in ranges.items():
+        value = vars(options)[name]
+        if value is not None and not (value >= least and (most is None or value <= most)):  # so is a NaN
+            rule = f"at least {least}" if most is None else f"from {least} to {most}"
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be {rule}, or left out")
 
 
 def run(card: Card, options: argparse.Namespace, plan: Plan, recipe: Path) -> dict[str, int]:
     """Makes the records, or says that they are there; returns the counts.
 
     Raises:
-        ValueError: a file is missing or is not what the publisher ships.
+        ValueError: an option is out of its range; a file is missing or is not what the publisher ships; more rows than
+            --reject-budget allows became no record.
     """
+    require(options, statistics=(0, None), keep=(1, None), seed=(0, None), reject_budget=(0, 1))
     if plan.sources is None:
         files = find_files(card, options.source, plan.wanted)
         sums = {file.name: sha256_of(file) for file in files}
@@ -110,13 +105,17 @@ def run(card: Card, options: argparse.Namespace, plan: Plan, recipe: Path) -> di
     (out / MARK).unlink(missing_ok=True)
     if mark.get("settings", {}).get("made_from") == made_from:
         counts = {name: count for name, count in mark["counts"].items() if name != "statistics"}
+        remarks = mark["remarks"]
     else:
-        counts = _convert(card, places, plan, Keeper(out, FILES, made_from), out if options.check_images else None)
+        keeper = Keeper(out, FILES, made_from)
+        convert(card, places, plan, keeper, options)
+        counts = _finish(keeper)
+        remarks = dict(keeper.remarks)
         if options.keep is not None:
-            counts |= _draw(out, options.keep, options.seed)
+            counts |= draw(out, options.keep, options.seed)
     counts["statistics"] = write_statistics(out, options.statistics, options.seed)
-    facts = {"corpus": asdict(card), "sources": sums, "counts": counts, "settings": settings, "options": made_of}
-    write_mark(out, facts)
+    facts = {"corpus": asdict(card), "sources": sums, "counts": counts, "remarks": remarks}
+    write_mark(out, {**facts, "settings": settings, "options": made_of})
     return counts
 
 
@@ -136,129 +135,13 @@ def start(main: Callable[[], Any], name: str) -> None:
         sys.exit(f"{name}: {place}{error.strerror}; mend that and give the same command again")
 
 
-def _convert(card: Card, places: dict[str, str], plan: Plan, keeper: Keeper, out: Path | None) -> dict[str, int]:
-    if keeper.done:
-        log.info("going on after row %s", f"{keeper.done:,}")
-    seen = {_hash(row["id"]) for row in keeper.written("images")}
-    for row in keeper.written("texts") if plan.remember else ():
-        assert plan.remember is not None
-        plan.remember(row)
-    for place, (name, number, row) in enumerate(_rows(card, places, plan)):
-        if place < keeper.done:
-            continue
-        identity = f"{card.name}-{number:07d}" if len(places) == 1 else f"{Path(name).stem}-{number:07d}"
-        try:
-            records = list(plan.convert(name)(identity, row))
-            for kind, record in records:
-                if out is not None and kind == "images":
-                    _require_picture(out, record["image"])
-        except ValueError as error:
-            keeper.reject(identity, str(error))
-        else:
-            for kind, record in records:
-                if kind == "images":
-                    if _hash(record["id"]) in seen:  # one picture of several conversations
-                        continue
-                    seen.add(_hash(record["id"]))
-                keeper.add(kind, record)
-        keeper.step()
-        if keeper.done % 200_000 == 0:
-            log.info("%s rows", f"{keeper.done:,}")
-    if not sum(count for name, count in keeper.counts.items() if name != REJECTED):
-        first = next(keeper.written(REJECTED), {"reason": "it is empty"})
-        raise ValueError(f"no row of {next(iter(places), 'nothing')} became a record; the first: {first['reason']}")
+def _finish(keeper: Keeper) -> dict[str, int]:
     counts = keeper.finish()
     for name, count in counts.items():
         log.info("%s: %s", name, f"{count:,}")
+    for remark, count in keeper.remarks.items():
+        log.warning("%s: %s", remark, f"{count:,}")
     return counts
-
-
-def _require_picture(out: Path, image: str) -> None:
-    """Raises ValueError where a picture is not there, or has a name that no file can have."""
-    try:
-        is_there = (out / "images" / image).is_file()
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        raise ValueError(f"the name of its picture, {image[:40]}..., is longer than that of a file can be") from error
-    if not is_there:
-        raise ValueError(f"picture images/{image} does not exist")
-
-
-def _rows(card: Card, places: dict[str, str], plan: Plan) -> Iterator[tuple[str, int, Row]]:
-    """Every row of every source, with the source's name in the corpus and the row's number."""
-    for location, name in places.items():
-        number = -1
-        for number, row in enumerate(plan.rows(location)):
-            yield name, number, row
-        expected = card.expected.get(Path(name).name)
-        if expected is not None and number + 1 != expected:
-            log.warning("%s has %s rows; its publisher states %s", name, f"{number + 1:,}", f"{expected:,}")
-
-
-def _draw(out: Path, wanted: int, seed: int) -> dict[str, int]:
-    """Reduces texts, with their images and pairs, and conversations to a random choice; returns their new counts.
-
-    What a kept conversation is about is kept too, be it a picture or a text in its place; other pictures go.
-    """
-    counts = {}
-    talks, images, texts = (out / f"{name}.jsonl" for name in ("conversations", "images", "texts"))
-    named: set[int] = set()
-    if talks.is_file():
-        counts["conversations"] = _reduce(talks, _choice(_length(talks), wanted, seed))
-        named = {_hash(str(row["image"])) for row in _lines(talks) if "image" in row}
-        if images.is_file():
-            counts["images"] = _reduce(images, [_hash(row["id"]) in named for row in _lines(images)])
-    if texts.is_file():
-        drawn = _choice(_length(texts), wanted, seed)
-        chosen = [kept or _hash(row["id"]) in named for row, kept in zip(_lines(texts), drawn, strict=True)]
-        stay = {_hash(row["id"]) for row, kept in zip(_lines(texts), chosen, strict=True) if kept}
-        for name in ("texts",) if talks.is_file() else ("texts", "images", "pairs"):
-            file = out / f"{name}.jsonl"
-            if file.is_file():  # a caption's picture and pair have its id; one without a picture has neither
-                counts[name] = _reduce(file, [_hash(row["id"]) in stay for row in _lines(file)])
-    return counts
-
-
-def _reduce(file: Path, chosen: list[bool]) -> int:
-    return write_whole(file, (row for row, kept in zip(_lines(file), chosen, strict=True) if kept))
-
-
-def _lines(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8") as opened:
-        yield from map(json.loads, opened)
-
-
-def _length(file: Path) -> int:
-    with file.open(encoding="utf-8") as opened:
-        return sum(1 for _ in opened)
-
-
-def write_statistics(out: Path, wanted: int, seed: int) -> int:
-    """Writes `statistics.jsonl`, a sample of images.jsonl or of the files below images/; returns its length."""
-    listed = out / "images.jsonl"
-    if listed.is_file():
-        chosen = _choice(_length(listed), wanted, seed)
-        with listed.open(encoding="utf-8") as file:
-            kept = (json.loads(line) for line, is_kept in zip(file, chosen, strict=True) if is_kept)
-            return write_whole(out / "statistics.jsonl", kept)
-    folder = out / "images"
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES) if folder.is_dir() else []
-    if not found:
-        (out / "statistics.jsonl").unlink(missing_ok=True)
-        log.warning(
-            "%s holds no pictures: `align` needs some like those to come; put them there, run this again", folder
-        )
-        return 0
-    names = (str(path.relative_to(folder)) for path, kept in zip(found, _choice(len(found), wanted, seed), strict=True)
-             if kept)  # fmt: skip
-    return write_whole(out / "statistics.jsonl", ({"id": name, "image": name} for name in names))
-
-
-def _choice(count: int, wanted: int, seed: int) -> list[bool]:
-    kept = np.zeros(count, dtype=bool)
-    kept[np.random.default_rng(seed).permutation(count)[:wanted]] = True
-    return [bool(one) for one in kept]
 
 
 def _compare(card: Card, sums: dict[str, str]) -> None:
@@ -280,7 +163,3 @@ def write_mark(out: Path, facts: dict[str, Any]) -> None:
     aside = out / f"{MARK}.partial"
     aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     os.replace(aside, out / MARK)
-
-
-def _hash(identity: str) -> int:
-    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little")

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
-from corpus_parts.line import Convert, Records, Row
+from corpus_parts.converting import Convert, Records, RemarkedError
+from corpus_parts.keeping import Row
 from revision.records import IMAGE_MARK
 from revision.records.conversations import conversation_of
 
 WHERE = "the row"
+MARKED = f"rejected, since they have {IMAGE_MARK} in an answer or a system turn"
 
 
 def captions(identity: str, row: Row, *, images: bool = True) -> Records:
@@ -42,7 +44,8 @@ def talks(root: str = "", *, image_of: Callable[[Row], Any] = lambda row: row.ge
     """A converter of conversations.
 
     What LLaVA's own training does is done here: turns before the first question are left out. The id of a picture is
-    its path, so that conversations about one picture share its embedding.
+    its path, so that conversations about one picture share its embedding. Training refuses image marks outside the
+    user's turns, and does so hours later: such a conversation is rejected here, and counted.
 
     Args:
         root: folder that the rows' paths start from, below `images/`.
@@ -60,7 +63,13 @@ def talks(root: str = "", *, image_of: Callable[[Row], Any] = lambda row: row.ge
         if image not in (None, "", []):
             one = image[0] if isinstance(image, list) and len(image) == 1 else image
             talk["image"] = str(PurePosixPath(root) / _path(one))
-        conversation_of(WHERE, talk)  # holds that it is one
+        for message in conversation_of(WHERE, talk).messages:  # holds that it is one
+            if message.role != "user" and IMAGE_MARK in message.content:
+                raise RemarkedError(
+                    f"a turn of the {message.role} has {IMAGE_MARK} in it; the mark is kept for pictures in the user's "
+                    "turns",
+                    MARKED,
+                )
         records: list[tuple[str, Row]] = [("conversations", talk)]
         if "image" in talk:
             records.append(("images", {"id": talk["image"], "image": talk["image"]}))

@@ -20,6 +20,7 @@ import tiny_engines
 import torch
 from accelerate.commands import launch
 from accelerate.utils import launch as launchers
+from conftest import build_tiny_llm
 from test_configs import composed
 from tiny_corpus import make_corpus, make_groups
 from torch.distributed.run import get_args_parser
@@ -40,6 +41,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 OURS = [sys.executable, "-m", "revision.runs.launching", "--standalone"]
 # So small a model would else be kept whole for speed.
 IN_PIECES = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+PREFETCH = {"stage3_prefetch_bucket_size": 1000}
 VARIABLES = (
     "ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION",
     "ACCELERATE_DEEPSPEED_ZERO_STAGE", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "ACCELERATE_CONFIG_DS_FIELDS",
@@ -492,6 +494,20 @@ def test_every_engine_trains_what_one_process_does(tiny_llm: Path, tmp_path: Pat
     for name in (*runs, *sharded):
         assert_same(tmp_path / name, references[name.rpartition("-")[2]])
         assert facts(tmp_path / name)["gathered"] == (not name.startswith("ddp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_processes_in_pieces_differ_in_their_labels(tmp_path: Path, tied: bool) -> None:
+    """One has more logits in a micro-batch than exist at a time, and the other fewer, by turns."""
+    llm = str(build_tiny_llm(tmp_path / "llm", tied=tied))
+    run = {"engine": "zero3", "parts": STAGE_2, "llm": llm, "options": IN_PIECES, "most_logits": 12_500, "max_steps": 8}
+    eager = {**run, "options": {"zero_optimization": {**IN_PIECES["zero_optimization"], **PREFETCH}}}
+    on_two_processes(tmp_path, {"zero3": run, "eager": eager, "stage1": {**run, "parts": STAGE_1}})
+    for name, parts in (("zero3", STAGE_2), ("eager", STAGE_2), ("stage1", STAGE_1)):
+        alone = tmp_path / f"alone-{name}"
+        tiny_engines.run(alone, llm=llm, parts=parts, per_device_train_batch_size=4, max_steps=8)
+        assert losses(tmp_path / name) == pytest.approx(losses(alone), abs=1e-5)
 
 
 @pytest.mark.slow

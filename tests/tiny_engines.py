@@ -23,6 +23,7 @@ from transformers import Trainer
 from revision import building, training
 from revision.data.dataset import ConversationDataset
 from revision.data.samples import Sample
+from revision.model import loss_revision
 from revision.records import Message
 from revision.training import sharding
 from revision.training.adapters import Adapter
@@ -60,6 +61,7 @@ def run(
     regress: int | None = None,
     guard: Policy = "stop",
     spoiled: int | None = None,
+    most_logits: int = loss_revision.MOST_LOGITS,
     **trainer: Any,
 ) -> Any:
     """Trains and saves; returns the arguments, for `training.conclude`.
@@ -68,8 +70,10 @@ def run(
     rank: of LoRA matrices on the LLM.
     regress: begin with a projector that is solved for, and so many steps of its own.
     guard: policy for bad steps.
+    most_logits: above it the loss is computed in chunks.
     spoiled: step in which the loss of the last process is no number, and so are the gradients of all.
     """
+    loss_revision.MOST_LOGITS = most_logits
     output.mkdir(parents=True, exist_ok=True)
     arguments = training.build_arguments(
         {**TRAINER, **trainer}, output=output, seed=0, engine=engine, engine_options=options or {}

@@ -162,13 +162,14 @@ class Memory:
         held = 2 if self._half and sharding is not Sharding.zero0 else self._head.element_size()
         width = 2 if self._half else 4  # of products
         cast = width * table if held != width else 0  # of the output layer, under autocast
-        pieces = sharding in (Sharding.zero3, Sharding.fsdp)  # of the output layer, which is called as it is then
-        if pieces or numbers <= loss_revision.MOST_LOGITS:
+        # FSDP's pieces of the output layer are called as they are; ZeRO-3's are put together, and never called.
+        at_once = sharding is Sharding.fsdp or numbers <= loss_revision.MOST_LOGITS
+        if at_once and sharding is not Sharding.zero3:
             # They, their log-probabilities, and the gradients of both, in float32 in every precision; behind a cap,
             # also what it is the product of.
             return (16.0 if self._shaping.cap is None else 20.0) * numbers + cast
         copies = 1 if self._shaping.cap is None else 2
-        rows = max(1, loss_revision.MOST_LOGITS // copies // self._vocabulary)
+        rows = max(1, min(labels, loss_revision.MOST_LOGITS // copies // self._vocabulary))
         chunk = rows * self._vocabulary * (4 * copies + (2 if width == 2 else 0))
         of_hidden = 4 * labels * self._hidden  # gradients come with the sum, and are scaled on the way back
         trains = self._head.requires_grad

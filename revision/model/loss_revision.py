@@ -77,7 +77,8 @@ def output_loss(
 
     Args:
         head: hidden states to logits of V words. A plain linear layer is computed in chunks where there would be more
-            than `MOST_LOGITS` logits; any other (sharded by an engine, wrapped by an adapter) is called once.
+            than `MOST_LOGITS` logits, or where ZeRO-3 has its weights; any other (sharded, wrapped by an adapter) is
+            called once.
         hidden: [n, H].
         targets: int64 [n].
         shaping: of the layer's numbers into logits.
@@ -85,7 +86,7 @@ def output_loss(
     Returns:
         The sum in float32, and logits float32 [n, V], or None where they were computed in chunks.
     """
-    if is_whole_linear(head) and len(targets) * head.out_features > MOST_LOGITS:
+    if is_whole_linear(head) and (_is_gathered(head) or len(targets) * head.out_features > MOST_LOGITS):
         copies = 1 if shaping.cap is None else 2  # a cap's derivative is as large as the logits
         chunk = max(1, MOST_LOGITS // copies // head.out_features)
         return linear_cross_entropy(hidden, head.weight, targets, bias=head.bias, chunk=chunk, shaping=shaping), None
@@ -97,6 +98,14 @@ def is_whole_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a layer is a plain linear one with all of its weights here, and not a shard that an engine gathers."""
     whole = (head.out_features, head.in_features) if type(head) is nn.Linear else None
     return whole is not None and type(head.weight) is nn.Parameter and head.weight.shape == whole
+
+
+def _is_gathered(head: nn.Linear) -> bool:
+    """Whether ZeRO-3 has put the weights together, as it does for the whole pass where a forward looks at them.
+
+    Then no process may call the layer: each call is a round of messages to all, and they differ in their labels.
+    """
+    return hasattr(head.weight, "ds_id")
 
 
 def linear_cross_entropy(

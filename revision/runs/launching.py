@@ -1,8 +1,8 @@
 """`python -m revision.runs.launching OPTIONS -m revision COMMAND ...`: torchrun on this machine, for a plain command.
 
 Each process says for itself what is wrong. torchrun would add a page of its own; here its exit code is that of the
-first process that failed, and a sentence is added where that one could not speak. Of equal sentences of several processes
-one is shown (`say_once`).
+first process that failed, and a sentence is added where that one could not speak. Of equal sentences of several
+processes one is shown (`say_once`).
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from revision.embeddings.layout import file_sha256, write_whole
 
 MANIFEST = "manifest.json"
 VERSION = 1
+_ONWARD = "the same command goes on from its last checkpoint, if there is one"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def record(folder: Path, names: Iterable[str]) -> dict[str, Entry]:
 
 
 @contextmanager
-def writing(place: Path, onward: str = "the same command goes on from its last checkpoint") -> Iterator[None]:
+def writing(
+    place: Path, onward: str = "the same command goes on from its last checkpoint, if there is one"
+) -> Iterator[None]:
     """Turns what the disk refuses, while a file or a folder is written, into one sentence.
 
     Args:
@@ -70,6 +73,8 @@ def reason_of(error: Exception) -> str:
     known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if known or "No space left" in str(error):
         return "the disk is full"
+    if "Connection closed by peer" in str(error):
+        return "another process has stopped, and said why"
     return str(error).strip().split("\n")[0]
 
 

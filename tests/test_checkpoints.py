@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from revision import folders
 from revision.training import checkpoints, ranks
 from revision.training.checkpoints import Checkpoints
 
@@ -73,7 +76,63 @@ def test_a_checkpoint_of_all_is_listed_in_full_and_found_by_all(together: Any, t
 
     assert together(act) == [(tmp_path / "checkpoint-3", tmp_path / "checkpoint-2")] * WORLD
     manifest = json.loads((tmp_path / "checkpoint-3" / "manifest.json").read_text())
-    assert sorted(manifest["files"]) == ["shard-0", "shard-1"]
+    assert sorted(manifest["files"]) == ["identity.json", "shard-0", "shard-1"]
+
+
+def alone(folder: Path, **identity: object) -> Checkpoints:
+    """A run with a regular checkpoint after step 2."""
+    ours = Checkpoints(folder, every=2)
+    assert ours.open(identity) is None
+    ours.write(2, lambda aside: (aside / "weights").write_text("w"), alone=False)
+    return ours
+
+
+def test_each_checkpoint_knows_whose_it_is(tmp_path: Path) -> None:
+    alone(tmp_path, rate=1)
+    (tmp_path / "identity.json").write_text("")
+    assert Checkpoints(tmp_path).open({"rate": 1}) == tmp_path / "checkpoint-2"
+    with pytest.raises(ValueError, match=r"holds checkpoints of a run that differs in rate: 1 -> 2; restore it"):
+        Checkpoints(tmp_path).open({"rate": 2})
+
+
+def test_one_that_does_not_say_whose_it_is_is_refused(tmp_path: Path) -> None:
+    alone(tmp_path, rate=1)
+    names = folders.names_of(tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-2" / "identity.json").unlink()
+    names.remove("identity.json")
+    folders.write_manifest(tmp_path / "checkpoint-2", folders.record(tmp_path / "checkpoint-2", names))
+    assert Checkpoints(tmp_path).open({"rate": 1}) == tmp_path / "checkpoint-2", "as older versions leave them"
+    (tmp_path / "identity.json").write_text("{")
+    with pytest.raises(ValueError, match=r"checkpoint-2 has no identity.json that can be read .* delete"):
+        Checkpoints(tmp_path).open({"rate": 1})
+
+
+def test_nobody_returns_to_a_damaged_checkpoint(tmp_path: Path) -> None:
+    ours = alone(tmp_path)
+    assert ours.regular() == tmp_path / "checkpoint-2"
+    (tmp_path / "checkpoint-2" / "weights").write_text("v")
+    with pytest.raises(ValueError, match=r"checkpoint-2, .* is damaged \(weights has been altered\); the same command"):
+        ours.regular()
+
+
+def test_a_full_disk_is_called_one_whatever_an_engine_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = alone(tmp_path)
+
+    def fail(aside: Path) -> None:
+        raise RuntimeError("unexpected pos 191872 vs 191760")
+
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        ours.write(4, fail, alone=False)
+    with pytest.raises(ValueError, match=r"cannot be written to .*: unexpected pos 191872 vs 191760; checkpoint-2 is"):
+        ours.write(4, fail, alone=True)
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ValueError, match=r"cannot be written to .*: the disk is full; checkpoint-2 is whole"):
+        ours.write(4, fail, alone=True)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["checkpoint-2", "identity.json"]
 
 
 def test_a_folder_that_is_not_shared_is_refused_at_the_start(together: Any, tmp_path: Path) -> None:

@@ -192,3 +192,12 @@ def test_writing_holds_eight_bytes_a_line(tmp_path: Path) -> None:
 def test_lines_are_json(tmp_path: Path) -> None:
     Lines.written(tmp_path / "kept", ["a", ["b", 1]])
     assert [json.loads(line) for line in (tmp_path / "kept.jsonl").open()] == ["a", ["b", 1]]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("revision.data.lines.write_whole", full)
+    with pytest.raises(ValueError, match=r"texts cannot be written: the disk is full; .* give the same command again"):
+        Lines.written(tmp_path / "texts", ["a"])

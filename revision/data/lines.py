@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from revision import folders
 from revision.embeddings.layout import HashingFile, write_whole
 
 
@@ -42,7 +43,11 @@ class Lines:
 
     @classmethod
     def written(cls, path: Path, values: Iterable[object]) -> Lines:
-        """Writes values, one by one and in constant memory but for 8 bytes each; either file is there whole or not."""
+        """Writes values, one by one and in constant memory but for 8 bytes each; either file is there whole or not.
+
+        Raises:
+            ValueError: the disk is full, or cannot be written.
+        """
         starts = array("q", [0])
 
         def write(file: HashingFile) -> None:
@@ -50,9 +55,10 @@ class Lines:
             for value in values:
                 starts.append(starts[-1] + file.write(f"{json.dumps(value)}\n".encode()))
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(_text(path), write)
-        write_whole(_starts(path), lambda file: np.save(file, np.asarray(starts, np.int64), allow_pickle=False))
+        with folders.writing(path, "give the same command again"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(_text(path), write)
+            write_whole(_starts(path), lambda file: np.save(file, np.asarray(starts, np.int64), allow_pickle=False))
         return cls(path)
 
     @classmethod

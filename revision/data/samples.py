@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from revision import folders
 from revision.data.lines import Lines
 from revision.data.rows import Rows
 from revision.embeddings import EmbeddingStore
@@ -134,7 +135,8 @@ class KeptSamples:
                 yield [str(one.name), one.row, [[turn.role, turn.content] for turn in one.messages]]
 
         Lines.written(path, values())
-        write_whole(_rows_file(path), lambda file: np.save(file, np.asarray(rows, np.int64), allow_pickle=False))
+        with folders.writing(_rows_file(path), "give the same command again"):
+            write_whole(_rows_file(path), lambda file: np.save(file, np.asarray(rows, np.int64), allow_pickle=False))
         return cls(path)
 
     def __reduce__(self) -> tuple[type[KeptSamples], tuple[Path]]:

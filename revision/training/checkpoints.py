@@ -13,6 +13,7 @@ there, and all stop where one of them does not see it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from revision.training import ranks
 
 IDENTITY = "identity.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
+_PROBE = 2**20  # bytes that are written to see whether a disk is full
 _PATIENCE = 60.0  # seconds; storage over a network shows what another machine has written after so many at most
 
 
@@ -45,6 +47,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int = 2, every: int | None = None) -> None:
         self.folder, self.keep, self.every = folder, keep, every
+        self._identity: dict[str, Any] = {}  # of the run, once it is opened
 
     def all(self) -> list[Path]:
         """Those that this process sees, the newest first."""
@@ -55,16 +58,24 @@ class Checkpoints:
         """The newest regular one.
 
         Raises:
-            ValueError: a process does not see it.
+            ValueError: a process does not see it, or it is damaged.
         """
         newest = self._regular()
-        return next(iter(self._shared([] if newest is None else [newest])), None)
+        found = next(iter(self._shared([] if newest is None else [newest])), None)
+        broken = [] if found is None else [fault for share in ranks.gather(_faults(found)) for fault in share]
+        if broken:
+            raise ValueError(
+                f"{found}, which the run would return to, is damaged ({broken[0]}); the same command goes on from the "
+                "newest checkpoint that is whole"
+            )
+        return found
 
     def open(self, identity: Mapping[str, Any]) -> Path | None:
         """Clears away what was left half-written, and gives the newest checkpoint that is whole; None: there is none.
 
         Args:
-            identity: everything that the run's result depends on, as plain values; kept beside the checkpoints.
+            identity: everything that the run's result depends on, as plain values; kept beside the checkpoints, and in
+                each of them.
 
         Raises:
             ValueError: checkpoints of another identity, with the fields that differ; none that is whole, now or at an
@@ -76,18 +87,18 @@ class Checkpoints:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         ranks.agree(None)
         found = self._shared(self.all())
-        now = json.loads(json.dumps(identity))
+        self._identity = json.loads(json.dumps(identity))
+        newest = self._newest_whole(found)
         failure = None
-        if found:
-            failure = self._difference(now)
+        if newest is not None:
+            failure = self._difference(newest)
         elif any(self.folder.glob("damaged-checkpoint-*")):
             failure = self._none_whole()
         elif ranks.rank() == 0:
-            text = json.dumps(now, indent=1, sort_keys=True) + "\n"
-            write_whole(self.folder / IDENTITY, lambda file: file.write(text.encode()))
+            self._write_identity(self.folder)
         ranks.agree(failure)
-        self._require_seen([self.folder / IDENTITY])
-        return self._newest_whole(found)
+        self._require_seen([self.folder / IDENTITY] if newest is None else [])
+        return newest
 
     def write(self, step: int, save: Callable[[Path], object], *, alone: bool) -> Path:
         """Writes one checkpoint.
@@ -107,6 +118,7 @@ class Checkpoints:
         self._try(step, lambda: _renew(aside) if main else None)
         try:
             self._try(step, lambda: save(aside), alone=alone)
+            self._try(step, lambda: self._write_identity(aside) if main else None)
             names = sorted({name for listed in ranks.gather(folders.names_of(aside)) for name in listed})
             self._require_seen([aside / name for name in names])
             entries: dict[str, folders.Entry] = {}
@@ -137,8 +149,9 @@ class Checkpoints:
         except expected as error:
             newest = next(iter(self.all()), None)
             after = "there is none before it" if newest is None else f"{newest.name} is whole"
+            reason = "the disk is full" if _is_full(self.folder) else folders.reason_of(error)
             failure = (
-                f"the checkpoint after step {step} cannot be written to {self.folder}: {folders.reason_of(error)}; "
+                f"the checkpoint after step {step} cannot be written to {self.folder}: {reason}; "
                 f"{after}: mend the cause, and the same command goes on from there"
             )
             if alone and ranks.together():
@@ -172,18 +185,26 @@ class Checkpoints:
     def _is_regular(self, folder: Path) -> bool:
         return self.every is not None and step_in(folder) % self.every == 0
 
-    def _difference(self, now: Mapping[str, Any]) -> str | None:
-        mark = self.folder / IDENTITY
-        remedy = "restore it to resume the run, or delete the folder to start anew"
-        if not mark.is_file():
-            return f"{self.folder} holds checkpoints, but no {IDENTITY} that says of what; delete the folder"
-        then = json.loads(mark.read_text(encoding="utf-8"))
+    def _write_identity(self, folder: Path) -> None:
+        text = json.dumps(self._identity, indent=1, sort_keys=True) + "\n"
+        write_whole(folder / IDENTITY, lambda file: file.write(text.encode()))
+
+    def _difference(self, newest: Path) -> str | None:
+        """Why a checkpoint is none of this run, in a sentence."""
+        inside, beside = newest / IDENTITY, self.folder / IDENTITY  # beside alone: an older version of this program's
+        mark = inside if inside.is_file() else beside
+        try:
+            then = json.loads(mark.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return f"{newest} has no {IDENTITY} that can be read and says of what run it is; delete {self.folder}"
         if not isinstance(then, dict):
             return f"{self.folder} holds checkpoints of an older version of this program; delete the folder"
+        now = self._identity
         fields = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
         if not fields:
             return None
         shown = "; ".join(f"{name}: {_shown(then.get(name))} -> {_shown(now.get(name))}" for name in fields)
+        remedy = "restore it to resume the run, or delete the folder to start anew"
         return f"{self.folder} holds checkpoints of a run that differs in {shown}; {remedy}"
 
     def _newest_whole(self, found: list[Path]) -> Path | None:
@@ -231,6 +252,18 @@ def _faults(folder: Path) -> list[str]:
 def _renew(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether no small file can be added; what engines say of a full disk does not tell."""
+    probe = folder / f".probe-{ranks.rank()}"
+    try:
+        probe.write_bytes(bytes(_PROBE))
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    finally:
+        probe.unlink(missing_ok=True)
+    return False
 
 
 def _shown(value: Any) -> str:

@@ -219,6 +219,47 @@ def test_every_sample_of_a_shard_is_a_record(tmp_path: Path) -> None:
         list(records.read_texts(write_tar(shard, {"a.txt": b"x", "c.heic": b""})))
 
 
+def link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_links_in_shards_are_the_files_they_lead_to(tmp_path: Path) -> None:
+    """A packer writes a file it has met before as a hard link; symbolic links start from their own folder."""
+    shard = tmp_path / "s.tar"
+    with tarfile.open(shard, "w") as archive:
+        for member, data in [
+            (tarfile.TarInfo("x/a.png"), png(1)), (link("x/b.png", "x/a.png", tarfile.LNKTYPE), b""),
+            (link("x/c.png", "d.png", tarfile.SYMTYPE), b""), (tarfile.TarInfo("x/c.txt"), b"c"),
+            (link("x/d.png", "../y/e.png", tarfile.SYMTYPE), b""), (tarfile.TarInfo("y/e.png"), png(5)),
+        ]:  # fmt: skip
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    found = list(records.read_images(shard))
+    assert [image.id for image in found] == ["a", "b", "c", "d", "e"] and records.count_records(shard, "image") == 5
+    assert [np.asarray(open_picture(image.picture))[0, 0, 0] for image in found] == [1, 1, 5, 5, 5]
+    assert str(found[2].picture) == f"{shard}, x/c.png"
+    assert [image.id for image in records.read_images(shard, wanted=since(2))] == ["c", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("member", "sentence"),
+    [
+        (link("b.png", "gone.png", tarfile.SYMTYPE), r"s\.tar, b\.png: it links to gone\.png, where the shard has no"),
+        (link("b.png", "/etc/hostname", tarfile.SYMTYPE), r"b\.png: it links to /etc/hostname, where the shard has no"),
+        (link("b.png", "b.png", tarfile.SYMTYPE), r"b\.png: it links to b\.png, where the shard has no file; pack"),
+        (link("b.png", "gone.png", tarfile.LNKTYPE), r"b\.png: it links to gone\.png, where the shard has no file"),
+        (link("b.png", "", tarfile.FIFOTYPE), r"b\.png: it is no file and links to none; leave it out"),
+    ],
+)
+def test_links_in_shards_that_lead_nowhere(tmp_path: Path, member: tarfile.TarInfo, sentence: str) -> None:
+    with tarfile.open(write_tar(tmp_path / "s.tar", {"a.png": png()}), "a") as archive:
+        archive.addfile(member)
+    with pytest.raises(ValueError, match=sentence):
+        records.count_records(tmp_path / "s.tar", "image")
+
+
 def test_members_whose_names_are_not_utf8(tmp_path: Path) -> None:
     """Latin-1, as old archivers wrote it: id and place are texts that a sidecar can hold."""
     latin = {os.fsdecode(name): png(1) for name in (b"caf\xe9.png", b"caf\xe8.png")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -20,7 +21,8 @@ def rows(path: Path, *, pictures: bool, others: bool = False, wanted: Spans = AL
 
     A row holds the fields of the sample's `.json`, and besides: `id`, its name, where the `.json` has no `id`; `image`,
     its picture as a blob; `text`, its `.txt`, where the `.json` has no `text`. Further files are passed over, and so
-    are hidden ones. A sample begins at its first file of whatever ending, so that none is lost without a word.
+    are hidden ones. A sample begins at its first file of whatever ending, so that none is lost without a word. A link
+    stands for the file of the shard that it leads to.
 
     Args:
         pictures: False: the bytes of pictures are left out.
@@ -29,23 +31,23 @@ def rows(path: Path, *, pictures: bool, others: bool = False, wanted: Spans = AL
         wanted: samples by number; of the others, the headers alone are read.
 
     Raises:
-        ValueError: the shard is damaged, a `.json` or `.txt` in it is malformed, or a sample has two pictures.
+        ValueError: the shard is damaged, a `.json` or `.txt` in it is malformed, a sample has two pictures, or a link
+            leads to no file of the shard.
     """
-    number = 0
-    sample = _Sample(path, read=number in wanted)
+    number, links = 0, _Links(path)
+    sample = _Sample(path, links, read=number in wanted)
     try:
-        # Names are UTF-8 wherever the shard is read. What is not, becomes escapes that a sidecar can hold.
-        with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as archive:
+        with _open(path) as archive:
             for member in archive:
                 archive.members.clear()  # type: ignore[attr-defined]  # else every header stays in memory
-                name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                if not member.isfile() or PurePosixPath(name).name.startswith("."):
+                name = _shown(member.name)
+                if member.isdir() or PurePosixPath(name).name.startswith("."):
                     continue
                 key, extension = _split(name)
                 if sample.files and key != sample.key:
                     number += 1
                     yield sample.row(archive, pictures=pictures, others=others)
-                    sample = _Sample(path, read=number in wanted)
+                    sample = _Sample(path, links, read=number in wanted)
                 sample.key = key
                 sample.add(archive, member, name, extension, pictures)
             _require_end(archive, path)
@@ -55,6 +57,15 @@ def rows(path: Path, *, pictures: bool, others: bool = False, wanted: Spans = AL
         raise ValueError(
             f"{path} is not a whole, uncompressed tar shard (after sample {number}): {error}; fetch or unpack it anew"
         ) from error
+
+
+def _open(path: Path) -> tarfile.TarFile:
+    return tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape")
+
+
+def _shown(name: str) -> str:
+    """A member's name. It is UTF-8 wherever the shard is read; what is not, becomes escapes that a sidecar can hold."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _require_end(archive: tarfile.TarFile, path: Path) -> None:
@@ -81,17 +92,57 @@ def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return data
 
 
+class _Links:
+    """The files that hard and symbolic links of a shard lead to.
+
+    The headers of a shard are held only once it turns out to have links: `tarfile` would look for the end of a link
+    among the members that it holds, and here it holds none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._members: dict[str, tarfile.TarInfo] | None = None
+
+    def followed(self, member: tarfile.TarInfo) -> tarfile.TarInfo:
+        """The file itself, or the one that a link leads to, over further links too.
+
+        Raises:
+            ValueError: it leads to no file of the shard.
+        """
+        file, passed = member, set[str]()
+        while file.issym() or file.islnk():
+            folder = posixpath.dirname(file.name) if file.issym() else ""  # a hard link is named from the top
+            target = posixpath.normpath(posixpath.join(folder, file.linkname))
+            if target in passed or target not in self._named():
+                raise ValueError(
+                    f"{self._path}, {_shown(member.name)}: it links to {_shown(member.linkname)}, where the shard has "
+                    "no file; pack the file itself in its place"
+                )
+            passed.add(target)
+            file = self._named()[target]
+        if not file.isfile():
+            raise ValueError(f"{self._path}, {_shown(member.name)}: it is no file and links to none; leave it out")
+        return file
+
+    def _named(self) -> dict[str, tarfile.TarInfo]:
+        if self._members is None:
+            with _open(self._path) as archive:
+                self._members = {posixpath.normpath(member.name): member for member in archive}
+        return self._members
+
+
 class _Sample:
     """The files of one sample that have been met so far.
 
     Args:
         path: of the shard.
+        links: of the shard.
         read: False: its files are counted, not read.
     """
 
-    def __init__(self, path: Path, *, read: bool) -> None:
+    def __init__(self, path: Path, links: _Links, *, read: bool) -> None:
         self.key, self.files = "", 0
-        self._path, self._read = path, read
+        self._path, self._links, self._read = path, links, read
         self._held: dict[str, Any] = {}  # of "picture", "json" and "text" what is there
         self._other: tuple[str, tarfile.TarInfo] | None = None  # the first file of an unknown ending, unread
 
@@ -100,6 +151,7 @@ class _Sample:
         self.files += 1
         if not self._read:
             return
+        member = self._links.followed(member)
         where = f"{self._path}, {name}"
         is_picture = extension.rpartition(".")[2] in ENDINGS
         field = "picture" if is_picture else "json" if extension == "json" else "text"

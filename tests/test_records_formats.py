@@ -306,6 +306,20 @@ def test_folders_of_pictures_that_cannot_be_records(tmp_path: Path) -> None:
         records.count_records(tmp_path, "image")
 
 
+@pytest.mark.parametrize("name", ["data/train-0.parquet", "data/0.tar", "a/b/talks.jsonl.gz", "train/data-0.arrow"])
+def test_one_picture_does_not_hide_the_records_below(tmp_path: Path, name: str) -> None:
+    """A snapshot of the hub: a logo on top, the data in a folder."""
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / "logo.png").write_bytes(png())
+    (tmp_path / name).write_bytes(b"x")
+    sentence = rf"^{tmp_path} holds pictures, and {name}, whose .*; name the folder of .*, such as {tmp_path}/.*, or move"
+    for read in (lambda: records.count_records(tmp_path, "image"), lambda: records.fingerprint(tmp_path)):
+        with pytest.raises(ValueError, match=sentence):
+            read()
+    (tmp_path / name).rename((tmp_path / name).with_name("describes.json"))
+    assert records.count_records(tmp_path, "image") == 1, "what a .json beside pictures holds describes them"
+
+
 def test_folders_of_two_kinds_of_records(tmp_path: Path) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))

@@ -24,7 +24,6 @@ _KNOWN = (
 _HEAD = 4096  # bytes that tell a format
 _CONTAINERS = ("parquet", "tar")  # files that may hold terabytes of pictures
 _LARGE = 1 << 30
-_OF_FOLDERS = ("tar", "parquet", "jsonl", "jsonl.gz", "ndjson", "ndjson.gz")  # endings of records files in a folder
 
 
 def open_rows(location: Location, parts: tuple[str, ...], *, pictures: bool, wanted: Spans) -> Iterator[LocatedAny]:
@@ -104,7 +103,7 @@ def local(location: Location) -> Path:
 
 
 def _is_of_pictures(path: Path) -> bool:
-    """Whether a location is a folder that holds no records files, but pictures."""
+    """Whether a location is a folder with no records files in it, but pictures in it or below."""
     return path.is_dir() and not _of_folder(path) and picture_files.holds_pictures(path)
 
 
@@ -116,10 +115,10 @@ def _of_folder(path: Path) -> list[Path]:
     Raises:
         ValueError: they are of several kinds, of which one would go unread.
     """
-    found = {ending: sorted(path.glob(f"*.{ending}")) for ending in _OF_FOLDERS}
+    found = {ending: sorted(path.glob(f"*.{ending}")) for ending in picture_files.ENDINGS_OF_RECORDS}
     shards = {file.stem for file in found["tar"]}
     found["parquet"] = [file for file in found["parquet"] if file.stem not in shards]
-    kinds = [ending for ending in _OF_FOLDERS if found[ending]]
+    kinds = [ending for ending, files in found.items() if files]
     if len(kinds) > 1:
         first, second = kinds[:2]
         raise ValueError(

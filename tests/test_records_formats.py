@@ -158,6 +158,66 @@ def test_pictures_inside_of_files(tmp_path: Path) -> None:
         assert records.count_records(location, "image") == 2
 
 
+def media_table() -> datasets.Dataset:
+    """A row with a sound, a video, and pictures in a list and in a list of structs; none of them can be decoded."""
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    cell = {"bytes": b"RIFF", "path": None}
+    features = datasets.Features({
+        "id": datasets.Value("string"), "image": datasets.Audio(), "clip": datasets.Video(),
+        "views": datasets.List(datasets.Image()), "parts": datasets.List({"view": datasets.Image()}),
+    })  # fmt: skip
+    table = pa.table({
+        "id": ["a"], "image": pa.array([cell], kind), "clip": pa.array([cell], kind),
+        "views": pa.array([[cell]], pa.list_(kind)),
+        "parts": pa.array([[{"view": cell}]], pa.list_(pa.struct({"view": kind}))),
+    })  # fmt: skip
+    return datasets.Dataset(table.cast(features.arrow_schema), info=datasets.DatasetInfo(features=features))
+
+
+@pytest.mark.parametrize("form", ["saved", "hub", "streamed"])
+def test_nothing_in_a_data_set_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """Decoding a sound or a video takes libraries that need not be there."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    location: Path | str = tmp_path / "saved"
+    if form == "saved":
+        media_table().save_to_disk(location)
+    else:
+        (tmp_path / "hub").mkdir()
+        media_table().to_parquet(tmp_path / "hub" / "train.parquet")
+        location = f"hf://{tmp_path}/hub?split=train" + "&streaming=true" * (form == "streamed")
+    (row,) = records.read_rows(location)
+    assert row["image"].content == row["clip"].content == b"RIFF"
+    assert [view["bytes"] for view in [*row["views"], row["parts"][0]["view"]]] == [b"RIFF", b"RIFF"]
+    assert records.count_records(location, "image") == 1
+    assert not list((tmp_path / "saved").glob("cache-*")), "nothing is written anew"
+
+
+def test_a_data_set_that_needs_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+
+    def refuse(*given: Any, **options: Any) -> Any:
+        raise ImportError("To support decoding, please install 'torchcodec'.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.Dataset, "select", refuse)
+        with pytest.raises(ValueError, match=r"saved cannot be read \(after row 0\): .* install 'torchcodec'"):
+            list(records.read_rows(tmp_path / "saved"))
+    monkeypatch.setattr(datasets, "load_from_disk", refuse)
+    with pytest.raises(ValueError, match=r"is not a readable data set of `datasets`: .* install 'torchcodec'"):
+        list(records.read_rows(tmp_path / "saved"))
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ValueError, match=r"cannot be loaded: .* install 'torchcodec'"):
+        list(records.read_rows("hf://owner/name"))
+
+
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="datasets before 4.7")
+def test_json_inside_of_a_data_set_is_read(tmp_path: Path) -> None:
+    features = datasets.Features({"turns": datasets.Json(), "view": datasets.Image()})
+    rows = [{"turns": [1, "x"], "view": None}]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "saved")
+    assert next(iter(records.read_rows(tmp_path / "saved")))["turns"] == [1, "x"]
+
+
 @pytest.mark.parametrize("form", ["saved", "parquet"])
 def test_records_of_pictures_alone(tmp_path: Path, form: str) -> None:
     """Without its column of pictures such a table has no column, but still its rows."""
@@ -312,7 +372,9 @@ def test_one_picture_does_not_hide_the_records_below(tmp_path: Path, name: str) 
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / "logo.png").write_bytes(png())
     (tmp_path / name).write_bytes(b"x")
-    sentence = rf"^{tmp_path} holds pictures, and {name}, whose .*; name the folder of .*, such as {tmp_path}/.*, or move"
+    sentence = (
+        rf"^{tmp_path} holds pictures, and {name}, whose .*; name the folder of .*, such as {tmp_path}/.*, or move"
+    )
     for read in (lambda: records.count_records(tmp_path, "image"), lambda: records.fingerprint(tmp_path)):
         with pytest.raises(ValueError, match=sentence):
             read()

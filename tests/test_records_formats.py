@@ -133,6 +133,29 @@ def test_hub_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamin
         list(records.read_texts(location.replace("split=", "splt=")))
 
 
+def test_splits_of_the_hub_that_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "train.jsonl").write_text(json.dumps(ROWS[0]))
+    (tmp_path / "corpus" / "test.jsonl").write_text(json.dumps(ROWS[1]))
+    for plus in ("+", "%2B"):
+        assert list(records.read_texts(f"hf://{tmp_path}/corpus?split=train{plus}test")) == TEXTS[:2]
+    assert list(records.read_texts(f"hf://{tmp_path}/corpus?split=train[:50%25]+test")) == TEXTS[1:2]
+
+
+def test_what_a_download_keeps_beside_a_data_set_is_not_of_it(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "train.jsonl").write_text(json.dumps(ROWS[0]))
+    location = f"hf://{tmp_path}/corpus?split=train"
+    before = records.fingerprint(location)
+    for name in (".cache/huggingface/download/train.jsonl.metadata", ".gitattributes"):
+        (tmp_path / "corpus" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "corpus" / name).write_text("x")
+        assert records.fingerprint(location) == before
+    (tmp_path / "corpus" / "test.jsonl").write_text(json.dumps(ROWS[1]))
+    assert records.fingerprint(location) != before
+
+
 def test_pictures_inside_of_files(tmp_path: Path) -> None:
     """A tar shard, a parquet file of bytes, one as `datasets` writes it, and a saved data set: the same pictures."""
     names, contents = ["x", "y"], [png(10), png(200)]

@@ -63,7 +63,7 @@ def hub_fingerprint(location: str, sample: Callable[[Path], str] = file_sample) 
     """
     name, options = _parse(location)
     if Path(name).is_dir():
-        files = [file for file in sorted(Path(name).rglob("*")) if file.is_file()]
+        files = [file for file in sorted(Path(name).rglob("*")) if file.is_file() and not _is_hidden(file, Path(name))]
     elif options.get("streaming") == "true":
         return hashlib.sha256(f"{location} {_revision(name, options)}".encode()).hexdigest()
     else:
@@ -72,10 +72,16 @@ def hub_fingerprint(location: str, sample: Callable[[Path], str] = file_sample) 
     return hashlib.sha256(f"{location} {listed}".encode()).hexdigest()
 
 
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Whether a file is not of the data, as what `hf download --local-dir` keeps in `.cache`."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
 def _parse(location: str) -> tuple[str, dict[str, str]]:
     """Name and options of a location."""
     url = urlsplit(_SCHEME + location.split(":", 1)[1].removeprefix("/").removeprefix("/"))
-    options = dict(parse_qsl(url.query, keep_blank_values=True))
+    # A plus joins splits here; in the query of a web page it would be a blank.
+    options = dict(parse_qsl(url.query.replace("+", "%2B"), keep_blank_values=True))
     name = f"{url.netloc}{url.path}"
     if location.startswith((_SCHEME + "/", "hf:///")):  # a folder of this machine
         name = "/" + name.lstrip("/")

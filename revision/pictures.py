@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -29,6 +30,10 @@ Preprocess = Callable[[Any], torch.Tensor]
 
 # How many times as long as wide a picture may be. Scaled by the shorter side, one of 100,000 x 1 would fill the memory.
 MOST_ELONGATED = 200
+
+# Pixels that a picture may have. Telephones give up to 108 million in one shot; bringing so many to RGB takes up to 20
+# bytes each, 2 GB in every decoding process. Pillow's own limit is half as many again.
+MOST_PIXELS = 120_000_000
 
 # The formats that are decoded, by Pillow's names; TGA has no first bytes of its own and is tried last. All of them are
 # rasters that Pillow reads by itself: it would hand an EPS, whatever the file is called, to another program.
@@ -52,7 +57,6 @@ _DECODING_ERRORS = (
     TypeError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -113,15 +117,24 @@ def open_picture(path: Picture) -> Image.Image:
         An RGB image without alpha, fully decoded.
 
     Raises:
-        ValueError: the file does not exist, is a folder, may not be read, is not a picture of `FORMATS`, or is damaged.
+        ValueError: the file does not exist, is a folder, may not be read, is not a picture of `FORMATS`, is damaged, or
+            has more than `MOST_PIXELS`.
     """
     if isinstance(path, Path) and (problem := absence(path)):
         raise ValueError(f"picture {path} {problem}")
+    too_large = f"picture {path} has more than {MOST_PIXELS:,} pixels, the most that are decoded; scale it down"
     try:
-        with Image.open(BytesIO(path.content) if isinstance(path, Blob) else path, formats=FORMATS) as file:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limits are not ours
+            opened = Image.open(BytesIO(path.content) if isinstance(path, Blob) else path, formats=FORMATS)
+        with opened as file:
+            if file.width * file.height > MOST_PIXELS:  # as its header says: nothing is decoded yet
+                raise Image.DecompressionBombError
             file.load()
-            picture = ImageOps.exif_transpose(file)
-            return _on_white(picture)
+            ImageOps.exif_transpose(file, in_place=True)
+            return _on_white(file)
+    except Image.DecompressionBombError as error:
+        raise ValueError(too_large) from error
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{path} is not a picture of a format that is read: {', '.join(FORMATS)}") from error
     except _DECODING_ERRORS as error:
@@ -137,7 +150,7 @@ def _on_white(picture: Image.Image) -> Image.Image:
         raise ValueError("its pixels are floating-point numbers, whose range the file does not tell")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
-    layer = picture.convert("RGBA")
+    layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")  # which would be a copy
     white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, layer).convert("RGB")
 

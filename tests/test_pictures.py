@@ -2,12 +2,13 @@
 
 import errno
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageFile
 from tiny_encoder import make_picture
 
 from revision.pictures import (
@@ -138,11 +139,29 @@ def test_truncated_pictures(tmp_path: Path, suffix: str) -> None:
         open_picture(file)
 
 
-def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = make_picture(tmp_path / "p.png", seed=0)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"is damaged: Image size .560 pixels. exceeds limit"):
+@pytest.mark.parametrize("form", ["png", "jpg", "gif", "tif", "webp"])
+def test_pictures_of_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """As the header says: nothing of them is decoded. Pillow's own limit, where that is lower, says the same."""
+    file = make_picture(tmp_path / f"p.{form}", seed=0)
+    monkeypatch.setattr("revision.pictures.MOST_PIXELS", 560)
+    assert open_picture(file).size == (28, 20)
+    monkeypatch.setattr("revision.pictures.MOST_PIXELS", 559)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    sentence = rf"^picture {file} has more than 559 pixels, the most that are decoded; scale it down$"
+    with pytest.raises(ValueError, match=sentence):
         open_picture(file)
+    assert read_pixels([file], first_pixel).sizes == [0]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=sentence):
+        open_picture(file)
+
+
+def test_pictures_between_both_limits_bring_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = make_picture(tmp_path / "p.png", seed=0)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_picture(file).size == (28, 20)
 
 
 def first_pixel(picture: Image.Image) -> torch.Tensor:

@@ -12,7 +12,7 @@ import struct
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -238,32 +238,88 @@ def read_pixel_batches(
     """Yields `read_pixels` of every batch, in order, decoded ahead of the consumer by `workers` processes.
 
     The result does not depend on the number of workers; 0 decodes in this process. At most two batches a worker wait
-    in memory.
+    in memory, with the bytes that they come from. A file that ends the process that reads it (in practice: memory runs
+    out) becomes a reason, as an unreadable one does.
 
     Raises:
-        ValueError: a worker process died (in practice: memory ran out).
+        ValueError: processes do not start; or one died, but no file ends a process that reads it alone.
     """
     read = partial(read_pixels, preprocess=preprocess, open_file=open_file)
     if workers == 0:
         yield from map(read, batches)
         return
-    # A forked child inherits the locks of torch's thread pool in an unknown state, so workers are spawned.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        waiting: deque[Future[Pixels]] = deque()
+    stream, unread = iter(batches), deque[Sequence[Picture]]()
+    while True:
         try:
-            for batch in batches:
-                waiting.append(pool.submit(read, batch))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
+            yield from _read_ahead(unread, stream, read, workers)
+            return
+        except BrokenProcessPool:
+            culprits = 0
+        while unread and not culprits:  # nobody says which file it was
+            pixels, culprits = _read_one_by_one(unread.popleft(), read)
+            yield pixels
+        if not culprits:
             raise ValueError(
-                f"a process that decodes files died; memory may be short with workers={workers}: use fewer"
-            ) from error
+                "a process that decodes files died, but each of its files can be read alone; memory may be short with "
+                f"workers={workers}: use fewer"
+            )
+
+
+def _read_ahead(
+    unread: deque[Sequence[Picture]],
+    stream: Iterator[Sequence[Picture]],
+    read: Callable[[Sequence[Picture]], Pixels],
+    workers: int,
+) -> Iterator[Pixels]:
+    """Reads the batches of `unread`, then those of a stream. They stay in `unread` until their pixels are given out."""
+    with _processes(workers) as pool:
+        futures = deque[Future[Pixels]]()
+        try:
+            futures.extend(pool.submit(read, batch) for batch in unread)
+            while True:
+                while len(futures) <= 2 * workers and (batch := next(stream, None)) is not None:
+                    unread.append(batch)
+                    futures.append(pool.submit(read, batch))
+                if not futures:
+                    return
+                pixels = futures.popleft().result()
+                unread.popleft()
+                yield pixels
         finally:
-            for future in waiting:
+            for future in futures:
                 future.cancel()
+
+
+def _read_one_by_one(
+    batch: Sequence[Picture], read: Callable[[Sequence[Picture]], Pixels]
+) -> tuple[Pixels, int]:  # fmt: skip
+    """Reads each file by itself, in a fresh process after one that ends it; gives how many did, too."""
+    left, found, died = deque(batch), list[Pixels](), 0
+    while left:
+        with _processes(1) as pool:
+            try:
+                pool.submit(_one_thread).result()
+            except BrokenProcessPool as error:
+                raise ValueError("processes that decode files end as soon as they start; use workers=0") from error
+            try:
+                while left:
+                    found.append(pool.submit(read, [left[0]]).result())
+                    left.popleft()
+            except BrokenProcessPool:
+                reason = "ends the process that decodes it, in practice for want of memory; scale it down"
+                found.append(Pixels(torch.empty(0), [0], [f"{left.popleft()} {reason}"]))
+                died += 1
+    tensors = [pixels.tensor for pixels in found if len(pixels.tensor)]
+    return Pixels(
+        torch.cat(tensors) if tensors else torch.empty(0),
+        [size for pixels in found for size in pixels.sizes],
+        [problem for pixels in found for problem in pixels.problems],
+    ), died
+
+
+def _processes(number: int) -> ProcessPoolExecutor:
+    # A forked child inherits the locks of torch's thread pool in an unknown state, so workers are spawned.
+    return ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=_one_thread)
 
 
 def _one_thread() -> None:

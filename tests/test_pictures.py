@@ -222,16 +222,50 @@ def test_batch_of_problems_alone(tmp_path: Path) -> None:
 
 
 def kill_worker(picture: Image.Image) -> torch.Tensor:
-    """A preprocessing that ends its process, as running out of memory does."""
-    import os
+    """A preprocessing that ends its process, as running out of memory does, at a picture 5 pixels wide."""
+    if picture.width == 5:
+        os._exit(1)
+    return first_pixel(picture)
 
+
+def test_a_picture_that_ends_its_process_has_a_name(tmp_path: Path) -> None:
+    """All others are read as if nothing had been, those that were on their way too."""
+    bombs = (4,)
+    files = [make_picture(tmp_path / f"{n}.png", n, size=(3, 5 if n in bombs else 4)) for n in range(14)]
+    batches = [files[start : start + 3] for start in range(0, 14, 3)]
+    found = list(read_pixel_batches(iter(batches), kill_worker, workers=1))
+    assert [len(batch.problems) for batch in found] == [3, 3, 3, 3, 2]
+    problems = [problem for batch in found for problem in batch.problems]
+    reason = "ends the process that decodes it, in practice for want of memory; scale it down"
+    assert problems == [f"{file} {reason}" if n in bombs else None for n, file in enumerate(files)]
+    assert [size for batch in found for size in batch.sizes] == [0 if n in bombs else 12 for n in range(14)]
+    sound = [file for n, file in enumerate(files) if n not in bombs]
+    (alone,) = read_pixel_batches([sound], kill_worker, workers=0)
+    assert torch.equal(torch.cat([batch.tensor for batch in found if len(batch.tensor)]), alone.tensor)
+
+
+def die_once(picture: Image.Image) -> torch.Tensor:
+    """Ends the first of all processes that read a picture: no picture is to blame."""
+    try:
+        Path(os.environ["REVISION_TEST_DIED"]).touch(exist_ok=False)
+    except FileExistsError:
+        return first_pixel(picture)
     os._exit(1)
 
 
-def test_dead_worker_is_a_sentence(tmp_path: Path) -> None:
+def test_a_process_that_no_picture_has_ended_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REVISION_TEST_DIED", str(tmp_path / "died"))
     file = make_picture(tmp_path / "p.png", seed=0)
-    with pytest.raises(ValueError, match=r"a process that decodes files died; .* workers=1"):
-        list(read_pixel_batches([[file]], kill_worker, workers=1))
+    read = read_pixel_batches([[file, file]], die_once, workers=1)
+    assert next(read).problems == [None, None]
+    with pytest.raises(ValueError, match=r"each of its files can be read alone; memory may be short with workers=1"):
+        next(read)
+
+
+def test_processes_that_do_not_start_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("revision.pictures._one_thread", os.abort)
+    with pytest.raises(ValueError, match=r"processes that decode files end as soon as they start; use workers=0"):
+        list(read_pixel_batches([[make_picture(tmp_path / "p.png", seed=0)]], first_pixel, workers=1))
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,11 @@ def read_bytes(path: Picture) -> bytes:
     """The content of a file of any kind, for an encoder that decodes it itself.
 
     Raises:
-        ValueError: the file does not exist, is a folder, or may not be read.
+        ValueError: the file does not exist, is a folder, or may not be read; of a table or an archive, it is empty.
     """
     if isinstance(path, Blob):
+        if not path.content:
+            raise ValueError(f"{path} is empty")
         return path.content
     if problem := absence(path):
         raise ValueError(f"{path} {problem}")
@@ -122,6 +124,8 @@ def open_picture(path: Picture) -> Image.Image:
     """
     if isinstance(path, Path) and (problem := absence(path)):
         raise ValueError(f"picture {path} {problem}")
+    if isinstance(path, Blob) and not path.content:
+        raise ValueError(f"{path} is not a picture: it is empty")
     too_large = f"picture {path} has more than {MOST_PIXELS:,} pixels, the most that are decoded; scale it down"
     try:
         with warnings.catch_warnings():

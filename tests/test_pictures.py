@@ -197,6 +197,9 @@ def test_files_of_any_kind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"^{tmp_path} is a folder; name a file in it"):
         read_bytes(tmp_path)
 
+    with pytest.raises(ValueError, match=r"^t\.parquet, row 1, sound is empty$"):
+        read_bytes(Blob("t.parquet, row 1, sound", b""))
+
     def too_short(content: bytes) -> torch.Tensor:
         raise ValueError("too short")
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from revision import records
+from revision.pictures import Blob
 from revision.records import Conversation, Image, Message, Pair, Text
 
 TEXTS = [{"id": "a", "text": "a cat"}, {"id": "b", "text": "ein großer Hund"}]
@@ -56,6 +57,50 @@ def test_image_paths(tmp_path: Path) -> None:
 def test_pairs(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "pairs.jsonl", [{"id": 3, "image": "a.png", "text": "a cat", "extra": 1}])
     assert list(records.read_pairs(file)) == [Pair("3", tmp_path / "a.png", "a cat")]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"image": "a.png", "text": None}, r"line 1: 'text' must be a text, not None"),
+        ({"image": None, "text": "x"}, r"line 1: 'image' must be a text, not None"),
+        ({"image": "", "text": "x"}, r"line 1: 'image' is '', which is no path of a file"),
+        ({"image": {"bytes": None, "path": None}, "text": "x"}, r"'image' must be the path of a file here, not bytes"),
+    ],
+)
+def test_malformed_pairs(tmp_path: Path, row: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        list(records.read_pairs(write_lines(tmp_path / "p.jsonl", [{"id": "a", **row}])))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_what_is_null_is_a_record_without_content(tmp_path: Path, suffix: str) -> None:
+    """For `embed` to reject. Fields that have other names in the file, or lie in a mapping, may be null too."""
+    rows = [
+        {"id": "a", "text": "a cat", "image": "a.png", "of": {"text": "a cat"}},
+        {"id": "b", "text": None, "image": None, "of": {"text": None}},
+        {"id": "c", "text": "", "image": "", "of": None},
+    ]
+    file = tmp_path / f"t.{suffix}"
+    if suffix == "jsonl":
+        write_lines(file, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    expected = [Text("a", "a cat"), Text("b", ""), Text("c", "")]
+    for fields in (None, {"text": "of.text"}):
+        assert list(records.read_texts(file, fields)) == expected
+        assert records.count_records(file, "text", fields) == 3
+    for fields in (None, {"image": "image"}):
+        found = list(records.read_images(file, None, fields))
+        assert [image.id for image in found] == ["a", "b", "c"] and found[0].picture == tmp_path / "a.png"
+        assert [image.picture for image in found[1:]] == [
+            Blob(f"{file}, {'line' if suffix == 'jsonl' else 'row'} {number}, image", b"") for number in (2, 3)
+        ]
+        assert records.count_records(file, "image", fields) == 3
+    missing = write_lines(tmp_path / "m.jsonl", [rows[0], {"id": "d", "of": {}}])
+    for fields in (None, {"text": "of.text"}, {"text": "of.text.x"}, {"text": "none"}):
+        with pytest.raises(ValueError, match=r"line [12]: the record has no 'text'"):
+            records.count_records(missing, "text", fields)
 
 
 def test_conversations_of_both_forms(tmp_path: Path) -> None:
@@ -119,7 +164,7 @@ def test_malformed_conversations(tmp_path: Path, row: dict[str, Any], sentence: 
         ('{"id": "", "text": "x"}', r"line 1: 'id' must not be empty"),
         ('{"id": true, "text": "x"}', r"line 1: 'id' must be a text, not True"),
         ('{"id": 1.5, "text": "x"}', r"line 1: 'id' must be a text, not 1\.5"),
-        ('{"id": "a", "text": null}', r"line 1: 'text' must be a text, not None"),
+        ('{"id": "a", "text": 3}', r"line 1: 'text' must be a text, not 3"),
         ('{"id": "a", "text": "\\ud83d"}', r"line 1: 'text' holds half a surrogate pair"),
         ("", r"t\.jsonl holds no text records"),
     ],

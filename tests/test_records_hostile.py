@@ -51,6 +51,7 @@ FILES: list[tuple[str, str, bytes, dict[str, str] | str]] = [
     ("escaped surrogate pairs", "t.jsonl", b'{"id": "a", "text": "\\ud83d\\ude00"}', {"a": "\N{GRINNING FACE}"}),
     ("a zero byte in a text", "t.jsonl", b'{"id": "a", "text": "x\\u0000y"}', {"a": "x\0y"}),
     ("an empty text", "t.jsonl", b'{"id": "a", "text": ""}', {"a": ""}),  # a reject of `embed`
+    ("a null text", "t.jsonl", b'{"id": "a", "text": null}', {"a": ""}),
     ("json lines named json", "t.json", GOOD + b'{"id": "b", "text": "x"}\n', {"a": "a cat", "b": "x"}),
     ("a list named parquet", "t.parquet", b"[" + GOOD + b"]", {"a": "a cat"}),
     ("half of a record", "t.jsonl", GOOD + b'{"id": "b", "te', "line 2 is not valid JSON"),
@@ -176,7 +177,8 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
         records.count_records(file, "text")
     pq.write_table(pa.table({"id": ["a"], "image": pa.array([None], pa.binary())}), file)
     (image,) = records.read_images(file)
-    assert isinstance(image.picture, Blob) and "is not a picture" in str(read_pixels([image.picture], pixels).problems)
+    problem = f"{file}, row 1, image is not a picture: it is empty"
+    assert isinstance(image.picture, Blob) and read_pixels([image.picture], pixels).problems == [problem]
 
 
 def test_a_text_of_a_table_that_is_not_utf8(tmp_path: Path) -> None:

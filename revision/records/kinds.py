@@ -20,7 +20,7 @@ Fields = Mapping[str, str]  # our name of a field -> the name it has in a file
 
 @dataclass(frozen=True)
 class Text:
-    """A text to be embedded; may be empty here, `embed` rejects it then."""
+    """A text to be embedded; may be empty here, also for one that is null, and `embed` rejects it then."""
 
     id: str
     text: str
@@ -28,7 +28,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Image:
-    """A picture to be embedded, a file or bytes; whether it can be read shows when it is."""
+    """A picture to be embedded, a file or bytes (none for one that is null); if it can be read shows when it is."""
 
     id: str
     picture: Picture
@@ -83,12 +83,17 @@ def identity_of(where: str, row: Row) -> str:
 
 
 def text_of(where: str, row: Row) -> Text:
-    """A text record. Raises ValueError."""
-    return Text(identity_of(where, row), string_of(where, row, "text"))
+    """A text record; null is an empty text. Raises ValueError."""
+    empty = "text" in row and row["text"] is None
+    return Text(identity_of(where, row), "" if empty else string_of(where, row, "text"))
 
 
 def image_of(where: str, row: Row, root: Path) -> Image:
-    """An image record: a path that starts from `root`, or bytes that the row brings. Raises ValueError."""
+    """An image record: a path that starts from `root`, or bytes that the row brings; none where it is null or empty.
+
+    Raises:
+        ValueError: a malformed row.
+    """
     identity, value = identity_of(where, row), row.get("image")
     if isinstance(value, Blob):
         return Image(identity, value)
@@ -97,24 +102,33 @@ def image_of(where: str, row: Row, root: Path) -> Image:
     if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:  # as `datasets` stores a picture
         if isinstance(value.get("bytes"), bytes):
             return Image(identity, Blob(value.get("path") or where, value["bytes"]))
-        return Image(identity, root / string_of(where, {"image": value.get("path")}, "image"))
+        row = {"image": value.get("path")}
     if "image" not in row and ("conversations" in row or "messages" in row):
         raise ValueError(
             f"{where}: the record has no 'image' but is a conversation; for the pictures of a file of conversations, "
             "each once, set the source's fields to {id: image}"
         )
-    path = string_of(where, row, "image")
-    if not path or "\0" in path:
-        raise ValueError(f"{where}: 'image' is {path!r}, which is no path of a file")
-    return Image(identity, root / path)
+    if "image" in row and row["image"] in (None, ""):
+        return Image(identity, Blob(f"{where}, image", b""))
+    return Image(identity, root / _path(where, row))
 
 
 def pair_of(where: str, row: Row, root: Path) -> Pair:
     """A picture file with its text. Raises ValueError."""
-    text, image = text_of(where, row), image_of(where, row, root)
+    text = string_of(where, row, "text")
+    image = image_of(where, row, root)
+    if row.get("image") in (None, ""):
+        _path(where, row)
     if not isinstance(image.picture, Path):
         raise ValueError(f"{where}: 'image' must be the path of a file here, not bytes; write the pictures to files")
-    return Pair(text.id, image.picture, text.text)
+    return Pair(image.id, image.picture, text)
+
+
+def _path(where: str, row: Row) -> str:
+    path = string_of(where, row, "image")
+    if not path or "\0" in path:
+        raise ValueError(f"{where}: 'image' is {path!r}, which is no path of a file")
+    return path
 
 
 def shown(value: Any) -> str:

@@ -177,8 +177,8 @@ class _Sample:
         if not isinstance(described, dict):
             raise ValueError(f"{where}: its .json must hold a mapping, not {type(described).__name__}")
         row = {"id": PurePosixPath(self.key).name, **described}
-        if "text" in self._held:
-            row.setdefault("text", self._held["text"])
+        if "text" in self._held and row.get("text") is None:
+            row["text"] = self._held["text"]
         if "picture" in self._held:
             row["image"] = self._held["picture"]
         elif others and self._other is not None and row.get("image") is None:

@@ -113,7 +113,7 @@ def open_picture(path: Picture) -> Image.Image:
     """Decodes a picture, a file or bytes, into memory.
 
     EXIF rotation is applied, transparent parts become white, the first frame of an animation is taken, and 16-bit grey
-    is brought to 8 bits by its high byte.
+    is brought to 8 bits by its high byte. Floating-point numbers and whole ones outside of 16 bits are refused.
 
     Returns:
         An RGB image without alpha, fully decoded.
@@ -146,10 +146,8 @@ def open_picture(path: Picture) -> Image.Image:
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.mode == "I" and np.asarray(picture).max() > 255:  # 16 bits in a container of 32
-        return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode.startswith("I"):
+        return _of_whole_numbers(picture)
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range the file does not tell")
     if not picture.has_transparency_data:
@@ -157,6 +155,17 @@ def _on_white(picture: Image.Image) -> Image.Image:
     layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")  # which would be a copy
     white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _of_whole_numbers(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits, also in a container of 32, by its high byte; where that holds 8 bits, as they are."""
+    values = np.asarray(picture)
+    if picture.mode == "I" and (values.min() < 0 or values.max() > 0xFFFF):
+        raise ValueError("its pixels are whole numbers outside of 0 to 65,535, whose range the file does not tell")
+    grey = (values if picture.mode == "I" and values.max() <= 0xFF else values >> 8).astype(np.uint8)
+    if "transparency" in picture.info:  # of PNG: the one value that stands for nothing
+        grey[values == picture.info["transparency"]] = 0xFF
+    return Image.fromarray(grey).convert("RGB")
 
 
 def preprocessed(picture: Any, preprocess: Preprocess) -> torch.Tensor:

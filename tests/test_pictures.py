@@ -57,6 +57,30 @@ def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
     assert pixel(open_picture(tmp_path / "p.png")) == (0x80, 0x80, 0x80)
 
 
+def test_sixteen_bits_with_a_transparent_value(tmp_path: Path) -> None:
+    """What PNG calls tRNS: one value of the 65,536 is transparent; its neighbours of the same high byte are not."""
+    values = np.array([[0x1234, 0x1235], [0, 0xFFFF]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "p.png", transparency=0x1234)
+    found = np.asarray(open_picture(tmp_path / "p.png"))
+    assert found[..., 0].tolist() == [[255, 0x12], [0, 255]]
+
+
+@pytest.mark.parametrize(("values", "expected"), [((0, 255), (0, 255)), ((0, 256), (0, 1)), ((511, 65_535), (1, 255))])
+def test_sixteen_bits_in_a_container_of_thirty_two(
+    tmp_path: Path, values: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    Image.fromarray(np.array([values], dtype=np.int32)).save(tmp_path / "p.tiff")
+    assert np.asarray(open_picture(tmp_path / "p.tiff"))[0, :, 0].tolist() == list(expected)
+
+
+@pytest.mark.parametrize("values", [(0, 65_536), (-1, 5), (2**31 - 1, 0), (-(2**31), 70_000)])
+def test_whole_numbers_of_an_unknown_range(tmp_path: Path, values: tuple[int, int]) -> None:
+    """They would become white, or black, without a word."""
+    Image.fromarray(np.array([values], dtype=np.int32)).save(tmp_path / "p.tiff")
+    with pytest.raises(ValueError, match=r"p\.tiff is damaged: its pixels are whole numbers outside of 0 to 65,535"):
+        open_picture(tmp_path / "p.tiff")
+
+
 def test_cmyk_and_animation(tmp_path: Path) -> None:
     Image.new("CMYK", (2, 2), (0, 0, 0, 0)).save(tmp_path / "p.tiff")
     assert pixel(open_picture(tmp_path / "p.tiff")) == (255, 255, 255)

@@ -405,6 +405,39 @@ def test_one_picture_does_not_hide_the_records_below(tmp_path: Path, name: str) 
     assert records.count_records(tmp_path, "image") == 1, "what a .json beside pictures holds describes them"
 
 
+def test_brackets_in_the_names_of_folders_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("run[1]", "run1", "x"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "t.jsonl").write_text(json.dumps({"id": folder, "text": ""}))
+    (tmp_path / "x/a*.jsonl").write_text(json.dumps({"id": "star", "text": ""}))
+    (tmp_path / "x/ab.jsonl").write_text(json.dumps({"id": "ab", "text": ""}))
+
+    def ids(location: Path | str) -> list[str]:
+        assert records.fingerprint(location)
+        return [text.id for text in records.read_texts(location)]
+
+    for pattern, expected in {
+        "run[1]/*.jsonl": ["run[1]"], "run[1]/t.jsonl": ["run[1]"], "run?/t.*": ["run1"], "run[12]/t.jsonl": ["run1"],
+        "x/a*.jsonl": ["star"], "x/[ab]*.jsonl": ["star", "ab"], "*/t.jsonl": ["run1", "run[1]", "x"],
+    }.items():  # fmt: skip
+        assert ids(tmp_path / pattern) == expected
+    monkeypatch.chdir(tmp_path)
+    assert ids("run[1]/*.jsonl") == ["run[1]"] and ids("r*[1]/t.jsonl") == ["run1"]
+
+
+def test_a_location_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/i.jsonl").write_text('{"id": "a", "image": "p.png", "text": "x"}')
+    for location in ("~/c/i.jsonl", Path("~/c"), "~/c/*.jsonl"):
+        assert list(records.read_images(location)) == [Image("a", tmp_path / "c/p.png")]
+        assert records.count_records(location, "text") == 1 and records.fingerprint(location)
+    (image,) = records.read_images("~/c", Path("~/d"))
+    assert image.picture == tmp_path / "d/p.png"
+    with pytest.raises(ValueError, match=r"~no-such-user/x does not exist"):
+        list(records.read_texts("~no-such-user/x"))
+
+
 def test_folders_of_two_kinds_of_records(tmp_path: Path) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))

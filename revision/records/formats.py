@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -88,11 +89,13 @@ def content_fingerprint(location: Location, sample: Callable[[Path], str] = file
 
 
 def local(location: Location) -> Path:
-    """A location as a path. Raises ValueError where the system refuses it: too long a name, a folder not to be entered.
+    """A location as a path, `~` for one's home.
+
+    Raises ValueError where the system refuses it: too long a name, a folder not to be entered.
 
     That nothing is there is no matter here: it may be a pattern, and else is named where the records are read.
     """
-    path = Path(location)
+    path = Path(os.path.expanduser(location))  # Path's own raises where it knows of no such home
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -143,14 +146,17 @@ def _files(path: Path) -> list[Path]:
             f"{path} is a folder without .tar, .parquet, .jsonl or .json files, and without pictures; known are "
             f"{_KNOWN}"
         )
-    found = sorted(Path(name) for name in glob.glob(str(path)) if Path(name).is_file()) if _is_pattern(path) else []
+    found = _matching(path)
     if not found:
         raise ValueError(f"records file {path} does not exist; make it (see data.recipe) or correct the path")
     return found
 
 
-def _is_pattern(path: Path) -> bool:
-    return any(letter in str(path) for letter in "*?[")
+def _matching(path: Path) -> list[Path]:
+    """The files that a pattern matches, sorted. Folders that it begins with, and that are there, are no pattern."""
+    start = next(folder for folder in path.parents if folder.is_dir() or folder == folder.parent)
+    names = glob.glob(str(path.relative_to(start)), root_dir=start)
+    return sorted(start / name for name in names if (start / name).is_file())
 
 
 def _format(path: Path) -> str:

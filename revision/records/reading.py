@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -201,7 +202,7 @@ def _each_once(rows: Iterable[Located]) -> Iterator[Located]:
 
 def _root(location: Location, image_root: Path | None) -> Path:
     if image_root is not None:
-        return image_root
+        return Path(os.path.expanduser(image_root))
     path = local(location)
     return path if path.is_dir() else path.parent
 

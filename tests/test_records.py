@@ -119,6 +119,28 @@ def test_conversations_of_both_forms(tmp_path: Path) -> None:
     assert list(records.read_conversations(file)) == [expected, expected]
 
 
+def test_turns_of_either_form_in_either_list(tmp_path: Path) -> None:
+    ours = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    theirs = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    table = [{"role": None, "content": None, **turn} for turn in theirs]
+    rows = [{"id": "a", name: turns} for name in ("messages", "conversations") for turns in (ours, theirs, table)]
+    expected = Conversation("a", None, [Message("user", "Hi"), Message("assistant", "Hello")])
+    file = write_lines(tmp_path / "c.jsonl", [*rows, {"id": "a", "image": "", "messages": ours}])
+    assert list(records.read_conversations(file)) == [expected] * 7
+    named = [{"id": "b", "image": "b.png", "messages": []}, {"id": "c", "image": "", "messages": []}]
+    file = write_lines(tmp_path / "d.jsonl", named)
+    assert [image.id for image in records.read_images(file, fields={"id": "image"})] == ["b.png"], "no picture, no row"
+
+
+def test_files_of_openai_have_no_ids(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "c.jsonl", [{"messages": [user("Hi"), ANSWER]}] * 2)
+    with pytest.raises(
+        ValueError, match=r"line 1: the record has no 'id'; it has 'messages': .*, such as {id: \"#\"}$"
+    ):
+        list(records.read_conversations(file))
+    assert [talk.id for talk in records.read_conversations(file, {"id": "#"})] == ["0", "1"]
+
+
 def test_conversation_without_image(tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
              {"role": "assistant", "content": "Hello"}]  # fmt: skip
@@ -141,6 +163,12 @@ def user(content: str) -> dict[str, str]:
         ({"messages": ["hi"]}, "line 1, turn 1: a turn must be a mapping, not 'hi'"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "'role' is 'bot'; known are user, assistant, system"),
         ({"conversations": [{"from": "bot", "value": "x"}]}, "'from' is 'bot'; known are human, user, gpt, chatgpt"),
+        ({"conversations": [{"role": "tool"}]}, "'role' is 'tool'; known are user, assistant, system: leave the conv"),
+        (
+            {"messages": [{"from": "bing"}]},
+            "'from' is 'bing'; known are human, .*: leave the conversation out, or write",
+        ),
+        ({"messages": [{"content": "x"}]}, "turn 1: the record has no 'role'; it has 'content'"),
         ({"messages": [user("x")]}, "no answer to learn from"),
         ({"messages": [{"role": "assistant", "content": " "}]}, "no answer to learn from"),
         ({"messages": [ANSWER], "image": "r"}, "0 <image> mark.s. in the user's turns, but one image"),

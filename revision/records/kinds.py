@@ -76,6 +76,11 @@ def identity_of(where: str, row: Row) -> str:
     """The id of a row; a whole number is read as its digits. Raises ValueError."""
     if isinstance(row.get("id"), int) and not isinstance(row["id"], bool):
         return str(row["id"])
+    if "id" not in row:
+        raise ValueError(
+            f"{where}: the record has no 'id'; it has {', '.join(map(repr, row)) or 'nothing'}: name the field that is "
+            'one, or the number of the row by "#", in the fields of these records, such as {id: "#"}'
+        )
     identity = string_of(where, row, "id")
     if not identity:
         raise ValueError(f"{where}: 'id' must not be empty")

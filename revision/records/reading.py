@@ -190,7 +190,7 @@ def _each_once(rows: Iterable[Located]) -> Iterator[Located]:
     seen = set[bytes]()
     for where, row in rows:
         value = row.get("image")
-        if is_conversation(row) and value in (None, []):
+        if is_conversation(row) and value in (None, "", []):
             continue
         if isinstance(value, list) and len(value) == 1:
             row = {**row, "id": value[0], "image": value[0]}

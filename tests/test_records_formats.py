@@ -210,7 +210,7 @@ def test_nothing_in_a_data_set_is_decoded(tmp_path: Path, monkeypatch: pytest.Mo
         location = f"hf://{tmp_path}/hub?split=train" + "&streaming=true" * (form == "streamed")
     (row,) = records.read_rows(location)
     assert row["image"].content == row["clip"].content == b"RIFF"
-    assert [view["bytes"] for view in [*row["views"], row["parts"][0]["view"]]] == [b"RIFF", b"RIFF"]
+    assert [view.content for view in row["views"]] == [row["parts"][0]["view"]["bytes"]] == [b"RIFF"]
     assert records.count_records(location, "image") == 1
     assert not list((tmp_path / "saved").glob("cache-*")), "nothing is written anew"
 
@@ -231,6 +231,68 @@ def test_a_data_set_that_needs_a_library(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(ValueError, match=r"cannot be loaded: .* install 'torchcodec'"):
         list(records.read_rows("hf://owner/name"))
+
+
+LOOK = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "A cat."}]
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def illustrated(folder: Path, form: str, column: str) -> Path:
+    """Conversations with their pictures inside of them, but for the second, which is about none."""
+    pictures: list[Any] = [png(10), None, png(200)]
+    kind: Any = datasets.Value("binary")
+    if form != "bytes":
+        pictures, kind = [one and {"bytes": one, "path": "p.png"} for one in pictures], datasets.Image()
+    if column == "images":
+        pictures, kind = [[] if one is None else [one] for one in pictures], datasets.List(kind)
+    turns = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
+    features = datasets.Features({"id": datasets.Value("string"), "messages": turns, column: kind})
+    rows = [{"id": name, "messages": TALK if name == "b" else LOOK, column: picture}
+            for name, picture in zip("abc", pictures, strict=True)]  # fmt: skip
+    dataset = datasets.Dataset.from_list(rows, features=features)
+    if form == "saved":
+        dataset.save_to_disk(folder / "saved")
+        return folder / "saved"
+    dataset.to_parquet(folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+@pytest.mark.parametrize("column", ["image", "images"])
+@pytest.mark.parametrize("form", ["parquet", "bytes", "saved"])
+def test_conversations_with_their_pictures_inside(tmp_path: Path, form: str, column: str) -> None:
+    """One file is the image source and the conversations: a picture goes by the id of its row in both."""
+    file = illustrated(tmp_path, form, column)
+    assert [(talk.id, talk.image) for talk in records.read_conversations(file)] == [("a", "a"), ("b", None), ("c", "c")]
+    named = {"id": "image", "image": column}
+    if column == "images":
+        named["id"] = "images"
+    for fields, ids in ((None, ["a", "b", "c"]), (named, ["a", "c"])):
+        found = list(records.read_images(file, fields=fields))
+        assert [image.id for image in found] == ids and records.count_records(file, "image", fields) == len(ids)
+        sound = [image.picture for image in found if image.id != "b"]
+        assert [np.asarray(open_picture(picture))[0, 0, 0] for picture in sound] == [10, 200]
+        assert [image.id for image in records.read_images(file, fields=fields, wanted=since(1))] == ids[1:]
+    empty = [read_pixels([image.picture], pixels).problems for image in records.read_images(file) if image.id == "b"]
+    assert "is not a picture: it is empty" in str(empty[0][0])
+
+
+def test_pictures_inside_are_each_a_record(tmp_path: Path) -> None:
+    """Two rows of one id are not taken for one picture that is named twice, and a row of two pictures for none."""
+    kind = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    cells = [{"bytes": png(n), "path": None} for n in range(2)]
+    messages = pa.array([LOOK, LOOK])
+    table = pa.table({"id": ["a", "a"], "messages": messages, "images": pa.array([[one] for one in cells], kind)})
+    pq.write_table(table, tmp_path / "t.parquet")
+    for fields in (None, {"id": "images", "image": "images"}):
+        with pytest.raises(ValueError, match=r"id 'a' occurs twice: .*t\.parquet, row 1, and .*t\.parquet, row 2"):
+            records.count_records(tmp_path / "t.parquet", "image", fields)
+    table = pa.table({"id": ["a"], "messages": messages[:1], "images": pa.array([cells], kind)})
+    pq.write_table(table, tmp_path / "t.parquet")
+    for fields in (None, {"id": "images", "image": "images"}):
+        with pytest.raises(ValueError, match=r"row 1: it lists 2 pictures; a record of an image source has one"):
+            records.count_records(tmp_path / "t.parquet", "image", fields)
+    with pytest.raises(ValueError, match=r"row 1: 2 pictures; a conversation is about one at most: split it"):
+        list(records.read_conversations(tmp_path / "t.parquet"))
 
 
 @pytest.mark.skipif(not hasattr(datasets, "Json"), reason="datasets before 4.7")

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from revision.records.kinds import IMAGE_MARK, Conversation, Message, Role, Row, identity_of, shown, string_of
+from revision.records.kinds import (
+    IMAGE_MARK,
+    Conversation,
+    Message,
+    Role,
+    Row,
+    identity_of,
+    is_absent,
+    is_inside,
+    path_in,
+    shown,
+    string_of,
+)
 
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system"}
 _LLAVA_ROLES: dict[str, Role] = {
@@ -23,7 +35,7 @@ def conversation_of(where: str, row: Row) -> Conversation:
 
     Rows have "messages" or "conversations", and their turns "role" and "content", which is a text or OpenAI's list of
     parts, or LLaVA's and ShareGPT's "from" and "value". A picture is named by "image", by a list of one "images", or by
-    the parts.
+    the parts. One that lies in the row itself goes by the row's id, as it does where the same file is an image source.
 
     Raises:
         ValueError: a malformed row; no answer; two pictures; `<image>` marks that do not fit the picture.
@@ -53,13 +65,14 @@ def conversation_of(where: str, row: Row) -> Conversation:
 
 def _named(where: str, row: Row) -> list[str]:
     """The pictures that a row names beside its turns."""
-    field = "image" if row.get("image") not in (None, "") else "images"  # some write "" where there is none
+    field = "images" if is_absent(row.get("image")) else "image"
     value = row.get(field)
-    if value is None:
+    if is_absent(value):
         return []
-    if isinstance(value, list):
-        return [string_of(where, {field: one}, field) for one in value]
-    return [string_of(where, row, field)]
+    return [
+        identity_of(where, row) if is_inside(one) else string_of(where, {field: path_in(one)}, field)
+        for one in (value if isinstance(value, list) else [value])
+    ]
 
 
 def _message(where: str, turn: Any, ours: bool) -> tuple[Message, list[str]]:

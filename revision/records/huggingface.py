@@ -137,11 +137,13 @@ def _rows(dataset: Any, name: str, *, pictures: bool, wanted: Spans) -> Iterator
     read = 0
     try:
         dataset = _undecoded(dataset)
-        held = [] if dataset.features is None else picture_columns(dataset.features.arrow_schema)
+        schema = None if dataset.features is None else dataset.features.arrow_schema
+        held = [] if schema is None else picture_columns(schema)
+        spared = [] if pictures or schema is None else picture_columns(schema, lists=False)
         found = _numbered(dataset, wanted)
-        if not pictures and held and {*held} != {*dataset.features}:
-            found = _numbered(dataset.remove_columns(held), wanted)
-        elif not pictures and held and isinstance(dataset, datasets.Dataset):  # without columns it would have no rows
+        if spared and {*spared} != {*dataset.features}:
+            found = _numbered(dataset.remove_columns(spared), wanted)
+        elif spared and isinstance(dataset, datasets.Dataset):  # without columns it would have no rows
             found = ((number, {}) for number in itertools.takewhile(lambda n: n < len(dataset), wanted))
         for number, row in found:
             where = f"{name}, row {number + 1}"

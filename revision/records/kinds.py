@@ -93,28 +93,65 @@ def text_of(where: str, row: Row) -> Text:
     return Text(identity_of(where, row), "" if empty else string_of(where, row, "text"))
 
 
+def is_inside(value: Any) -> bool:
+    """Whether a picture is in the row itself, as bytes, and not named by it; what is empty or null is neither."""
+    if isinstance(value, Blob):
+        return bool(value.content)
+    return isinstance(value.get("bytes") if isinstance(value, dict) else value, bytes)
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a row has no picture there: it is null, an empty name, or without bytes."""
+    return value in (None, "") or (isinstance(value, Blob) and not value.content)
+
+
+def path_in(value: Any) -> Any:
+    """The path of a picture that `datasets` describes by path and bytes but without bytes; other values as they are."""
+    if isinstance(value, dict) and "path" in value and value.keys() <= {"bytes", "path"} and not is_inside(value):
+        return value["path"]
+    return value
+
+
+def with_one_picture(where: str, row: Row) -> Row:
+    """The row with its picture as `image`, where it is the only one of a list: `image`, or else `images`.
+
+    Raises:
+        ValueError: a list of several.
+    """
+    listed = row.get("images") if is_absent(row.get("image")) else row["image"]
+    if not isinstance(listed, list):
+        return row
+    if len(listed) > 1:
+        raise ValueError(
+            f"{where}: it lists {len(listed)} pictures; a record of an image source has one: give each a row of its own"
+        )
+    return {**row, "image": listed[0] if listed else None}
+
+
 def image_of(where: str, row: Row, root: Path) -> Image:
     """An image record: a path that starts from `root`, or bytes that the row brings; none where it is null or empty.
+
+    A list of one picture is that picture, as `image` or as `images`.
 
     Raises:
         ValueError: a malformed row.
     """
+    row = with_one_picture(where, row)
     identity, value = identity_of(where, row), row.get("image")
     if isinstance(value, Blob):
         return Image(identity, value)
-    if isinstance(value, bytes):
-        return Image(identity, Blob(where, value))
-    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:  # as `datasets` stores a picture
-        if isinstance(value.get("bytes"), bytes):
-            return Image(identity, Blob(value.get("path") or where, value["bytes"]))
-        row = {"image": value.get("path")}
+    if is_inside(value):
+        cell: Row = value if isinstance(value, dict) else {"bytes": value}
+        return Image(identity, Blob(cell.get("path") or where, cell["bytes"]))
     if "image" not in row and ("conversations" in row or "messages" in row):
         raise ValueError(
             f"{where}: the record has no 'image' but is a conversation; for the pictures of a file of conversations, "
             "each once, set the source's fields to {id: image}"
         )
-    if "image" in row and row["image"] in (None, ""):
-        return Image(identity, Blob(f"{where}, image", b""))
+    if "image" in row:
+        row = {**row, "image": path_in(value)}
+        if is_absent(row["image"]):
+            return Image(identity, Blob(f"{where}, image", b""))
     return Image(identity, root / _path(where, row))
 
 

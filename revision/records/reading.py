@@ -27,8 +27,12 @@ from revision.records.kinds import (
     Text,
     identity_of,
     image_of,
+    is_absent,
+    is_inside,
     pair_of,
+    path_in,
     text_of,
+    with_one_picture,
 )
 from revision.records.spans import ALL, Spans
 
@@ -60,11 +64,11 @@ def read_images(
     Args:
         image_root: folder that relative paths start from; None: the folder of the records file.
         fields: where these take `id` from the field of the picture, each picture is one record, however many rows name
-            it, and conversations without a picture are none.
+            it, and conversations without a picture are none. Pictures inside of the rows go by the rows' ids.
     """
     root = _root(location, image_root)
     if _named_by_path(fields):  # records are numbered otherwise than rows
-        named = enumerate(_each_once(located(location, "images", fields=fields)))
+        named = enumerate(_each_once(located(location, "images", fields=_but_id(fields))))
         return (image_of(*one, root) for number, one in named if number in wanted)
     return (image_of(*one, root) for one in located(location, "images", fields=fields, wanted=wanted))
 
@@ -99,8 +103,9 @@ def count_records(location: Location, kind: Literal["text", "image"], fields: Fi
 
     def rows() -> Iterator[Located]:
         """Rows as they stand, with their places."""
-        found = located(location, "texts" if kind == "text" else "images", fields=fields, pictures=False)
-        return _each_once(found) if kind == "image" and _named_by_path(fields) else found
+        if kind == "image" and _named_by_path(fields):  # which rows have a picture shows when pictures are read
+            return _each_once(located(location, "images", fields=_but_id(fields)))
+        return located(location, "texts" if kind == "text" else "images", fields=fields, pictures=False)
 
     check: Callable[[str, Row], Text | Image] = text_of if kind == "text" else _image_anywhere
     hashes = array("Q", (hash_id(check(*one).id) for one in rows()))
@@ -185,15 +190,25 @@ def _named_by_path(fields: Fields | None) -> bool:
     return fields is not None and "id" in fields and fields["id"] == fields.get("image", "image")
 
 
+def _but_id(fields: Fields | None) -> Fields:
+    return {ours: theirs for ours, theirs in (fields or {}).items() if ours != "id"}
+
+
 def _each_once(rows: Iterable[Located]) -> Iterator[Located]:
-    """The rows of pictures that go by their paths, each once: LLaVA's conversations share pictures, or have none."""
+    """The rows of pictures that go by their paths, each once: LLaVA's conversations share pictures, or have none.
+
+    A picture inside of a row has no path, and keeps the id of the row.
+    """
     seen = set[bytes]()
     for where, row in rows:
-        value = row.get("image")
-        if is_conversation(row) and value in (None, "", []):
+        row = with_one_picture(where, row)
+        value = path_in(row.get("image"))
+        if is_conversation(row) and is_absent(value):
             continue
-        if isinstance(value, list) and len(value) == 1:
-            row = {**row, "id": value[0], "image": value[0]}
+        if is_inside(value):
+            yield where, row
+            continue
+        row = {**row, "id": value, "image": value} if "image" in row else row
         digest = hashlib.blake2b(identity_of(where, row).encode(), digest_size=16).digest()
         if digest not in seen:
             seen.add(digest)

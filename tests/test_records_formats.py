@@ -364,6 +364,34 @@ def test_every_sample_of_a_shard_is_a_record(tmp_path: Path) -> None:
         list(records.read_texts(write_tar(shard, {"a.txt": b"x", "c.heic": b""})))
 
 
+def test_files_of_a_sample_are_named_by_their_endings(tmp_path: Path) -> None:
+    """A picture beside its segmentation, two languages, and a name that comes in two folders."""
+    members: dict[str, bytes] = {}
+    for number, folder in enumerate("01"):
+        key = f"{folder}/a"
+        members |= {f"{key}.JPG": png(number), f"{key}.seg.png": png(100 + number), f"{key}.txt": b"a cat",
+                    f"{key}.de.txt": b"eine Katze", f"{key}.json": b'{"url": "u"}', f"{key}.cls": b"7"}  # fmt: skip
+    shard = write_tar(tmp_path / "s.tar", members)
+    for image, values in (("jpg", [0, 1]), ("seg.png", [100, 101])):
+        fields = {"id": "__key__", "image": image}
+        found = list(records.read_images(shard, fields=fields))
+        assert [one.id for one in found] == ["0/a", "1/a"] and records.count_records(shard, "image", fields) == 2
+        assert [np.asarray(open_picture(one.picture))[0, 0, 0] for one in found] == values
+        assert [one.id for one in records.read_images(shard, fields=fields, wanted=since(1))] == ["1/a"]
+    fields = {"id": "__key__", "image": "jpg", "text": "de.txt"}
+    assert list(records.read_texts(shard, fields)) == [Text("0/a", "eine Katze"), Text("1/a", "eine Katze")]
+    assert list(records.read_texts(shard, {**fields, "text": "cls"})) == [Text("0/a", "7"), Text("1/a", "7")]
+    assert list(records.read_texts(shard, {**fields, "text": "url"})) == [Text("0/a", "u"), Text("1/a", "u")]
+    with pytest.raises(ValueError, match=r"s\.tar, sample 0/a: the record has no 'image'"):
+        records.count_records(shard, "image", {"image": "webp"})
+    with pytest.raises(ValueError, match=r"0/a\.seg\.png: the sample has a second picture; .* fields {image: jpg}$"):
+        records.count_records(shard, "image", {"id": "__key__"})
+    with pytest.raises(
+        ValueError, match=r"id 'a' occurs twice: .*: name another field .* {id: \"#\"}, .*{id: __key__}"
+    ):
+        records.count_records(shard, "image", {"image": "jpg"})
+
+
 def link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target

@@ -156,12 +156,17 @@ def test_damaged_shards(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not a whole, uncompressed tar shard"):
         list(records.read_images(file))
     for members, sentence in [
-        ({"a.png": png(), "a.jpg": png()}, r"a\.jpg: the sample has a second picture"),
+        ({"a.png": png(), "a.jpg": png()}, r"a\.jpg: the sample has a second picture; .*such as fields {image: png}$"),
+        ({"a.txt": b"x", "a.cap": b"y"}, r"a\.cap: the sample has a second text; .*, such as fields {text: txt}$"),
+        ({"a.png": png(), "./a.png": png()}, r"a\.png: the sample has this file twice; leave one out$"),
         ({"a.json": b"[1]"}, r"sample a: its \.json must hold a mapping, not list"),
         ({"a.json": b"{"}, r"a\.json is not valid JSON"),
         ({"a.txt": b"\xff"}, r"a\.txt is not valid UTF-8"),
         ({"a.txt": b"x"}, r"sample a: the record has no 'image'; it has 'id', 'text'"),
-        ({"0/a.png": png(), "1/a.png": png()}, r"id 'a' occurs twice: .*sample 0/a, and .*sample 1/a"),
+        (
+            {"0/a.png": png(), "1/a.png": png()},
+            r"id 'a' occurs twice: .*sample 0/a, and .*sample 1/a; ids .* {id: __key__}",
+        ),
     ]:
         with pytest.raises(ValueError, match=sentence):
             records.count_records(write_tar(file, members), "image")

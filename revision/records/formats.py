@@ -12,12 +12,12 @@ from typing import IO, Any
 
 from revision.embeddings.foreign.parts import file_sample
 from revision.records import huggingface, json_text, picture_files, tables, tar_shards
-from revision.records.kinds import Location
+from revision.records.kinds import Fields, Location
 from revision.records.spans import Spans
 
 LocatedAny = tuple[str, Any]
 # A reader of one file, which numbers its rows from 0 on, gives an item a row: None may stand for one that nobody wants.
-Reader = Callable[[Path, tuple[str, ...], bool, Spans], Iterator[LocatedAny | None]]
+Reader = Callable[[Path, tuple[str, ...], Fields, bool, Spans], Iterator[LocatedAny | None]]
 _KNOWN = (
     "JSON lines, JSON, parquet, tar shards (webdataset), a folder of pictures, a data set of `datasets`, or "
     "hf://owner/name?split=..."
@@ -27,11 +27,14 @@ _CONTAINERS = ("parquet", "tar")  # files that may hold terabytes of pictures
 _LARGE = 1 << 30
 
 
-def open_rows(location: Location, parts: tuple[str, ...], *, pictures: bool, wanted: Spans) -> Iterator[LocatedAny]:
+def open_rows(
+    location: Location, parts: tuple[str, ...], *, fields: Fields | None = None, pictures: bool, wanted: Spans
+) -> Iterator[LocatedAny]:
     """Yields (where, row) of the wanted rows at a location, in constant memory.
 
     Args:
         parts: the lists that count in the authors' mapping of lists.
+        fields: those of a tar shard may name files of a sample by their ending. The rows have the file's own names.
         pictures: False: bytes of pictures are left out where that spares reading them.
         wanted: row numbers, from 0 on over all files. Bytes of pictures in other rows are not read, as far as the
             format allows.
@@ -51,7 +54,7 @@ def open_rows(location: Location, parts: tuple[str, ...], *, pictures: bool, wan
         return
     number = 0
     for file in _files(path):
-        for row in _READERS[_format(file)](file, parts, pictures, wanted.after(number)):
+        for row in _READERS[_format(file)](file, parts, fields or {}, pictures, wanted.after(number)):
             if number >= wanted.end:
                 return
             if row is not None and number in wanted:
@@ -215,26 +218,36 @@ def _first_line_is_a_record(path: Path) -> bool:
     return not row.keys() & {"images", "texts"} or bool(row.keys() & {"id", "messages", "conversations"})
 
 
-def _json_lines(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny]:
+def _json_lines(
+    path: Path, parts: tuple[str, ...], fields: Fields, pictures: bool, wanted: Spans
+) -> Iterator[LocatedAny]:
     with open_bytes(path) as file:
         yield from json_text.lines(file, path)
 
 
-def _json_list(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny]:
+def _json_list(
+    path: Path, parts: tuple[str, ...], fields: Fields, pictures: bool, wanted: Spans
+) -> Iterator[LocatedAny]:
     with open_bytes(path) as file:
         yield from json_text.items(file, path)
 
 
-def _json_mapping(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny]:
+def _json_mapping(
+    path: Path, parts: tuple[str, ...], fields: Fields, pictures: bool, wanted: Spans
+) -> Iterator[LocatedAny]:
     yield from json_text.parts_of_mapping(lambda: open_bytes(path), path, parts)
 
 
-def _parquet(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny | None]:
+def _parquet(
+    path: Path, parts: tuple[str, ...], fields: Fields, pictures: bool, wanted: Spans
+) -> Iterator[LocatedAny | None]:
     yield from tables.rows(path, pictures=pictures, wanted=wanted)
 
 
-def _tar(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny | None]:
-    yield from tar_shards.rows(path, pictures=pictures, others="images" in parts, wanted=wanted)
+def _tar(
+    path: Path, parts: tuple[str, ...], fields: Fields, pictures: bool, wanted: Spans
+) -> Iterator[LocatedAny | None]:
+    yield from tar_shards.rows(path, fields=fields, pictures=pictures, others="images" in parts, wanted=wanted)
 
 
 _READERS: dict[str, Reader] = {

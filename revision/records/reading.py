@@ -118,7 +118,11 @@ def count_records(location: Location, kind: Literal["text", "image"], fields: Fi
         identity = identity_of(where, row)
         if hash_id(identity) in suspects:
             if identity in first:
-                raise ValueError(f"id {identity!r} occurs twice: {first[identity]}, and {where}; ids must be unique")
+                raise ValueError(
+                    f"id {identity!r} occurs twice: {first[identity]}, and {where}; ids must be unique: name another "
+                    'field in fields, such as {id: "#"}, the number of the row, or in tar shards {id: __key__}, the '
+                    "sample's name with its folder"
+                )
             first[identity] = where
     return len(hashes)
 
@@ -154,7 +158,7 @@ def located(
         pictures: False spares reading the bytes of pictures that lie inside the files.
         wanted: numbers of the rows, from 0 on.
     """
-    rows = open_rows(location, parts, pictures=pictures, wanted=wanted)
+    rows = open_rows(location, parts, fields=fields, pictures=pictures, wanted=wanted)
     for number, (where, row) in zip(wanted, rows, strict=False):  # where there are fewer rows, these are all
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a record must be a mapping, not {type(row).__name__}")

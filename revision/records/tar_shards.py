@@ -10,13 +10,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from revision.pictures import Blob
+from revision.records.kinds import Fields
 from revision.records.picture_files import ENDINGS
 from revision.records.spans import ALL, Spans
 
 _TEXTS = {"txt", "text", "caption", "cap"}
+_KEY = "__key__"  # as webdataset calls the name of a sample, with its folder
 
 
-def rows(path: Path, *, pictures: bool, others: bool = False, wanted: Spans = ALL) -> Iterator[tuple[str, Any] | None]:
+def rows(
+    path: Path, *, fields: Fields | None = None, pictures: bool, others: bool = False, wanted: Spans = ALL
+) -> Iterator[tuple[str, Any] | None]:
     """Yields (where, row) of each sample of a shard, None for those that are not wanted.
 
     A row holds the fields of the sample's `.json`, and besides: `id`, its name, where the `.json` has no `id`; `image`,
@@ -25,6 +29,9 @@ def rows(path: Path, *, pictures: bool, others: bool = False, wanted: Spans = AL
     stands for the file of the shard that it leads to.
 
     Args:
+        fields: may name a file of each sample by all that follows the first dot of its name, as `image: seg.png` does,
+            and that is in the row under this ending then, a picture's as a blob, others as texts. What another name
+            takes the place of is passed over. `__key__` is the sample's name with its folder.
         pictures: False: the bytes of pictures are left out.
         others: where a sample has no picture and names none, its first file of an unknown ending takes that place.
             Whoever opens it can say of it by name what it is.
@@ -34,8 +41,8 @@ def rows(path: Path, *, pictures: bool, others: bool = False, wanted: Spans = AL
         ValueError: the shard is damaged, a `.json` or `.txt` in it is malformed, a sample has two pictures, or a link
             leads to no file of the shard.
     """
-    number, links = 0, _Links(path)
-    sample = _Sample(path, links, read=number in wanted)
+    number, links, fields = 0, _Links(path), fields or {}
+    sample = _Sample(path, links, fields, read=number in wanted)
     try:
         with _open(path) as archive:
             for member in archive:
@@ -47,7 +54,7 @@ def rows(path: Path, *, pictures: bool, others: bool = False, wanted: Spans = AL
                 if sample.files and key != sample.key:
                     number += 1
                     yield sample.row(archive, pictures=pictures, others=others)
-                    sample = _Sample(path, links, read=number in wanted)
+                    sample = _Sample(path, links, fields, read=number in wanted)
                 sample.key = key
                 sample.add(archive, member, name, extension, pictures)
             _require_end(archive, path)
@@ -137,13 +144,16 @@ class _Sample:
     Args:
         path: of the shard.
         links: of the shard.
+        fields: as `rows` takes them.
         read: False: its files are counted, not read.
     """
 
-    def __init__(self, path: Path, links: _Links, *, read: bool) -> None:
+    def __init__(self, path: Path, links: _Links, fields: Fields, *, read: bool) -> None:
         self.key, self.files = "", 0
-        self._path, self._links, self._read = path, links, read
-        self._held: dict[str, Any] = {}  # of "picture", "json" and "text" what is there
+        self._path, self._links, self._read, self._fields = path, links, read, fields
+        self._ours = {theirs: ours for ours, theirs in fields.items()}
+        self._held: dict[str, Any] = {}  # of "image", "json", "text" and endings that the fields name, what is there
+        self._first: dict[str, str] = {}  # the ending of each
         self._other: tuple[str, tarfile.TarInfo] | None = None  # the first file of an unknown ending, unread
 
     def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, extension: str, pictures: bool) -> None:
@@ -153,13 +163,21 @@ class _Sample:
             return
         member = self._links.followed(member)
         where = f"{self._path}, {name}"
-        is_picture = extension.rpartition(".")[2] in ENDINGS
-        field = "picture" if is_picture else "json" if extension == "json" else "text"
-        if field == "text" and extension not in _TEXTS:
+        field = self._field(extension)
+        if field is None:
             self._other = self._other or (where, member)
             return
+        if field in self._fields and field not in self._ours:
+            return
+        if self._first.get(field) == extension:
+            raise ValueError(f"{where}: the sample has this file twice; leave one out")
         if field in self._held:
-            raise ValueError(f"{where}: the sample has a second {field}; a sample is one picture and its text")
+            raise ValueError(
+                f"{where}: the sample has a second {'picture' if field == 'image' else field}; a sample is one picture "
+                f"and its text: say by its ending which is meant, such as fields {{{field}: {self._first[field]}}}"
+            )
+        self._first[field] = extension
+        is_picture = field == "image" or self._ours.get(field) == "image"
         data = b"" if is_picture and not pictures else _read(archive, member)
         try:
             self._held[field] = (
@@ -168,19 +186,31 @@ class _Sample:
         except ValueError as error:
             raise ValueError(f"{where} is not valid {'JSON' if field == 'json' else 'UTF-8'}: {error}") from error
 
+    def _field(self, extension: str) -> str | None:
+        """What a file of this ending is in the row; None for one of an unknown ending."""
+        if extension == "json" or extension in self._ours:
+            return extension
+        if extension.rpartition(".")[2] in ENDINGS:
+            return "image"
+        return "text" if extension in _TEXTS else None
+
     def row(self, archive: tarfile.TarFile, *, pictures: bool, others: bool) -> tuple[str, Any] | None:
         """Where the sample stands, and its row; of a sample of unknown files alone, the first of them is named."""
         if not self._read:
             return None
         where = f"{self._path}, sample {self.key}" if self._held or self._other is None else self._other[0]
-        described = self._held.get("json", {})
+        held = self._held
+        described = held.get("json", {})
         if not isinstance(described, dict):
             raise ValueError(f"{where}: its .json must hold a mapping, not {type(described).__name__}")
-        row = {"id": PurePosixPath(self.key).name, **described}
-        if "text" in self._held and row.get("text") is None:
-            row["text"] = self._held["text"]
-        if "picture" in self._held:
-            row["image"] = self._held["picture"]
+        named = {ending: content for ending, content in held.items() if ending not in ("image", "json", "text")}
+        row = {"id": PurePosixPath(self.key).name, **named, **described}
+        if _KEY in self._ours:
+            row[_KEY] = self.key
+        if "text" in held and row.get("text") is None:
+            row["text"] = held["text"]
+        if "image" in held:
+            row["image"] = held["image"]
         elif others and self._other is not None and row.get("image") is None:
             name, member = self._other
             row["image"] = Blob(name, _read(archive, member) if pictures else b"")

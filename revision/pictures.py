@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ Preprocess = Callable[[Any], torch.Tensor]
 
 # How many times as long as wide a picture may be. Scaled by the shorter side, one of 100,000 x 1 would fill the memory.
 MOST_ELONGATED = 200
+
+# Pixels that a picture may have. Telephones give up to 108 million in one shot; bringing so many to RGB takes up to 20
+# bytes each, 2 GB in every decoding process. Pillow's own limit is half as many again.
+MOST_PIXELS = 120_000_000
 
 # The formats that are decoded, by Pillow's names; TGA has no first bytes of its own and is tried last. All of them are
 # rasters that Pillow reads by itself: it would hand an EPS, whatever the file is called, to another program.
@@ -52,7 +57,6 @@ _DECODING_ERRORS = (
     TypeError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -91,9 +95,11 @@ def read_bytes(path: Picture) -> bytes:
     """The content of a file of any kind, for an encoder that decodes it itself.
 
     Raises:
-        ValueError: the file does not exist, is a folder, or may not be read.
+        ValueError: the file does not exist, is a folder, or may not be read; of a table or an archive, it is empty.
     """
     if isinstance(path, Blob):
+        if not path.content:
+            raise ValueError(f"{path} is empty")
         return path.content
     if problem := absence(path):
         raise ValueError(f"{path} {problem}")
@@ -107,21 +113,32 @@ def open_picture(path: Picture) -> Image.Image:
     """Decodes a picture, a file or bytes, into memory.
 
     EXIF rotation is applied, transparent parts become white, the first frame of an animation is taken, and 16-bit grey
-    is brought to 8 bits by its high byte.
+    is brought to 8 bits by its high byte. Floating-point numbers and whole ones outside of 16 bits are refused.
 
     Returns:
         An RGB image without alpha, fully decoded.
 
     Raises:
-        ValueError: the file does not exist, is a folder, may not be read, is not a picture of `FORMATS`, or is damaged.
+        ValueError: the file does not exist, is a folder, may not be read, is not a picture of `FORMATS`, is damaged, or
+            has more than `MOST_PIXELS`.
     """
     if isinstance(path, Path) and (problem := absence(path)):
         raise ValueError(f"picture {path} {problem}")
+    if isinstance(path, Blob) and not path.content:
+        raise ValueError(f"{path} is not a picture: it is empty")
+    too_large = f"picture {path} has more than {MOST_PIXELS:,} pixels, the most that are decoded; scale it down"
     try:
-        with Image.open(BytesIO(path.content) if isinstance(path, Blob) else path, formats=FORMATS) as file:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow's limits are not ours
+            opened = Image.open(BytesIO(path.content) if isinstance(path, Blob) else path, formats=FORMATS)
+        with opened as file:
+            if file.width * file.height > MOST_PIXELS:  # as its header says: nothing is decoded yet
+                raise Image.DecompressionBombError
             file.load()
-            picture = ImageOps.exif_transpose(file)
-            return _on_white(picture)
+            ImageOps.exif_transpose(file, in_place=True)
+            return _on_white(file)
+    except Image.DecompressionBombError as error:
+        raise ValueError(too_large) from error
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{path} is not a picture of a format that is read: {', '.join(FORMATS)}") from error
     except _DECODING_ERRORS as error:
@@ -129,17 +146,26 @@ def open_picture(path: Picture) -> Image.Image:
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.mode == "I" and np.asarray(picture).max() > 255:  # 16 bits in a container of 32
-        return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode.startswith("I"):
+        return _of_whole_numbers(picture)
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range the file does not tell")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
-    layer = picture.convert("RGBA")
+    layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")  # which would be a copy
     white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _of_whole_numbers(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits, also in a container of 32, by its high byte; where that holds 8 bits, as they are."""
+    values = np.asarray(picture)
+    if picture.mode == "I" and (values.min() < 0 or values.max() > 0xFFFF):
+        raise ValueError("its pixels are whole numbers outside of 0 to 65,535, whose range the file does not tell")
+    grey = (values if picture.mode == "I" and values.max() <= 0xFF else values >> 8).astype(np.uint8)
+    if "transparency" in picture.info:  # of PNG: the one value that stands for nothing
+        grey[values == picture.info["transparency"]] = 0xFF
+    return Image.fromarray(grey).convert("RGB")
 
 
 def preprocessed(picture: Any, preprocess: Preprocess) -> torch.Tensor:
@@ -225,32 +251,88 @@ def read_pixel_batches(
     """Yields `read_pixels` of every batch, in order, decoded ahead of the consumer by `workers` processes.
 
     The result does not depend on the number of workers; 0 decodes in this process. At most two batches a worker wait
-    in memory.
+    in memory, with the bytes that they come from. A file that ends the process that reads it (in practice: memory runs
+    out) becomes a reason, as an unreadable one does.
 
     Raises:
-        ValueError: a worker process died (in practice: memory ran out).
+        ValueError: processes do not start; or one died, but no file ends a process that reads it alone.
     """
     read = partial(read_pixels, preprocess=preprocess, open_file=open_file)
     if workers == 0:
         yield from map(read, batches)
         return
-    # A forked child inherits the locks of torch's thread pool in an unknown state, so workers are spawned.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        waiting: deque[Future[Pixels]] = deque()
+    stream, unread = iter(batches), deque[Sequence[Picture]]()
+    while True:
         try:
-            for batch in batches:
-                waiting.append(pool.submit(read, batch))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
+            yield from _read_ahead(unread, stream, read, workers)
+            return
+        except BrokenProcessPool:
+            culprits = 0
+        while unread and not culprits:  # nobody says which file it was
+            pixels, culprits = _read_one_by_one(unread.popleft(), read)
+            yield pixels
+        if not culprits:
             raise ValueError(
-                f"a process that decodes files died; memory may be short with workers={workers}: use fewer"
-            ) from error
+                "a process that decodes files died, but each of its files can be read alone; memory may be short with "
+                f"workers={workers}: use fewer"
+            )
+
+
+def _read_ahead(
+    unread: deque[Sequence[Picture]],
+    stream: Iterator[Sequence[Picture]],
+    read: Callable[[Sequence[Picture]], Pixels],
+    workers: int,
+) -> Iterator[Pixels]:
+    """Reads the batches of `unread`, then those of a stream. They stay in `unread` until their pixels are given out."""
+    with _processes(workers) as pool:
+        futures = deque[Future[Pixels]]()
+        try:
+            futures.extend(pool.submit(read, batch) for batch in unread)
+            while True:
+                while len(futures) <= 2 * workers and (batch := next(stream, None)) is not None:
+                    unread.append(batch)
+                    futures.append(pool.submit(read, batch))
+                if not futures:
+                    return
+                pixels = futures.popleft().result()
+                unread.popleft()
+                yield pixels
         finally:
-            for future in waiting:
+            for future in futures:
                 future.cancel()
+
+
+def _read_one_by_one(
+    batch: Sequence[Picture], read: Callable[[Sequence[Picture]], Pixels]
+) -> tuple[Pixels, int]:  # fmt: skip
+    """Reads each file by itself, in a fresh process after one that ends it; gives how many did, too."""
+    left, found, died = deque(batch), list[Pixels](), 0
+    while left:
+        with _processes(1) as pool:
+            try:
+                pool.submit(_one_thread).result()
+            except BrokenProcessPool as error:
+                raise ValueError("processes that decode files end as soon as they start; use workers=0") from error
+            try:
+                while left:
+                    found.append(pool.submit(read, [left[0]]).result())
+                    left.popleft()
+            except BrokenProcessPool:
+                reason = "ends the process that decodes it, in practice for want of memory; scale it down"
+                found.append(Pixels(torch.empty(0), [0], [f"{left.popleft()} {reason}"]))
+                died += 1
+    tensors = [pixels.tensor for pixels in found if len(pixels.tensor)]
+    return Pixels(
+        torch.cat(tensors) if tensors else torch.empty(0),
+        [size for pixels in found for size in pixels.sizes],
+        [problem for pixels in found for problem in pixels.problems],
+    ), died
+
+
+def _processes(number: int) -> ProcessPoolExecutor:
+    # A forked child inherits the locks of torch's thread pool in an unknown state, so workers are spawned.
+    return ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=_one_thread)
 
 
 def _one_thread() -> None:

@@ -114,6 +114,23 @@ def test_stores_hold_what_the_encoder_gives(tmp_path: Path, encoder_folder: Path
     }  # fmt: skip
 
 
+def test_what_is_null_is_within_the_budget_of_rejects(tmp_path: Path, encoder_folder: Path) -> None:
+    config = make_config(tmp_path, encoder_folder, pictures=2)
+    write_lines(tmp_path / "texts.jsonl", [{"id": "a", "text": phrase(1)}, {"id": "b", "text": None}])
+    write_lines(tmp_path / "pictures.jsonl", [{"id": "a", "image": "p/0.png"}, {"id": "b", "image": None}])
+    embed.run(config)
+    for source, reason in (
+        ("texts", "the text is empty"),
+        ("pictures", f"{tmp_path}/pictures.jsonl, line 2, image is not a picture: it is empty"),
+    ):
+        store = EmbeddingStore.open(tmp_path / "stores/tiny" / source)
+        assert store.ids() == ["a"] and (store.manifest.records, store.manifest.rejected) == (2, 1)
+        assert json.loads((store.path / "rejected.jsonl").read_text()) == {"id": "b", "reason": reason}
+    write_lines(tmp_path / "texts.jsonl", [{"id": "a", "text": phrase(1)}, {"id": "b"}])
+    with pytest.raises(ValueError, match=r"line 2: the record has no 'text'"):
+        embed.run(config)
+
+
 def test_finished_stores_are_left_alone(
     tmp_path: Path, encoder_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,7 +148,7 @@ ON_THE_COMMAND_LINE = [
     ("search.trials=0", "search.trials = 0: must be at least 1"),
     ("search.sampler=grid", "search.sampler = grid: must be one of tpe, random"),
     ("engine.peak_tflops=0", "engine.peak_tflops = 0.0: must be greater than 0"),
-    ("hydra/launcher=joblib", "group 'hydra/launcher' has no option 'joblib'", "pip install 'revision-mllm[sweeps]'"),
+    ("hydra/launcher=ray", "group 'hydra/launcher' has no option 'ray'", "pip install 'revision-mllm[sweeps]'"),
     ("evaluate.naming_answer=this", "evaluate.naming_answer = this: must be {text} exactly once"),
     (
         "instruct.trainer.lerning_rate=1",

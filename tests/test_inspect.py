@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from revision.cli import main
 from revision.data.inspection import Sampled, images_summary, sample_of
+from revision.pictures import Blob
 from revision.records import Image, Text
 
 
@@ -80,11 +81,12 @@ def test_what_is_wrong_is_named(corpus: tuple[Path, Path], tmp_path: Path, capsy
     assert "instruct: x" not in out, "one sample is shown"
 
 
-def test_a_path_that_the_system_refuses_is_a_missing_picture(tmp_path: Path) -> None:
+def test_pictures_that_are_not_there(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 300)
     (tmp_path / "a.png").touch()
-    found, _ = images_summary([Image("a", tmp_path / "a.png"), Image("long", long)], look=True)
-    assert found["missing"] == 1 and found["first_missing"] == [f"long: {long}"]
+    null, inside = Image("null", Blob("t.jsonl, line 3, image", b"")), Image("in", Blob("s.tar, x.png", b"x"))
+    found, _ = images_summary([Image("a", tmp_path / "a.png"), Image("long", long), null, inside], look=True)
+    assert found["missing"] == 2 and found["first_missing"] == [f"long: {long}", "null: t.jsonl, line 3, image"]
 
 
 def test_a_sample_stands_for_all(corpus: tuple[Path, Path], tmp_path: Path) -> None:

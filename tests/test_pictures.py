@@ -2,12 +2,13 @@
 
 import errno
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageFile
 from tiny_encoder import make_picture
 
 from revision.pictures import (
@@ -54,6 +55,30 @@ def test_transparent_palette_entry_is_white(tmp_path: Path) -> None:
 def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
     Image.fromarray(np.full((2, 2), 0x80FF, dtype=np.uint16)).save(tmp_path / "p.png")
     assert pixel(open_picture(tmp_path / "p.png")) == (0x80, 0x80, 0x80)
+
+
+def test_sixteen_bits_with_a_transparent_value(tmp_path: Path) -> None:
+    """What PNG calls tRNS: one value of the 65,536 is transparent; its neighbours of the same high byte are not."""
+    values = np.array([[0x1234, 0x1235], [0, 0xFFFF]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "p.png", transparency=0x1234)
+    found = np.asarray(open_picture(tmp_path / "p.png"))
+    assert found[..., 0].tolist() == [[255, 0x12], [0, 255]]
+
+
+@pytest.mark.parametrize(("values", "expected"), [((0, 255), (0, 255)), ((0, 256), (0, 1)), ((511, 65_535), (1, 255))])
+def test_sixteen_bits_in_a_container_of_thirty_two(
+    tmp_path: Path, values: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    Image.fromarray(np.array([values], dtype=np.int32)).save(tmp_path / "p.tiff")
+    assert np.asarray(open_picture(tmp_path / "p.tiff"))[0, :, 0].tolist() == list(expected)
+
+
+@pytest.mark.parametrize("values", [(0, 65_536), (-1, 5), (2**31 - 1, 0), (-(2**31), 70_000)])
+def test_whole_numbers_of_an_unknown_range(tmp_path: Path, values: tuple[int, int]) -> None:
+    """They would become white, or black, without a word."""
+    Image.fromarray(np.array([values], dtype=np.int32)).save(tmp_path / "p.tiff")
+    with pytest.raises(ValueError, match=r"p\.tiff is damaged: its pixels are whole numbers outside of 0 to 65,535"):
+        open_picture(tmp_path / "p.tiff")
 
 
 def test_cmyk_and_animation(tmp_path: Path) -> None:
@@ -138,11 +163,29 @@ def test_truncated_pictures(tmp_path: Path, suffix: str) -> None:
         open_picture(file)
 
 
-def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = make_picture(tmp_path / "p.png", seed=0)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"is damaged: Image size .560 pixels. exceeds limit"):
+@pytest.mark.parametrize("form", ["png", "jpg", "gif", "tif", "webp"])
+def test_pictures_of_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """As the header says: nothing of them is decoded. Pillow's own limit, where that is lower, says the same."""
+    file = make_picture(tmp_path / f"p.{form}", seed=0)
+    monkeypatch.setattr("revision.pictures.MOST_PIXELS", 560)
+    assert open_picture(file).size == (28, 20)
+    monkeypatch.setattr("revision.pictures.MOST_PIXELS", 559)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    sentence = rf"^picture {file} has more than 559 pixels, the most that are decoded; scale it down$"
+    with pytest.raises(ValueError, match=sentence):
         open_picture(file)
+    assert read_pixels([file], first_pixel).sizes == [0]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=sentence):
+        open_picture(file)
+
+
+def test_pictures_between_both_limits_bring_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = make_picture(tmp_path / "p.png", seed=0)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_picture(file).size == (28, 20)
 
 
 def first_pixel(picture: Image.Image) -> torch.Tensor:
@@ -178,6 +221,9 @@ def test_files_of_any_kind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"^{tmp_path} is a folder; name a file in it"):
         read_bytes(tmp_path)
 
+    with pytest.raises(ValueError, match=r"^t\.parquet, row 1, sound is empty$"):
+        read_bytes(Blob("t.parquet, row 1, sound", b""))
+
     def too_short(content: bytes) -> torch.Tensor:
         raise ValueError("too short")
 
@@ -203,16 +249,50 @@ def test_batch_of_problems_alone(tmp_path: Path) -> None:
 
 
 def kill_worker(picture: Image.Image) -> torch.Tensor:
-    """A preprocessing that ends its process, as running out of memory does."""
-    import os
+    """A preprocessing that ends its process, as running out of memory does, at a picture 5 pixels wide."""
+    if picture.width == 5:
+        os._exit(1)
+    return first_pixel(picture)
 
+
+def test_a_picture_that_ends_its_process_has_a_name(tmp_path: Path) -> None:
+    """All others are read as if nothing had been, those that were on their way too."""
+    bombs = (4,)
+    files = [make_picture(tmp_path / f"{n}.png", n, size=(3, 5 if n in bombs else 4)) for n in range(14)]
+    batches = [files[start : start + 3] for start in range(0, 14, 3)]
+    found = list(read_pixel_batches(iter(batches), kill_worker, workers=1))
+    assert [len(batch.problems) for batch in found] == [3, 3, 3, 3, 2]
+    problems = [problem for batch in found for problem in batch.problems]
+    reason = "ends the process that decodes it, in practice for want of memory; scale it down"
+    assert problems == [f"{file} {reason}" if n in bombs else None for n, file in enumerate(files)]
+    assert [size for batch in found for size in batch.sizes] == [0 if n in bombs else 12 for n in range(14)]
+    sound = [file for n, file in enumerate(files) if n not in bombs]
+    (alone,) = read_pixel_batches([sound], kill_worker, workers=0)
+    assert torch.equal(torch.cat([batch.tensor for batch in found if len(batch.tensor)]), alone.tensor)
+
+
+def die_once(picture: Image.Image) -> torch.Tensor:
+    """Ends the first of all processes that read a picture: no picture is to blame."""
+    try:
+        Path(os.environ["REVISION_TEST_DIED"]).touch(exist_ok=False)
+    except FileExistsError:
+        return first_pixel(picture)
     os._exit(1)
 
 
-def test_dead_worker_is_a_sentence(tmp_path: Path) -> None:
+def test_a_process_that_no_picture_has_ended_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REVISION_TEST_DIED", str(tmp_path / "died"))
     file = make_picture(tmp_path / "p.png", seed=0)
-    with pytest.raises(ValueError, match=r"a process that decodes files died; .* workers=1"):
-        list(read_pixel_batches([[file]], kill_worker, workers=1))
+    read = read_pixel_batches([[file, file]], die_once, workers=1)
+    assert next(read).problems == [None, None]
+    with pytest.raises(ValueError, match=r"each of its files can be read alone; memory may be short with workers=1"):
+        next(read)
+
+
+def test_processes_that_do_not_start_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("revision.pictures._one_thread", os.abort)
+    with pytest.raises(ValueError, match=r"processes that decode files end as soon as they start; use workers=0"):
+        list(read_pixel_batches([[make_picture(tmp_path / "p.png", seed=0)]], first_pixel, workers=1))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from revision import records
+from revision.pictures import Blob
 from revision.records import Conversation, Image, Message, Pair, Text
 
 TEXTS = [{"id": "a", "text": "a cat"}, {"id": "b", "text": "ein großer Hund"}]
@@ -58,6 +59,50 @@ def test_pairs(tmp_path: Path) -> None:
     assert list(records.read_pairs(file)) == [Pair("3", tmp_path / "a.png", "a cat")]
 
 
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"image": "a.png", "text": None}, r"line 1: 'text' must be a text, not None"),
+        ({"image": None, "text": "x"}, r"line 1: 'image' must be a text, not None"),
+        ({"image": "", "text": "x"}, r"line 1: 'image' is '', which is no path of a file"),
+        ({"image": {"bytes": None, "path": None}, "text": "x"}, r"'image' must be the path of a file here, not bytes"),
+    ],
+)
+def test_malformed_pairs(tmp_path: Path, row: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        list(records.read_pairs(write_lines(tmp_path / "p.jsonl", [{"id": "a", **row}])))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_what_is_null_is_a_record_without_content(tmp_path: Path, suffix: str) -> None:
+    """For `embed` to reject. Fields that have other names in the file, or lie in a mapping, may be null too."""
+    rows = [
+        {"id": "a", "text": "a cat", "image": "a.png", "of": {"text": "a cat"}},
+        {"id": "b", "text": None, "image": None, "of": {"text": None}},
+        {"id": "c", "text": "", "image": "", "of": None},
+    ]
+    file = tmp_path / f"t.{suffix}"
+    if suffix == "jsonl":
+        write_lines(file, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    expected = [Text("a", "a cat"), Text("b", ""), Text("c", "")]
+    for fields in (None, {"text": "of.text"}):
+        assert list(records.read_texts(file, fields)) == expected
+        assert records.count_records(file, "text", fields) == 3
+    for fields in (None, {"image": "image"}):
+        found = list(records.read_images(file, None, fields))
+        assert [image.id for image in found] == ["a", "b", "c"] and found[0].picture == tmp_path / "a.png"
+        assert [image.picture for image in found[1:]] == [
+            Blob(f"{file}, {'line' if suffix == 'jsonl' else 'row'} {number}, image", b"") for number in (2, 3)
+        ]
+        assert records.count_records(file, "image", fields) == 3
+    missing = write_lines(tmp_path / "m.jsonl", [rows[0], {"id": "d", "of": {}}])
+    for fields in (None, {"text": "of.text"}, {"text": "of.text.x"}, {"text": "none"}):
+        with pytest.raises(ValueError, match=r"line [12]: the record has no 'text'"):
+            records.count_records(missing, "text", fields)
+
+
 def test_conversations_of_both_forms(tmp_path: Path) -> None:
     ours = {
         "id": "a",
@@ -72,6 +117,28 @@ def test_conversations_of_both_forms(tmp_path: Path) -> None:
     expected = Conversation("a", "row-1", [Message("user", "<image>\nWhat?"), Message("assistant", "A cat.")])
     file = write_lines(tmp_path / "c.jsonl", [ours, llava])
     assert list(records.read_conversations(file)) == [expected, expected]
+
+
+def test_turns_of_either_form_in_either_list(tmp_path: Path) -> None:
+    ours = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    theirs = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    table = [{"role": None, "content": None, **turn} for turn in theirs]
+    rows = [{"id": "a", name: turns} for name in ("messages", "conversations") for turns in (ours, theirs, table)]
+    expected = Conversation("a", None, [Message("user", "Hi"), Message("assistant", "Hello")])
+    file = write_lines(tmp_path / "c.jsonl", [*rows, {"id": "a", "image": "", "messages": ours}])
+    assert list(records.read_conversations(file)) == [expected] * 7
+    named = [{"id": "b", "image": "b.png", "messages": []}, {"id": "c", "image": "", "messages": []}]
+    file = write_lines(tmp_path / "d.jsonl", named)
+    assert [image.id for image in records.read_images(file, fields={"id": "image"})] == ["b.png"], "no picture, no row"
+
+
+def test_files_of_openai_have_no_ids(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "c.jsonl", [{"messages": [user("Hi"), ANSWER]}] * 2)
+    with pytest.raises(
+        ValueError, match=r"line 1: the record has no 'id'; it has 'messages': .*, such as {id: \"#\"}$"
+    ):
+        list(records.read_conversations(file))
+    assert [talk.id for talk in records.read_conversations(file, {"id": "#"})] == ["0", "1"]
 
 
 def test_conversation_without_image(tmp_path: Path) -> None:
@@ -96,6 +163,12 @@ def user(content: str) -> dict[str, str]:
         ({"messages": ["hi"]}, "line 1, turn 1: a turn must be a mapping, not 'hi'"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "'role' is 'bot'; known are user, assistant, system"),
         ({"conversations": [{"from": "bot", "value": "x"}]}, "'from' is 'bot'; known are human, user, gpt, chatgpt"),
+        ({"conversations": [{"role": "tool"}]}, "'role' is 'tool'; known are user, assistant, system: leave the conv"),
+        (
+            {"messages": [{"from": "bing"}]},
+            "'from' is 'bing'; known are human, .*: leave the conversation out, or write",
+        ),
+        ({"messages": [{"content": "x"}]}, "turn 1: the record has no 'role'; it has 'content'"),
         ({"messages": [user("x")]}, "no answer to learn from"),
         ({"messages": [{"role": "assistant", "content": " "}]}, "no answer to learn from"),
         ({"messages": [ANSWER], "image": "r"}, "0 <image> mark.s. in the user's turns, but one image"),
@@ -119,7 +192,7 @@ def test_malformed_conversations(tmp_path: Path, row: dict[str, Any], sentence: 
         ('{"id": "", "text": "x"}', r"line 1: 'id' must not be empty"),
         ('{"id": true, "text": "x"}', r"line 1: 'id' must be a text, not True"),
         ('{"id": 1.5, "text": "x"}', r"line 1: 'id' must be a text, not 1\.5"),
-        ('{"id": "a", "text": null}', r"line 1: 'text' must be a text, not None"),
+        ('{"id": "a", "text": 3}', r"line 1: 'text' must be a text, not 3"),
         ('{"id": "a", "text": "\\ud83d"}', r"line 1: 'text' holds half a surrogate pair"),
         ("", r"t\.jsonl holds no text records"),
     ],

@@ -133,6 +133,29 @@ def test_hub_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamin
         list(records.read_texts(location.replace("split=", "splt=")))
 
 
+def test_splits_of_the_hub_that_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "train.jsonl").write_text(json.dumps(ROWS[0]))
+    (tmp_path / "corpus" / "test.jsonl").write_text(json.dumps(ROWS[1]))
+    for plus in ("+", "%2B"):
+        assert list(records.read_texts(f"hf://{tmp_path}/corpus?split=train{plus}test")) == TEXTS[:2]
+    assert list(records.read_texts(f"hf://{tmp_path}/corpus?split=train[:50%25]+test")) == TEXTS[1:2]
+
+
+def test_what_a_download_keeps_beside_a_data_set_is_not_of_it(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "train.jsonl").write_text(json.dumps(ROWS[0]))
+    location = f"hf://{tmp_path}/corpus?split=train"
+    before = records.fingerprint(location)
+    for name in (".cache/huggingface/download/train.jsonl.metadata", ".gitattributes"):
+        (tmp_path / "corpus" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "corpus" / name).write_text("x")
+        assert records.fingerprint(location) == before
+    (tmp_path / "corpus" / "test.jsonl").write_text(json.dumps(ROWS[1]))
+    assert records.fingerprint(location) != before
+
+
 def test_pictures_inside_of_files(tmp_path: Path) -> None:
     """A tar shard, a parquet file of bytes, one as `datasets` writes it, and a saved data set: the same pictures."""
     names, contents = ["x", "y"], [png(10), png(200)]
@@ -156,6 +179,128 @@ def test_pictures_inside_of_files(tmp_path: Path) -> None:
         assert len({str(image.picture) for image in found}) == 2, "each says where it lies"
         assert [image.id for image in records.read_images(location, wanted=since(1))] == ["y"]
         assert records.count_records(location, "image") == 2
+
+
+def media_table() -> datasets.Dataset:
+    """A row with a sound, a video, and pictures in a list and in a list of structs; none of them can be decoded."""
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    cell = {"bytes": b"RIFF", "path": None}
+    features = datasets.Features({
+        "id": datasets.Value("string"), "image": datasets.Audio(), "clip": datasets.Video(),
+        "views": datasets.List(datasets.Image()), "parts": datasets.List({"view": datasets.Image()}),
+    })  # fmt: skip
+    table = pa.table({
+        "id": ["a"], "image": pa.array([cell], kind), "clip": pa.array([cell], kind),
+        "views": pa.array([[cell]], pa.list_(kind)),
+        "parts": pa.array([[{"view": cell}]], pa.list_(pa.struct({"view": kind}))),
+    })  # fmt: skip
+    return datasets.Dataset(table.cast(features.arrow_schema), info=datasets.DatasetInfo(features=features))
+
+
+@pytest.mark.parametrize("form", ["saved", "hub", "streamed"])
+def test_nothing_in_a_data_set_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """Decoding a sound or a video takes libraries that need not be there."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    location: Path | str = tmp_path / "saved"
+    if form == "saved":
+        media_table().save_to_disk(location)
+    else:
+        (tmp_path / "hub").mkdir()
+        media_table().to_parquet(tmp_path / "hub" / "train.parquet")
+        location = f"hf://{tmp_path}/hub?split=train" + "&streaming=true" * (form == "streamed")
+    (row,) = records.read_rows(location)
+    assert row["image"].content == row["clip"].content == b"RIFF"
+    assert [view.content for view in row["views"]] == [row["parts"][0]["view"]["bytes"]] == [b"RIFF"]
+    assert records.count_records(location, "image") == 1
+    assert not list((tmp_path / "saved").glob("cache-*")), "nothing is written anew"
+
+
+def test_a_data_set_that_needs_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+
+    def refuse(*given: Any, **options: Any) -> Any:
+        raise ImportError("To support decoding, please install 'torchcodec'.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.Dataset, "select", refuse)
+        with pytest.raises(ValueError, match=r"saved cannot be read \(after row 0\): .* install 'torchcodec'"):
+            list(records.read_rows(tmp_path / "saved"))
+    monkeypatch.setattr(datasets, "load_from_disk", refuse)
+    with pytest.raises(ValueError, match=r"is not a readable data set of `datasets`: .* install 'torchcodec'"):
+        list(records.read_rows(tmp_path / "saved"))
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ValueError, match=r"cannot be loaded: .* install 'torchcodec'"):
+        list(records.read_rows("hf://owner/name"))
+
+
+LOOK = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "A cat."}]
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def illustrated(folder: Path, form: str, column: str) -> Path:
+    """Conversations with their pictures inside of them, but for the second, which is about none."""
+    pictures: list[Any] = [png(10), None, png(200)]
+    kind: Any = datasets.Value("binary")
+    if form != "bytes":
+        pictures, kind = [one and {"bytes": one, "path": "p.png"} for one in pictures], datasets.Image()
+    if column == "images":
+        pictures, kind = [[] if one is None else [one] for one in pictures], datasets.List(kind)
+    turns = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
+    features = datasets.Features({"id": datasets.Value("string"), "messages": turns, column: kind})
+    rows = [{"id": name, "messages": TALK if name == "b" else LOOK, column: picture}
+            for name, picture in zip("abc", pictures, strict=True)]  # fmt: skip
+    dataset = datasets.Dataset.from_list(rows, features=features)
+    if form == "saved":
+        dataset.save_to_disk(folder / "saved")
+        return folder / "saved"
+    dataset.to_parquet(folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+@pytest.mark.parametrize("column", ["image", "images"])
+@pytest.mark.parametrize("form", ["parquet", "bytes", "saved"])
+def test_conversations_with_their_pictures_inside(tmp_path: Path, form: str, column: str) -> None:
+    """One file is the image source and the conversations: a picture goes by the id of its row in both."""
+    file = illustrated(tmp_path, form, column)
+    assert [(talk.id, talk.image) for talk in records.read_conversations(file)] == [("a", "a"), ("b", None), ("c", "c")]
+    named = {"id": "image", "image": column}
+    if column == "images":
+        named["id"] = "images"
+    for fields, ids in ((None, ["a", "b", "c"]), (named, ["a", "c"])):
+        found = list(records.read_images(file, fields=fields))
+        assert [image.id for image in found] == ids and records.count_records(file, "image", fields) == len(ids)
+        sound = [image.picture for image in found if image.id != "b"]
+        assert [np.asarray(open_picture(picture))[0, 0, 0] for picture in sound] == [10, 200]
+        assert [image.id for image in records.read_images(file, fields=fields, wanted=since(1))] == ids[1:]
+    empty = [read_pixels([image.picture], pixels).problems for image in records.read_images(file) if image.id == "b"]
+    assert "is not a picture: it is empty" in str(empty[0][0])
+
+
+def test_pictures_inside_are_each_a_record(tmp_path: Path) -> None:
+    """Two rows of one id are not taken for one picture that is named twice, and a row of two pictures for none."""
+    kind = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    cells = [{"bytes": png(n), "path": None} for n in range(2)]
+    messages = pa.array([LOOK, LOOK])
+    table = pa.table({"id": ["a", "a"], "messages": messages, "images": pa.array([[one] for one in cells], kind)})
+    pq.write_table(table, tmp_path / "t.parquet")
+    for fields in (None, {"id": "images", "image": "images"}):
+        with pytest.raises(ValueError, match=r"id 'a' occurs twice: .*t\.parquet, row 1, and .*t\.parquet, row 2"):
+            records.count_records(tmp_path / "t.parquet", "image", fields)
+    table = pa.table({"id": ["a"], "messages": messages[:1], "images": pa.array([cells], kind)})
+    pq.write_table(table, tmp_path / "t.parquet")
+    for fields in (None, {"id": "images", "image": "images"}):
+        with pytest.raises(ValueError, match=r"row 1: it lists 2 pictures; a record of an image source has one"):
+            records.count_records(tmp_path / "t.parquet", "image", fields)
+    with pytest.raises(ValueError, match=r"row 1: 2 pictures; a conversation is about one at most: split it"):
+        list(records.read_conversations(tmp_path / "t.parquet"))
+
+
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="datasets before 4.7")
+def test_json_inside_of_a_data_set_is_read(tmp_path: Path) -> None:
+    features = datasets.Features({"turns": datasets.Json(), "view": datasets.Image()})
+    rows = [{"turns": [1, "x"], "view": None}]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "saved")
+    assert next(iter(records.read_rows(tmp_path / "saved")))["turns"] == [1, "x"]
 
 
 @pytest.mark.parametrize("form", ["saved", "parquet"])
@@ -219,6 +364,75 @@ def test_every_sample_of_a_shard_is_a_record(tmp_path: Path) -> None:
         list(records.read_texts(write_tar(shard, {"a.txt": b"x", "c.heic": b""})))
 
 
+def test_files_of_a_sample_are_named_by_their_endings(tmp_path: Path) -> None:
+    """A picture beside its segmentation, two languages, and a name that comes in two folders."""
+    members: dict[str, bytes] = {}
+    for number, folder in enumerate("01"):
+        key = f"{folder}/a"
+        members |= {f"{key}.JPG": png(number), f"{key}.seg.png": png(100 + number), f"{key}.txt": b"a cat",
+                    f"{key}.de.txt": b"eine Katze", f"{key}.json": b'{"url": "u"}', f"{key}.cls": b"7"}  # fmt: skip
+    shard = write_tar(tmp_path / "s.tar", members)
+    for image, values in (("jpg", [0, 1]), ("seg.png", [100, 101])):
+        fields = {"id": "__key__", "image": image}
+        found = list(records.read_images(shard, fields=fields))
+        assert [one.id for one in found] == ["0/a", "1/a"] and records.count_records(shard, "image", fields) == 2
+        assert [np.asarray(open_picture(one.picture))[0, 0, 0] for one in found] == values
+        assert [one.id for one in records.read_images(shard, fields=fields, wanted=since(1))] == ["1/a"]
+    fields = {"id": "__key__", "image": "jpg", "text": "de.txt"}
+    assert list(records.read_texts(shard, fields)) == [Text("0/a", "eine Katze"), Text("1/a", "eine Katze")]
+    assert list(records.read_texts(shard, {**fields, "text": "cls"})) == [Text("0/a", "7"), Text("1/a", "7")]
+    assert list(records.read_texts(shard, {**fields, "text": "url"})) == [Text("0/a", "u"), Text("1/a", "u")]
+    with pytest.raises(ValueError, match=r"s\.tar, sample 0/a: the record has no 'image'"):
+        records.count_records(shard, "image", {"image": "webp"})
+    with pytest.raises(ValueError, match=r"0/a\.seg\.png: the sample has a second picture; .* fields {image: jpg}$"):
+        records.count_records(shard, "image", {"id": "__key__"})
+    with pytest.raises(
+        ValueError, match=r"id 'a' occurs twice: .*: name another field .* {id: \"#\"}, .*{id: __key__}"
+    ):
+        records.count_records(shard, "image", {"image": "jpg"})
+
+
+def link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_links_in_shards_are_the_files_they_lead_to(tmp_path: Path) -> None:
+    """A packer writes a file it has met before as a hard link; symbolic links start from their own folder."""
+    shard = tmp_path / "s.tar"
+    with tarfile.open(shard, "w") as archive:
+        for member, data in [
+            (tarfile.TarInfo("x/a.png"), png(1)), (link("x/b.png", "x/a.png", tarfile.LNKTYPE), b""),
+            (link("x/c.png", "d.png", tarfile.SYMTYPE), b""), (tarfile.TarInfo("x/c.txt"), b"c"),
+            (link("x/d.png", "../y/e.png", tarfile.SYMTYPE), b""), (tarfile.TarInfo("y/e.png"), png(5)),
+        ]:  # fmt: skip
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    found = list(records.read_images(shard))
+    assert [image.id for image in found] == ["a", "b", "c", "d", "e"] and records.count_records(shard, "image") == 5
+    assert [np.asarray(open_picture(image.picture))[0, 0, 0] for image in found] == [1, 1, 5, 5, 5]
+    assert str(found[2].picture) == f"{shard}, x/c.png"
+    assert [image.id for image in records.read_images(shard, wanted=since(2))] == ["c", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("member", "sentence"),
+    [
+        (link("b.png", "gone.png", tarfile.SYMTYPE), r"s\.tar, b\.png: it links to gone\.png, where the shard has no"),
+        (link("b.png", "/etc/hostname", tarfile.SYMTYPE), r"b\.png: it links to /etc/hostname, where the shard has no"),
+        (link("b.png", "b.png", tarfile.SYMTYPE), r"b\.png: it links to b\.png, where the shard has no file; pack"),
+        (link("b.png", "gone.png", tarfile.LNKTYPE), r"b\.png: it links to gone\.png, where the shard has no file"),
+        (link("b.png", "", tarfile.FIFOTYPE), r"b\.png: it is no file and links to none; leave it out"),
+    ],
+)
+def test_links_in_shards_that_lead_nowhere(tmp_path: Path, member: tarfile.TarInfo, sentence: str) -> None:
+    with tarfile.open(write_tar(tmp_path / "s.tar", {"a.png": png()}), "a") as archive:
+        archive.addfile(member)
+    with pytest.raises(ValueError, match=sentence):
+        records.count_records(tmp_path / "s.tar", "image")
+
+
 def test_members_whose_names_are_not_utf8(tmp_path: Path) -> None:
     """Latin-1, as old archivers wrote it: id and place are texts that a sidecar can hold."""
     latin = {os.fsdecode(name): png(1) for name in (b"caf\xe9.png", b"caf\xe8.png")}
@@ -263,6 +477,55 @@ def test_folders_of_pictures_that_cannot_be_records(tmp_path: Path) -> None:
     (tmp_path / "caf\udce9.png").touch()
     with pytest.raises(ValueError, match=r"holds 'caf.udce9\.png', a name that is not UTF-8 .*; rename the file"):
         records.count_records(tmp_path, "image")
+
+
+@pytest.mark.parametrize("name", ["data/train-0.parquet", "data/0.tar", "a/b/talks.jsonl.gz", "train/data-0.arrow"])
+def test_one_picture_does_not_hide_the_records_below(tmp_path: Path, name: str) -> None:
+    """A snapshot of the hub: a logo on top, the data in a folder."""
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / "logo.png").write_bytes(png())
+    (tmp_path / name).write_bytes(b"x")
+    sentence = (
+        rf"^{tmp_path} holds pictures, and {name}, whose .*; name the folder of .*, such as {tmp_path}/.*, or move"
+    )
+    for read in (lambda: records.count_records(tmp_path, "image"), lambda: records.fingerprint(tmp_path)):
+        with pytest.raises(ValueError, match=sentence):
+            read()
+    (tmp_path / name).rename((tmp_path / name).with_name("describes.json"))
+    assert records.count_records(tmp_path, "image") == 1, "what a .json beside pictures holds describes them"
+
+
+def test_brackets_in_the_names_of_folders_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("run[1]", "run1", "x"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "t.jsonl").write_text(json.dumps({"id": folder, "text": ""}))
+    (tmp_path / "x/a*.jsonl").write_text(json.dumps({"id": "star", "text": ""}))
+    (tmp_path / "x/ab.jsonl").write_text(json.dumps({"id": "ab", "text": ""}))
+
+    def ids(location: Path | str) -> list[str]:
+        assert records.fingerprint(location)
+        return [text.id for text in records.read_texts(location)]
+
+    for pattern, expected in {
+        "run[1]/*.jsonl": ["run[1]"], "run[1]/t.jsonl": ["run[1]"], "run?/t.*": ["run1"], "run[12]/t.jsonl": ["run1"],
+        "x/a*.jsonl": ["star"], "x/[ab]*.jsonl": ["star", "ab"], "*/t.jsonl": ["run1", "run[1]", "x"],
+    }.items():  # fmt: skip
+        assert ids(tmp_path / pattern) == expected
+    monkeypatch.chdir(tmp_path)
+    assert ids("run[1]/*.jsonl") == ["run[1]"] and ids("r*[1]/t.jsonl") == ["run1"]
+
+
+def test_a_location_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/i.jsonl").write_text('{"id": "a", "image": "p.png", "text": "x"}')
+    for location in ("~/c/i.jsonl", Path("~/c"), "~/c/*.jsonl"):
+        assert list(records.read_images(location)) == [Image("a", tmp_path / "c/p.png")]
+        assert records.count_records(location, "text") == 1 and records.fingerprint(location)
+    (image,) = records.read_images("~/c", Path("~/d"))
+    assert image.picture == tmp_path / "d/p.png"
+    with pytest.raises(ValueError, match=r"~no-such-user/x does not exist"):
+        list(records.read_texts("~no-such-user/x"))
 
 
 def test_folders_of_two_kinds_of_records(tmp_path: Path) -> None:

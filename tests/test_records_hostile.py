@@ -51,6 +51,7 @@ FILES: list[tuple[str, str, bytes, dict[str, str] | str]] = [
     ("escaped surrogate pairs", "t.jsonl", b'{"id": "a", "text": "\\ud83d\\ude00"}', {"a": "\N{GRINNING FACE}"}),
     ("a zero byte in a text", "t.jsonl", b'{"id": "a", "text": "x\\u0000y"}', {"a": "x\0y"}),
     ("an empty text", "t.jsonl", b'{"id": "a", "text": ""}', {"a": ""}),  # a reject of `embed`
+    ("a null text", "t.jsonl", b'{"id": "a", "text": null}', {"a": ""}),
     ("json lines named json", "t.json", GOOD + b'{"id": "b", "text": "x"}\n', {"a": "a cat", "b": "x"}),
     ("a list named parquet", "t.parquet", b"[" + GOOD + b"]", {"a": "a cat"}),
     ("half of a record", "t.jsonl", GOOD + b'{"id": "b", "te', "line 2 is not valid JSON"),
@@ -155,12 +156,17 @@ def test_damaged_shards(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not a whole, uncompressed tar shard"):
         list(records.read_images(file))
     for members, sentence in [
-        ({"a.png": png(), "a.jpg": png()}, r"a\.jpg: the sample has a second picture"),
+        ({"a.png": png(), "a.jpg": png()}, r"a\.jpg: the sample has a second picture; .*such as fields {image: png}$"),
+        ({"a.txt": b"x", "a.cap": b"y"}, r"a\.cap: the sample has a second text; .*, such as fields {text: txt}$"),
+        ({"a.png": png(), "./a.png": png()}, r"a\.png: the sample has this file twice; leave one out$"),
         ({"a.json": b"[1]"}, r"sample a: its \.json must hold a mapping, not list"),
         ({"a.json": b"{"}, r"a\.json is not valid JSON"),
         ({"a.txt": b"\xff"}, r"a\.txt is not valid UTF-8"),
         ({"a.txt": b"x"}, r"sample a: the record has no 'image'; it has 'id', 'text'"),
-        ({"0/a.png": png(), "1/a.png": png()}, r"id 'a' occurs twice: .*sample 0/a, and .*sample 1/a"),
+        (
+            {"0/a.png": png(), "1/a.png": png()},
+            r"id 'a' occurs twice: .*sample 0/a, and .*sample 1/a; ids .* {id: __key__}",
+        ),
     ]:
         with pytest.raises(ValueError, match=sentence):
             records.count_records(write_tar(file, members), "image")
@@ -176,7 +182,8 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
         records.count_records(file, "text")
     pq.write_table(pa.table({"id": ["a"], "image": pa.array([None], pa.binary())}), file)
     (image,) = records.read_images(file)
-    assert isinstance(image.picture, Blob) and "is not a picture" in str(read_pixels([image.picture], pixels).problems)
+    problem = f"{file}, row 1, image is not a picture: it is empty"
+    assert isinstance(image.picture, Blob) and read_pixels([image.picture], pixels).problems == [problem]
 
 
 def test_a_text_of_a_table_that_is_not_utf8(tmp_path: Path) -> None:
@@ -275,7 +282,8 @@ PICTURES: list[tuple[str, bytes, int | str]] = [
     ("an animated webp", frames("webp"), 16),
     ("a tiff of two pages", frames("tiff"), 16),
     ("damaged EXIF", exif_turned().replace(b"Exif\0\0MM", b"Exif\0\0QQ"), 6),
-    ("a decompression bomb", png_of(60_000, 60_000), "exceeds limit"),
+    ("a decompression bomb", png_of(60_000, 60_000), "has more than 120,000,000 pixels"),
+    ("a smaller bomb", png_of(12_000, 10_001), "has more than 120,000,000 pixels"),
     ("no width", png_of(0, 5), "damaged|not a picture"),
     ("more promised than there", png_of(300, 300), "damaged"),
     ("cut off", saved(Pillow.effect_noise((64, 64), 90).convert("RGB"), "jpeg")[:700], "damaged"),

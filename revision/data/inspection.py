@@ -159,13 +159,13 @@ def images_summary(images: Iterable[Image], *, look: bool) -> tuple[dict[str, An
     """Counts of a source of pictures, and the sorted hashes of its ids.
 
     Args:
-        look: whether files are looked for. Bytes inside of shards and tables are there.
+        look: whether files are looked for. Bytes inside of shards and tables are there, unless they are empty.
     """
     hashes = array("Q")
     missing, names = 0, list[str]()
     for image in images:
         hashes.append(hash_id(image.id))
-        if look and isinstance(image.picture, Path) and absence(image.picture):
+        if look and (absence(image.picture) if isinstance(image.picture, Path) else not image.picture.content):
             missing += 1
             if len(names) < _SHOWN:
                 names.append(f"{image.id}: {image.picture}")

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from revision.records.kinds import IMAGE_MARK, Conversation, Message, Role, Row, identity_of, shown, string_of
+from revision.records.kinds import (
+    IMAGE_MARK,
+    Conversation,
+    Message,
+    Role,
+    Row,
+    identity_of,
+    is_absent,
+    is_inside,
+    path_in,
+    shown,
+    string_of,
+)
 
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system"}
 _LLAVA_ROLES: dict[str, Role] = {
@@ -21,8 +33,9 @@ def is_conversation(row: Row) -> bool:
 def conversation_of(where: str, row: Row) -> Conversation:
     """One conversation.
 
-    Rows have "messages" (role, content), whose content is a text or OpenAI's list of parts, or LLaVA's and ShareGPT's
-    "conversations" (from, value). A picture is named by "image", by a list of one "images", or by the parts.
+    Rows have "messages" or "conversations", and their turns "role" and "content", which is a text or OpenAI's list of
+    parts, or LLaVA's and ShareGPT's "from" and "value". A picture is named by "image", by a list of one "images", or by
+    the parts. One that lies in the row itself goes by the row's id, as it does where the same file is an image source.
 
     Raises:
         ValueError: a malformed row; no answer; two pictures; `<image>` marks that do not fit the picture.
@@ -31,10 +44,9 @@ def conversation_of(where: str, row: Row) -> Conversation:
     turns = row.get("messages" if ours else "conversations")
     if not isinstance(turns, list):
         raise ValueError(f"{where}: it needs a list 'messages' (role, content) or 'conversations' (from, value)")
-    names, roles = (("role", "content"), _ROLES) if ours else (("from", "value"), _LLAVA_ROLES)
     messages, pictures = [], _named(where, row)
     for number, turn in enumerate(turns, start=1):
-        message, found = _message(f"{where}, turn {number}", turn, *names, roles)
+        message, found = _message(f"{where}, turn {number}", turn, ours)
         messages.append(message)
         pictures += [picture for picture in found if picture not in pictures]
     if not any(message.role == "assistant" and message.content.strip() for message in messages):
@@ -53,24 +65,31 @@ def conversation_of(where: str, row: Row) -> Conversation:
 
 def _named(where: str, row: Row) -> list[str]:
     """The pictures that a row names beside its turns."""
-    field = "image" if row.get("image") is not None else "images"
+    field = "images" if is_absent(row.get("image")) else "image"
     value = row.get(field)
-    if value is None:
+    if is_absent(value):
         return []
-    if isinstance(value, list):
-        return [string_of(where, {field: one}, field) for one in value]
-    return [string_of(where, row, field)]
+    return [
+        identity_of(where, row) if is_inside(one) else string_of(where, {field: path_in(one)}, field)
+        for one in (value if isinstance(value, list) else [value])
+    ]
 
 
-def _message(
-    where: str, turn: Any, role_field: str, content_field: str, roles: dict[str, Role]
-) -> tuple[Message, list[str]]:
-    """A turn, and the pictures that its parts name."""
+def _message(where: str, turn: Any, ours: bool) -> tuple[Message, list[str]]:
+    """A turn, and the pictures that its parts name; `ours` decides where it has neither role nor from."""
     if not isinstance(turn, dict):
         raise ValueError(f"{where}: a turn must be a mapping, not {shown(turn)}")
+    # A table may have all four fields, and null in those that are not meant.
+    if turn.get("role") is None and (turn.get("from") is not None or not ours):
+        role_field, content_field, roles = "from", "value", _LLAVA_ROLES
+    else:
+        role_field, content_field, roles = "role", "content", _ROLES
     role = string_of(where, turn, role_field)
     if role not in roles:
-        raise ValueError(f"{where}: {role_field!r} is {shown(role)}; known are {', '.join(roles)}")
+        raise ValueError(
+            f"{where}: {role_field!r} is {shown(role)}; known are {', '.join(roles)}: leave the conversation out, or "
+            "write it in these"
+        )
     if not isinstance(turn.get(content_field), list):
         return Message(roles[role], string_of(where, turn, content_field)), []
     texts: list[str] = []

@@ -5,18 +5,19 @@ from __future__ import annotations
 import glob
 import gzip
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from revision.embeddings.foreign.parts import file_sample
 from revision.records import huggingface, json_text, picture_files, tables, tar_shards
-from revision.records.kinds import Location
+from revision.records.kinds import Fields, Location
 from revision.records.spans import Spans
 
 LocatedAny = tuple[str, Any]
 # A reader of one file, which numbers its rows from 0 on, gives an item a row: None may stand for one that nobody wants.
-Reader = Callable[[Path, tuple[str, ...], bool, Spans], Iterator[LocatedAny | None]]
+Reader = Callable[[Path, tuple[str, ...], Fields, bool, Spans], Iterator[LocatedAny | None]]
 _KNOWN = (
     "JSON lines, JSON, parquet, tar shards (webdataset), a folder of pictures, a data set of `datasets`, or "
     "hf://owner/name?split=..."
@@ -24,14 +25,16 @@ _KNOWN = (
 _HEAD = 4096  # bytes that tell a format
 _CONTAINERS = ("parquet", "tar")  # files that may hold terabytes of pictures
 _LARGE = 1 << 30
-_OF_FOLDERS = ("tar", "parquet", "jsonl", "jsonl.gz", "ndjson", "ndjson.gz")  # endings of records files in a folder
 
 
-def open_rows(location: Location, parts: tuple[str, ...], *, pictures: bool, wanted: Spans) -> Iterator[LocatedAny]:
+def open_rows(
+    location: Location, parts: tuple[str, ...], *, fields: Fields | None = None, pictures: bool, wanted: Spans
+) -> Iterator[LocatedAny]:
     """Yields (where, row) of the wanted rows at a location, in constant memory.
 
     Args:
         parts: the lists that count in the authors' mapping of lists.
+        fields: those of a tar shard may name files of a sample by their ending. The rows have the file's own names.
         pictures: False: bytes of pictures are left out where that spares reading them.
         wanted: row numbers, from 0 on over all files. Bytes of pictures in other rows are not read, as far as the
             format allows.
@@ -51,7 +54,7 @@ def open_rows(location: Location, parts: tuple[str, ...], *, pictures: bool, wan
         return
     number = 0
     for file in _files(path):
-        for row in _READERS[_format(file)](file, parts, pictures, wanted.after(number)):
+        for row in _READERS[_format(file)](file, parts, fields or {}, pictures, wanted.after(number)):
             if number >= wanted.end:
                 return
             if row is not None and number in wanted:
@@ -89,11 +92,13 @@ def content_fingerprint(location: Location, sample: Callable[[Path], str] = file
 
 
 def local(location: Location) -> Path:
-    """A location as a path. Raises ValueError where the system refuses it: too long a name, a folder not to be entered.
+    """A location as a path, `~` for one's home.
+
+    Raises ValueError where the system refuses it: too long a name, a folder not to be entered.
 
     That nothing is there is no matter here: it may be a pattern, and else is named where the records are read.
     """
-    path = Path(location)
+    path = Path(os.path.expanduser(location))  # Path's own raises where it knows of no such home
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -104,7 +109,7 @@ def local(location: Location) -> Path:
 
 
 def _is_of_pictures(path: Path) -> bool:
-    """Whether a location is a folder that holds no records files, but pictures."""
+    """Whether a location is a folder with no records files in it, but pictures in it or below."""
     return path.is_dir() and not _of_folder(path) and picture_files.holds_pictures(path)
 
 
@@ -116,10 +121,10 @@ def _of_folder(path: Path) -> list[Path]:
     Raises:
         ValueError: they are of several kinds, of which one would go unread.
     """
-    found = {ending: sorted(path.glob(f"*.{ending}")) for ending in _OF_FOLDERS}
+    found = {ending: sorted(path.glob(f"*.{ending}")) for ending in picture_files.ENDINGS_OF_RECORDS}
     shards = {file.stem for file in found["tar"]}
     found["parquet"] = [file for file in found["parquet"] if file.stem not in shards]
-    kinds = [ending for ending in _OF_FOLDERS if found[ending]]
+    kinds = [ending for ending, files in found.items() if files]
     if len(kinds) > 1:
         first, second = kinds[:2]
         raise ValueError(
@@ -144,14 +149,17 @@ def _files(path: Path) -> list[Path]:
             f"{path} is a folder without .tar, .parquet, .jsonl or .json files, and without pictures; known are "
             f"{_KNOWN}"
         )
-    found = sorted(Path(name) for name in glob.glob(str(path)) if Path(name).is_file()) if _is_pattern(path) else []
+    found = _matching(path)
     if not found:
         raise ValueError(f"records file {path} does not exist; make it (see data.recipe) or correct the path")
     return found
 
 
-def _is_pattern(path: Path) -> bool:
-    return any(letter in str(path) for letter in "*?[")
+def _matching(path: Path) -> list[Path]:
+    """The files that a pattern matches, sorted. Folders that it begins with, and that are there, are no pattern."""
+    start = next(folder for folder in path.parents if folder.is_dir() or folder == folder.parent)
+    names = glob.glob(str(path.relative_to(start)), root_dir=start)
+    return sorted(start / name for name in names if (start / name).is_file())
 
 
 def _format(path: Path) -> str:
@@ -210,26 +218,36 @@ def _first_line_is_a_record(path: Path) -> bool:
     return not row.keys() & {"images", "texts"} or bool(row.keys() & {"id", "messages", "conversations"})
 
 
-def _json_lines(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny]:
+def _json_lines(
+    path: Path, parts: tuple[str, ...], fields: Fields, pictures: bool, wanted: Spans
+) -> Iterator[LocatedAny]:
     with open_bytes(path) as file:
         yield from json_text.lines(file, path)
 
 
-def _json_list(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny]:
+def _json_list(
+    path: Path, parts: tuple[str, ...], fields: Fields, pictures: bool, wanted: Spans
+) -> Iterator[LocatedAny]:
     with open_bytes(path) as file:
         yield from json_text.items(file, path)
 
 
-def _json_mapping(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny]:
+def _json_mapping(
+    path: Path, parts: tuple[str, ...], fields: Fields, pictures: bool, wanted: Spans
+) -> Iterator[LocatedAny]:
     yield from json_text.parts_of_mapping(lambda: open_bytes(path), path, parts)
 
 
-def _parquet(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny | None]:
+def _parquet(
+    path: Path, parts: tuple[str, ...], fields: Fields, pictures: bool, wanted: Spans
+) -> Iterator[LocatedAny | None]:
     yield from tables.rows(path, pictures=pictures, wanted=wanted)
 
 
-def _tar(path: Path, parts: tuple[str, ...], pictures: bool, wanted: Spans) -> Iterator[LocatedAny | None]:
-    yield from tar_shards.rows(path, pictures=pictures, others="images" in parts, wanted=wanted)
+def _tar(
+    path: Path, parts: tuple[str, ...], fields: Fields, pictures: bool, wanted: Spans
+) -> Iterator[LocatedAny | None]:
+    yield from tar_shards.rows(path, fields=fields, pictures=pictures, others="images" in parts, wanted=wanted)
 
 
 _READERS: dict[str, Reader] = {

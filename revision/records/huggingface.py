@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ def saved_rows(path: Path, *, pictures: bool, wanted: Spans) -> Iterator[tuple[s
         path = path / splits[0]
     try:
         dataset = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{path} is not a readable data set of `datasets`: {error}") from error
     yield from _rows(dataset, str(path), pictures=pictures, wanted=wanted)
 
@@ -62,7 +63,7 @@ def hub_fingerprint(location: str, sample: Callable[[Path], str] = file_sample) 
     """
     name, options = _parse(location)
     if Path(name).is_dir():
-        files = [file for file in sorted(Path(name).rglob("*")) if file.is_file()]
+        files = [file for file in sorted(Path(name).rglob("*")) if file.is_file() and not _is_hidden(file, Path(name))]
     elif options.get("streaming") == "true":
         return hashlib.sha256(f"{location} {_revision(name, options)}".encode()).hexdigest()
     else:
@@ -71,10 +72,16 @@ def hub_fingerprint(location: str, sample: Callable[[Path], str] = file_sample) 
     return hashlib.sha256(f"{location} {listed}".encode()).hexdigest()
 
 
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Whether a file is not of the data, as what `hf download --local-dir` keeps in `.cache`."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
 def _parse(location: str) -> tuple[str, dict[str, str]]:
     """Name and options of a location."""
     url = urlsplit(_SCHEME + location.split(":", 1)[1].removeprefix("/").removeprefix("/"))
-    options = dict(parse_qsl(url.query, keep_blank_values=True))
+    # A plus joins splits here; in the query of a web page it would be a blank.
+    options = dict(parse_qsl(url.query.replace("+", "%2B"), keep_blank_values=True))
     name = f"{url.netloc}{url.path}"
     if location.startswith((_SCHEME + "/", "hf:///")):  # a folder of this machine
         name = "/" + name.lstrip("/")
@@ -103,7 +110,8 @@ def _load(location: str) -> Any:
         )
     # Whatever the hub, the network or a builder says about a data set that cannot be had.
     except (
-        OSError, ValueError, KeyError, TypeError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError
+        OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, HTTPError,
+        datasets.exceptions.DatasetsError,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())
         raise ValueError(f"{location} cannot be loaded: {reason}; look at its name, split and config") from error
@@ -128,24 +136,56 @@ def _rows(dataset: Any, name: str, *, pictures: bool, wanted: Spans) -> Iterator
 
     read = 0
     try:
-        for column, feature in (dataset.features or {}).items():
-            if isinstance(feature, datasets.Image):
-                dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        held = [] if dataset.features is None else picture_columns(dataset.features.arrow_schema)
+        dataset = _undecoded(dataset)
+        schema = None if dataset.features is None else dataset.features.arrow_schema
+        held = [] if schema is None else picture_columns(schema)
+        spared = [] if pictures or schema is None else picture_columns(schema, lists=False)
         found = _numbered(dataset, wanted)
-        if not pictures and held and {*held} != {*dataset.features}:
-            found = _numbered(dataset.remove_columns(held), wanted)
-        elif not pictures and held and isinstance(dataset, datasets.Dataset):  # without columns it would have no rows
+        if spared and {*spared} != {*dataset.features}:
+            found = _numbered(dataset.remove_columns(spared), wanted)
+        elif spared and isinstance(dataset, datasets.Dataset):  # without columns it would have no rows
             found = ((number, {}) for number in itertools.takewhile(lambda n: n < len(dataset), wanted))
         for number, row in found:
             where = f"{name}, row {number + 1}"
             yield where, with_blobs(row, held, where)
             read = number + 1
     except (
-        OSError, RuntimeError, UnicodeDecodeError, HTTPError, pa.ArrowException, datasets.exceptions.DatasetsError
+        OSError, RuntimeError, UnicodeDecodeError, ImportError, HTTPError, pa.ArrowException,
+        datasets.exceptions.DatasetsError,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name} cannot be read (after row {read}): {reason}") from error
+
+
+def _undecoded(dataset: Any) -> Any:
+    """The data set with pictures, sounds, videos and the like as bytes, in columns and inside of them."""
+    import datasets
+
+    features = copy.deepcopy(dataset.features)
+    media = [leaf for leaf in _leaves(features) if hasattr(leaf, "decode") and type(leaf).__name__ != "Json"]
+    if not media:
+        return dataset
+    for leaf in media:
+        leaf.decode = False
+    if not isinstance(dataset, datasets.Dataset):
+        return dataset.decode(False).cast(features)  # `decode` takes away threads that decode ahead
+    # What is stored is the same: `cast` would write all of a nested column anew.
+    dataset = dataset.with_format(None)
+    dataset.info.features = features
+    return dataset
+
+
+def _leaves(feature: Any) -> Iterator[Any]:
+    """The features that hold values, out of columns, structs and lists."""
+    import datasets
+
+    if isinstance(feature, dict):
+        for inner in feature.values():
+            yield from _leaves(inner)
+    elif isinstance(feature, datasets.List | datasets.LargeList):
+        yield from _leaves(feature.feature)
+    else:
+        yield feature
 
 
 def _numbered(dataset: Any, wanted: Spans) -> Iterator[tuple[int, Any]]:

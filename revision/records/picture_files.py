@@ -1,4 +1,4 @@
-"""A plain folder of pictures as records, and the endings by which files are taken for pictures."""
+"""A plain folder of pictures as records, and the endings by which files are taken for pictures or records."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 ENDINGS = frozenset(
     {"jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "jp2"}
 )  # fmt: skip
+# Of records files, in the order in which they are looked for in a folder.
+ENDINGS_OF_RECORDS = ("tar", "parquet", "jsonl", "jsonl.gz", "ndjson", "ndjson.gz")
+_HIDDEN_BY_PICTURES = tuple(f".{ending}" for ending in (*ENDINGS_OF_RECORDS, "arrow"))
 # Of pictures that are not decoded here: in a folder they are taken too, so that each becomes a reject with its reason.
 _FOREIGN = frozenset({"heic", "heif", "jxl", "svg", "eps"})
 
@@ -21,10 +24,18 @@ def folder_rows(folder: Path) -> Iterator[tuple[str, Any]]:
     all that is held in memory. Hidden files and folders, whose name begins with a dot, and other endings are left out.
 
     Raises:
-        ValueError: a folder may not be read, or links to one that it lies in; a name is not UTF-8.
+        ValueError: a folder may not be read, or links to one that it lies in; a name is not UTF-8; there are records
+            files below, which would go unread.
     """
     for file in _files(folder, ()):
         name = file.relative_to(folder).as_posix()
+        if name.lower().endswith(_HIDDEN_BY_PICTURES):
+            raise ValueError(
+                f"{folder} holds pictures, and {name}, whose records would go unread; name the folder of one of both "
+                f"alone, such as {file.parent}, or move the other away"
+            )
+        if not _is_picture(file):
+            continue
         if not _is_utf8(name):
             raise ValueError(f"{folder} holds {name!r}, a name that is not UTF-8 and no id can be; rename the file")
         yield str(file), {"id": name, "image": name}
@@ -32,11 +43,15 @@ def folder_rows(folder: Path) -> Iterator[tuple[str, Any]]:
 
 def holds_pictures(folder: Path) -> bool:
     """Whether there is a picture in a folder or below. Raises ValueError as `folder_rows` does."""
-    return next(_files(folder, ()), None) is not None
+    return any(map(_is_picture, _files(folder, ())))
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix[1:].lower() in ENDINGS | _FOREIGN
 
 
 def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """The pictures of a folder and below; `above` are the folders that it lies in, with links resolved."""
+    """The files of a folder and below but hidden ones; `above` are the folders that it lies in, with links resolved."""
     try:
         here = folder.resolve(strict=True)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -50,7 +65,7 @@ def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     for path, is_folder in inside:
         if is_folder:
             yield from _files(path, (*above, here))
-        elif path.suffix[1:].lower() in ENDINGS | _FOREIGN:
+        else:
             yield path
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -25,8 +27,12 @@ from revision.records.kinds import (
     Text,
     identity_of,
     image_of,
+    is_absent,
+    is_inside,
     pair_of,
+    path_in,
     text_of,
+    with_one_picture,
 )
 from revision.records.spans import ALL, Spans
 
@@ -58,11 +64,11 @@ def read_images(
     Args:
         image_root: folder that relative paths start from; None: the folder of the records file.
         fields: where these take `id` from the field of the picture, each picture is one record, however many rows name
-            it, and conversations without a picture are none.
+            it, and conversations without a picture are none. Pictures inside of the rows go by the rows' ids.
     """
     root = _root(location, image_root)
     if _named_by_path(fields):  # records are numbered otherwise than rows
-        named = enumerate(_each_once(located(location, "images", fields=fields)))
+        named = enumerate(_each_once(located(location, "images", fields=_but_id(fields))))
         return (image_of(*one, root) for number, one in named if number in wanted)
     return (image_of(*one, root) for one in located(location, "images", fields=fields, wanted=wanted))
 
@@ -85,7 +91,8 @@ def read_conversations(location: Location, fields: Fields | None = None) -> Iter
 def count_records(location: Location, kind: Literal["text", "image"], fields: Fields | None = None) -> int:
     """Reads a whole source once and checks what can be checked before anything is embedded.
 
-    Every row is well formed and no id occurs twice. Takes 8 bytes of memory a row.
+    Every row is well formed and no id occurs twice. A text or picture that is null or empty is counted: `embed` rejects
+    it. Takes 8 bytes of memory a row.
 
     Returns:
         The number of records.
@@ -96,8 +103,9 @@ def count_records(location: Location, kind: Literal["text", "image"], fields: Fi
 
     def rows() -> Iterator[Located]:
         """Rows as they stand, with their places."""
-        found = located(location, "texts" if kind == "text" else "images", fields=fields, pictures=False)
-        return _each_once(found) if kind == "image" and _named_by_path(fields) else found
+        if kind == "image" and _named_by_path(fields):  # which rows have a picture shows when pictures are read
+            return _each_once(located(location, "images", fields=_but_id(fields)))
+        return located(location, "texts" if kind == "text" else "images", fields=fields, pictures=False)
 
     check: Callable[[str, Row], Text | Image] = text_of if kind == "text" else _image_anywhere
     hashes = array("Q", (hash_id(check(*one).id) for one in rows()))
@@ -110,7 +118,11 @@ def count_records(location: Location, kind: Literal["text", "image"], fields: Fi
         identity = identity_of(where, row)
         if hash_id(identity) in suspects:
             if identity in first:
-                raise ValueError(f"id {identity!r} occurs twice: {first[identity]}, and {where}; ids must be unique")
+                raise ValueError(
+                    f"id {identity!r} occurs twice: {first[identity]}, and {where}; ids must be unique: name another "
+                    'field in fields, such as {id: "#"}, the number of the row, or in tar shards {id: __key__}, the '
+                    "sample's name with its folder"
+                )
             first[identity] = where
     return len(hashes)
 
@@ -146,7 +158,7 @@ def located(
         pictures: False spares reading the bytes of pictures that lie inside the files.
         wanted: numbers of the rows, from 0 on.
     """
-    rows = open_rows(location, parts, pictures=pictures, wanted=wanted)
+    rows = open_rows(location, parts, fields=fields, pictures=pictures, wanted=wanted)
     for number, (where, row) in zip(wanted, rows, strict=False):  # where there are fewer rows, these are all
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a record must be a mapping, not {type(row).__name__}")
@@ -160,12 +172,21 @@ def _renamed(row: Row, fields: Fields, number: int) -> Row:
         if theirs == ROW_NUMBER:
             renamed[ours] = number
             continue
-        value: object = row
-        for part in [theirs] if theirs in row else theirs.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None:
-            renamed[ours] = value
+        with suppress(KeyError):
+            renamed[ours] = _value(row, theirs)
     return renamed
+
+
+def _value(row: Row, name: str) -> object:
+    """The value under a name in a file, null where a mapping on the way to it is. Raises KeyError if there is none."""
+    value: object = row
+    for part in [name] if name in row else name.split("."):
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise KeyError(name)
+        value = value[part]
+    return value
 
 
 def _named_by_path(fields: Fields | None) -> bool:
@@ -173,15 +194,25 @@ def _named_by_path(fields: Fields | None) -> bool:
     return fields is not None and "id" in fields and fields["id"] == fields.get("image", "image")
 
 
+def _but_id(fields: Fields | None) -> Fields:
+    return {ours: theirs for ours, theirs in (fields or {}).items() if ours != "id"}
+
+
 def _each_once(rows: Iterable[Located]) -> Iterator[Located]:
-    """The rows of pictures that go by their paths, each once: LLaVA's conversations share pictures, or have none."""
+    """The rows of pictures that go by their paths, each once: LLaVA's conversations share pictures, or have none.
+
+    A picture inside of a row has no path, and keeps the id of the row.
+    """
     seen = set[bytes]()
     for where, row in rows:
-        value = row.get("image")
-        if is_conversation(row) and value in (None, []):
+        row = with_one_picture(where, row)
+        value = path_in(row.get("image"))
+        if is_conversation(row) and is_absent(value):
             continue
-        if isinstance(value, list) and len(value) == 1:
-            row = {**row, "id": value[0], "image": value[0]}
+        if is_inside(value):
+            yield where, row
+            continue
+        row = {**row, "id": value, "image": value} if "image" in row else row
         digest = hashlib.blake2b(identity_of(where, row).encode(), digest_size=16).digest()
         if digest not in seen:
             seen.add(digest)
@@ -190,7 +221,7 @@ def _each_once(rows: Iterable[Located]) -> Iterator[Located]:
 
 def _root(location: Location, image_root: Path | None) -> Path:
     if image_root is not None:
-        return image_root
+        return Path(os.path.expanduser(image_root))
     path = local(location)
     return path if path.is_dir() else path.parent
 

@@ -26,8 +26,9 @@ def rows(path: Path, *, pictures: bool, wanted: Spans = ALL) -> Iterator[tuple[s
     try:
         with pq.ParquetFile(path) as file:
             held = picture_columns(file.schema_arrow)
-            columns = None if pictures else [name for name in file.schema_arrow.names if name not in held]
-            size = _PICTURES if pictures and held else _ROWS
+            spared = [] if pictures else picture_columns(file.schema_arrow, lists=False)
+            columns = [name for name in file.schema_arrow.names if name not in spared]
+            size = _PICTURES if set(held) - set(spared) else _ROWS
             for group in range(file.num_row_groups):
                 behind = number + file.metadata.row_group(group).num_rows
                 if not wanted.touch(number, behind):
@@ -62,21 +63,36 @@ def _plain(batch: pa.RecordBatch, path: Path, before: int) -> list[dict[str, Any
         raise
 
 
-def picture_columns(schema: pa.Schema) -> list[str]:
-    """The columns that hold bytes: plain, or as `datasets` stores a picture, with its path."""
-    return [field.name for field in schema if _is_bytes(field.type) or _is_picture(field.type)]
+def picture_columns(schema: pa.Schema, *, lists: bool = True) -> list[str]:
+    """The columns that hold bytes: plain, or as `datasets` stores a picture, with its path.
+
+    lists: of such ones too. They are read even where pictures are spared, since it counts how many they hold.
+    """
+    return [field.name for field in schema if _holds_pictures(field.type, lists)]
+
+
+def _holds_pictures(kind: pa.DataType, lists: bool) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return lists and _holds_pictures(kind.value_type, False)
+    return _is_bytes(kind) or _is_picture(kind)
 
 
 def with_blobs(row: dict[str, Any], held: Sequence[str], where: str) -> dict[str, Any]:
     """A row whose bytes are blobs. Bytes that are null, or were not read, are an empty one, which no decoder takes."""
     for name in held:
         value = row.get(name)
-        cell = value if isinstance(value, dict) else {"bytes": value}
-        if cell.get("bytes") is None and cell.get("path"):
-            row[name] = cell["path"]
+        if isinstance(value, list):
+            row[name] = [_blob(one, f"{where}, {name} {place}") for place, one in enumerate(value, start=1)]
         else:
-            row[name] = Blob(f"{where}, {name}", cell.get("bytes") or b"")
+            row[name] = _blob(value, f"{where}, {name}")
     return row
+
+
+def _blob(value: Any, name: str) -> Blob | str:
+    cell = value if isinstance(value, dict) else {"bytes": value}
+    if cell.get("bytes") is None and cell.get("path"):
+        return str(cell["path"])
+    return Blob(name, cell.get("bytes") or b"")
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

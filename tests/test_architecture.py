@@ -26,7 +26,7 @@ LAYERS = [
     ["costs"],
     ["data", "geometry"],
     ["contrastive"],
-    ["alignment", "encoders", "folders", "records"],
+    ["alignment", "decoding", "encoders", "folders", "records"],
     ["embeddings", "pictures"],
     ["model"],
     ["locks"],

@@ -20,9 +20,10 @@ from tiny_corpus import make_corpus, make_groups
 from tiny_encoder import DIM, WORDS, make_encoder_folder, make_picture
 
 from revision.commands import embed
+from revision.decoding import read_pixel_batches
 from revision.embeddings import EmbeddingStore
 from revision.encoders import load_encoder
-from revision.pictures import Pixels, read_pixel_batches
+from revision.pictures import Pixels
 from revision.schema import Config, DataConfig, EmbedConfig, EncoderConfig, Modality, SourceConfig
 
 
@@ -323,7 +324,7 @@ def test_workers_follow_the_device(tmp_path: Path, encoder_folder: Path, monkeyp
         seen.append(workers)
         return read_pixel_batches(*arguments, workers=0, **options)
 
-    monkeypatch.setattr("revision.pictures.read_pixel_batches", spy)
+    monkeypatch.setattr("revision.decoding.read_pixel_batches", spy)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     config = make_config(tmp_path, encoder_folder, sources=["pictures"])

@@ -11,15 +11,8 @@ import torch
 from PIL import EpsImagePlugin, Image, ImageFile
 from tiny_encoder import make_picture
 
-from revision.pictures import (
-    Blob,
-    decoding_workers,
-    open_picture,
-    preprocessed,
-    read_bytes,
-    read_pixel_batches,
-    read_pixels,
-)
+from revision.decoding import decoding_workers, read_pixel_batches
+from revision.pictures import Blob, open_picture, preprocessed, read_bytes, read_pixels
 
 
 def pixel(picture: Image.Image, x: int = 0, y: int = 0) -> tuple[int, ...]:
@@ -290,7 +283,7 @@ def test_a_process_that_no_picture_has_ended_is_a_sentence(tmp_path: Path, monke
 
 
 def test_processes_that_do_not_start_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("revision.pictures._one_thread", os.abort)
+    monkeypatch.setattr("revision.decoding._one_thread", os.abort)
     with pytest.raises(ValueError, match=r"processes that decode files end as soon as they start; use workers=0"):
         list(read_pixel_batches([[make_picture(tmp_path / "p.png", seed=0)]], first_pixel, workers=1))
 

@@ -200,7 +200,7 @@ def _inputs(
 ) -> PairInputs:
     """What the part that trains receives for every distinct picture and text of the pairs."""
     from revision.contrastive import PairInputs, distinct, tower_features, whole_inputs
-    from revision.pictures import decoding_workers
+    from revision.decoding import decoding_workers
     from revision.progress import progress_bar, say
 
     if not pairs:

@@ -164,8 +164,8 @@ def _embed_missing(
     config: Config, name: str, source: SourceConfig, writer: StoreWriter, encoder: DualEncoder
 ) -> dict[str, float]:
     """Writes the shards that this process still has to; gives the time it took and its records a second, if any."""
+    from revision.decoding import decoding_workers
     from revision.encoders import resolve_device
-    from revision.pictures import decoding_workers
     from revision.progress import progress_bar
     from revision.records import Spans, read_images, read_texts
 
@@ -248,8 +248,8 @@ def _write_images(
 ) -> None:
     import numpy as np
 
+    from revision.decoding import read_pixel_batches
     from revision.embeddings import Rejected
-    from revision.pictures import read_pixel_batches
 
     # The decoding processes read ahead, over the border of a shard too. What they are sent waits here by name alone.
     waiting: deque[_Batch] = deque()

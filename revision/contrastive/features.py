@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from revision.decoding import read_pixel_batches
 from revision.encoders import OpenClipEncoder
 from revision.encoders.openclip_folder import head_parameters, state_sha256
-from revision.pictures import read_pixel_batches
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from measuring import conclude, report, seconds
 
 from revision.assembly import load_encoder
 from revision.commands import embed
+from revision.decoding import decoding_workers, read_pixel_batches
 from revision.encoders import OpenClipEncoder
-from revision.pictures import decoding_workers, read_pixel_batches
 from revision.records import read_images, read_texts
 from revision.schema import Config, DataConfig, EmbedConfig, EncoderConfig, Modality, SourceConfig
 

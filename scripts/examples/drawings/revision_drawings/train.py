@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from rich.logging import RichHandler
 
-from revision.pictures import read_pixel_batches
+from revision.decoding import read_pixel_batches
 from revision.records import read_pairs
 
 from .encoder import TextTower, save

@@ -350,6 +350,7 @@ def test_an_unreadable_llm_folder_is_one_sentence(
     with pytest.raises(ValueError, match=r"model\.llm=.*cannot be read as a causal LM") as caught:
         make_tiny_model(llm=str(folder))
     assert "\n" not in str(caught.value)
+    assert ("(there is no such folder)" in str(caught.value)) == (broken == "missing")
 
 
 @pytest.mark.parametrize("wrong", [{"visual_tokens": "many"}, {"num_visual_tokens": 0}, {"projector_depth": 0}])

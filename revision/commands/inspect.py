@@ -65,12 +65,13 @@ def _processor(config: Config) -> RevisionProcessor:
     from revision.assembly import template_file
     from revision.data.conversation import build_processor
     from revision.data.templates import read_template
+    from revision.model.language_revision import why_unreadable
 
     file = template_file(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model.llm)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = why_unreadable(config.model.llm, error)
         raise ValueError(f"model.llm={config.model.llm} has no readable tokenizer ({reason})") from error
     template = None if file is None else read_template(file)
     return build_processor(tokenizer, num_visual_tokens=config.model.num_visual_tokens, chat_template=template)

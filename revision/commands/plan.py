@@ -275,10 +275,13 @@ def _show(config: Config, stage: str, plan: StagePlan, device: Device) -> None:
         parts.add_row(part.name, part.state, f"{part.parameters:,}")
     console.print(parts)
     say(f"embeddings of {_embeddings(config, stage)}")
+    padding = "" if setting.row is not None else f"; padding adds {lengths.padding:.1%}"
+    if setting.row is None and lengths.pairs == lengths.tokens**2:
+        padding = "; how much padding adds is not known, since all are taken to be of one length"
     say(
         f"{plan.extent.records:,} samples in {plan.extent.steps:,} steps of {micro} x {setting.accumulation} x "
         f"{setting.gpus}; a sample has {lengths.tokens:,.1f} tokens, {lengths.labels:,.1f} of them labels "
-        f"({lengths.source}); padding adds {lengths.padding:.1%}"
+        f"({lengths.source}){padding}"
     )
     say(
         f"{plan.extent.tokens:.3g} tokens, {plan.cost.model.total:.3g} FLOPs ({plan.cost.hardware:.3g} with padding "

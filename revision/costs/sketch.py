@@ -14,7 +14,7 @@ from torch.func import functional_call
 from transformers import AttentionInterface, AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedConfig
 
 from revision.model import RevisionConfig, RevisionForConditionalGeneration
-from revision.model.language_revision import table_rows
+from revision.model.language_revision import table_rows, why_unreadable
 from revision.model.processing_revision import IMAGE_TOKEN
 
 # Shapes of hub models that ask for a licence, for a plan before it is accepted; from their config.json.
@@ -59,10 +59,9 @@ def read_language(llm: str) -> Language:
         config = AutoConfig.from_pretrained(llm)
     except (OSError, ValueError, KeyError) as error:
         if llm not in KNOWN_SHAPES:
-            reason = str(error).strip().split("\n")[0]
             raise ValueError(
-                f"model.llm = {llm}: its config.json cannot be read ({reason}); give a folder that holds one, or the "
-                "name of a model on a hub that can be reached"
+                f"model.llm = {llm}: its config.json cannot be read ({why_unreadable(llm, error)}); give a folder that "
+                "holds one, or the name of a model on a hub that can be reached"
             ) from error
         config = KNOWN_SHAPES[llm]
         remarks.append(f"{llm} cannot be read here: its published shape")

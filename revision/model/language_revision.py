@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,11 +39,17 @@ def load_language_model(llm: str, dtype: torch.dtype) -> tuple[Any, Any]:
     return language_model, tokenizer
 
 
+def why_unreadable(llm: str, error: BaseException) -> str:
+    """What is wrong with the name of an LLM, or with what lies there, in a few words."""
+    if llm.count("/") != 1 and not Path(llm).exists():  # transformers would speak of the hub
+        return "there is no such folder"
+    return str(error).strip().split("\n")[0]
+
+
 def _unreadable(llm: str, error: BaseException) -> ValueError:
-    reason = str(error).strip().split("\n")[0]
     return ValueError(
-        f"model.llm={llm} cannot be read as a causal LM with its tokenizer ({reason}); give a folder with config.json, "
-        "weights and tokenizer, or the name of one on the hub"
+        f"model.llm={llm} cannot be read as a causal LM with its tokenizer ({why_unreadable(llm, error)}); give a "
+        "folder with config.json, weights and tokenizer, or the name of one on the hub"
     )
 
 

@@ -4,8 +4,8 @@ A checkpoint is written to `.checkpoint-<step>.part`, forced to the disk, listed
 `manifest.json`, and renamed to `checkpoint-<step>`. So a half-written one is never taken for one, and is cleared away
 by the next start. One that is damaged later was damaged from outside: it is named, set aside as
 `damaged-checkpoint-<step>`, and the one before it is taken. That costs time alone, since every checkpoint of a run
-leads to the same weights; refusing would leave an unattended run standing. Where none is whole, the run is refused as
-often as it is started: it would begin anew without a word otherwise.
+leads to the same weights; refusing would leave an unattended run standing. Where none is whole, every start is
+refused until the damaged ones are gone: it would begin anew without a word otherwise.
 
 Processes that saw other files would go on from other steps, or wait for each other for good. So rank 0 says what is
 there, and all stop where one of them does not see it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import inspect
 import json
 import os
@@ -14,7 +15,8 @@ import pytest
 import tiny_training
 import torch
 from safetensors import SafetensorError
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from revision import building, training
 from revision.data.dataset import ConversationDataset
@@ -151,12 +153,56 @@ def test_names_known_without_transformers_are_its_own() -> None:
         ({"save_total_limit": 0}, r"trainer\.save_total_limit=0: must be at least 1"),
         ({"lr_scheduler_type": "wavy"}, "refuses its values: .*wavy"),
         ({"save_strategy": "sometimes"}, "refuses its values: .*sometimes"),
+        ({"eval_strategy": "steps"}, r"trainer\.eval_strategy='steps': a stage has no data .* run `revision evaluate`"),
+        ({"eval_on_start": True}, r"trainer\.eval_on_start=True: a stage has no data to evaluate on"),
+        ({"save_strategy": "best"}, r"trainer\.save_strategy='best': nothing is evaluated .* choose steps or epoch"),
+        ({"max_steps": 0}, r"trainer\.max_steps=0: must be at least 1, or left out, so that trainer\.num_train_epochs"),
+        ({"num_train_epochs": 0}, r"trainer\.num_train_epochs=0: must be above 0 where trainer\.max_steps is not set"),
+        (
+            {"use_liger_kernel": True},
+            r"trainer\.use_liger_kernel=True: Liger knows no model .* leave it out: .* itself",
+        ),
     ],
 )
 def test_bad_arguments_are_one_sentence(tmp_path: Path, mapping: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why) as caught:
         build(tmp_path, **mapping)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "module", "package"),
+    [
+        ("galore_adamw", "galore_torch", "galore-torch"),
+        ("galore_adafactor_layerwise", "galore_torch", "galore-torch"),
+        ("schedule_free_adamw", "schedulefree", "schedulefree"),
+        ("stable_adamw", "optimi", "torch-optimi"),
+        ("adamw_8bit", "bitsandbytes", "bitsandbytes"),
+    ],
+)
+def test_an_optimizer_that_is_not_installed_is_refused(
+    tmp_path: Path, optimizer: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == module else find(name, *rest))
+    with pytest.raises(ValueError) as caught:
+        build(tmp_path, optim=optimizer)
+    assert str(caught.value) == (
+        f"trainer.optim={optimizer}: needs {module}, which is not installed; `pip install {package}`, or leave "
+        "optim out"
+    )
+
+
+def test_every_optimizer_can_be_had_or_is_refused(tiny_llm: Path, tmp_path: Path) -> None:
+    """Also those that a later transformers adds: none is found missing after the model is loaded."""
+    model = tiny_training.make_model(tiny_llm)
+    for optimizer in OptimizerNames:
+        try:
+            arguments = build(tmp_path, optim=optimizer.value, optim_target_modules=["mlp"])
+        except ValueError as error:
+            assert "which is not installed" in str(error)
+        else:
+            Trainer(model=model, args=arguments).create_optimizer()
 
 
 def test_arguments_keep_what_the_mapping_says(tmp_path: Path) -> None:

@@ -300,6 +300,44 @@ def test_trackers_write_below_the_stage(
             assert shown == pytest.approx([row[name] for row in logged])
 
 
+def wandb_run(output: Path, *, tracker: str = "wandb") -> tuple[str | None, str | None]:
+    """What the environment tells wandb of the run, once the arguments of a stage are built."""
+    training.build_arguments({}, output=output, seed=0, tracker=tracker)
+    return os.environ.get("WANDB_RUN_ID"), os.environ.get("WANDB_RESUME")
+
+
+@pytest.fixture
+def unnamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is said of a run of wandb; what a stage says is undone."""
+    for name in ("WANDB_RUN_ID", "WANDB_RESUME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_a_run_that_goes_on_is_the_same_in_wandb(tmp_path: Path, unnamed: None) -> None:
+    assert wandb_run(tmp_path, tracker="none") == (None, None)
+    first, resume = wandb_run(tmp_path)
+    assert first is not None and resume == "allow"
+    anew, _ = wandb_run(tmp_path)
+    assert anew != first, "killed before its first checkpoint"
+    (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    assert wandb_run(tmp_path) == wandb_run(tmp_path) == (anew, "allow")
+    assert wandb_run(tmp_path / "other")[0] not in (anew, first)
+    (tmp_path / "checkpoints" / "checkpoint-2").rename(tmp_path / "checkpoints" / "damaged-checkpoint-2")
+    assert wandb_run(tmp_path) == (anew, "allow"), "none is whole, which mends where one is restored"
+    (tmp_path / "checkpoints").rename(tmp_path / "gone")
+    assert wandb_run(tmp_path)[0] not in (anew, None), "it was finished, and begins anew"
+
+
+@pytest.mark.parametrize(("name", "value"), [("WANDB_RUN_ID", "mine"), ("WANDB_RESUME", "never")])
+def test_what_the_environment_says_of_a_wandb_run_stays(
+    tmp_path: Path, name: str, value: str, unnamed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert wandb_run(tmp_path) == tuple(value if one == name else None for one in ("WANDB_RUN_ID", "WANDB_RESUME"))
+    assert not (tmp_path / "wandb_run.txt").exists()
+
+
 def refuse(error: Exception) -> Any:
     """A function that raises, in place of one that writes."""
 

@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import inspect
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from revision import precision
+from revision.embeddings.layout import write_whole
 from revision.training.engines import DDP, engine_arguments, join_group, prepare_environment
 from revision.training.order import STRATEGIES
 
@@ -48,6 +50,8 @@ _DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "ddp_find_unused_parameters": False,  # there are none: the projector takes part in every step
 }
+WANDB_RUN = "wandb_run.txt"  # id of the stage's run in wandb, in its folder
+_named_by_us: dict[str, str] = {}  # what a stage has set in the environment: a later one must not take it for yours
 # What each optimizer of transformers needs besides torch: the beginning of its name, the module, what installs it.
 _OPTIMIZERS = (
     ("galore_", "galore_torch", "galore-torch"),
@@ -127,6 +131,8 @@ def build_arguments(
     _require_optimizer(arguments)
     join_group(engine)
     _place_trackers(output)
+    if tracker == "wandb" and arguments.process_index == 0:
+        _name_wandb_run(output)
     return arguments
 
 
@@ -184,6 +190,24 @@ def _place_trackers(output: Path) -> None:
     }
     os.environ.update({name: str(folder.absolute()) for name, folder in folders.items()})
     os.environ.setdefault("WANDB_PROJECT", "revision")
+
+
+def _name_wandb_run(output: Path) -> None:
+    """Has a run that goes on from a checkpoint go on as the same run in wandb; one that begins anew is a new one.
+
+    Left alone where the environment says something of its own about it.
+    """
+    if any(os.environ.get(name) not in (None, _named_by_us.get(name)) for name in ("WANDB_RUN_ID", "WANDB_RESUME")):
+        return
+    file, checkpoints = output / WANDB_RUN, output / "checkpoints"
+    # One that is damaged stops the run, or is passed over for the one before it: neither begins anew.
+    goes_on = any(checkpoints.glob("checkpoint-*")) or any(checkpoints.glob("damaged-checkpoint-*"))
+    if not (goes_on and file.is_file()):
+        output.mkdir(parents=True, exist_ok=True)
+        name = secrets.token_hex(4).encode()  # not of the seed: two runs of one seed are two
+        write_whole(file, lambda to: to.write(name))
+    _named_by_us.update(WANDB_RUN_ID=file.read_text(encoding="utf-8").strip(), WANDB_RESUME="allow")
+    os.environ.update(_named_by_us)
 
 
 def _device(on_cpu: bool) -> torch.device:

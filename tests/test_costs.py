@@ -97,6 +97,49 @@ def test_flops_are_those_that_torch_counts(tiny_llm: Path, parts: list[str], cha
     assert counted(model, batch) == pytest.approx(tuple(expected), rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "trained",
+    ["mlp", "self_attn", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "(q|o)_proj", "(k|v)_proj",
+     "input_layernorm", "post_attention_layernorm"],
+)  # fmt: skip
+def test_flops_of_a_layer_that_trains_in_part_are_those_that_torch_counts(tiny_llm: Path, trained: str) -> None:
+    """In the lowest layer that trains, gradients come back to where something trains and no further."""
+    model = tiny_training.make_model(tiny_llm, table_multiple=None).train()
+    model.set_attn_implementation("eager")
+    select_parts(model, [rf".*layers\.1\.(.*\.)?{trained}\..*"], bf16=False)
+    batch = tiny_batch(tiny_llm)
+    batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+    expected = work_of(model).of(Counts(*counts_of(batch).tolist()[:4]))
+    assert counted(model, batch) == pytest.approx(tuple(expected), rel=1e-9)
+
+
+def test_flops_of_other_layers_that_train_in_part(tiny_llm: Path) -> None:
+    """Norms of queries and keys, norms around the MLP, and matrices that make several things at once."""
+    from transformers import Gemma3TextConfig, Phi3Config
+
+    shape: dict[str, Any] = {
+        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    families: list[tuple[Any, list[str]]] = [
+        (Gemma3TextConfig(**shape, head_dim=8), ["q_norm", "v_proj", "o_proj", "pre_feedforward_layernorm"]),
+        (Phi3Config(**shape), ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
+    ]
+    ids = torch.randint(299, (3, 20), generator=torch.Generator().manual_seed(0))
+    ids[:, :3] = 299
+    batch = {"input_ids": ids, "labels": ids.masked_fill(ids == 299, -100), "image_embeds": torch.randn(3, 16)}
+    for text, trained in families:
+        config = RevisionConfig(
+            text_config=text, embed_dim=16, num_visual_tokens=3, projector_hidden_size=8, image_token_id=299
+        )
+        for one in trained:
+            model = RevisionForConditionalGeneration(config).train()
+            model.set_attn_implementation("eager")
+            select_parts(model, [rf".*layers\.1\.(.*\.)?{one}\..*"], bf16=False)
+            expected = work_of(model).of(Counts(*counts_of(batch).tolist()[:4]))
+            assert counted(model, batch) == pytest.approx(tuple(expected), rel=1e-9), one
+
+
 def test_a_frozen_llm_costs_four_n_and_a_trained_one_six(tiny_llm: Path) -> None:
     model: Any = tiny_training.make_model(tiny_llm, table_multiple=None)
     products = [one for layer in model.get_decoder().layers for one in layer.parameters() if one.ndim == 2]

@@ -136,8 +136,12 @@ def test_optimizer_and_gradients_of_an_adapter_are_real_tensors(tiny_llm: Path, 
     assert found.optimizer == sum(one.nbytes for one in states)
 
 
-def test_flops_of_lora_are_those_that_torch_counts(tiny_llm: Path, tmp_path: Path) -> None:
-    real = attached(tiny_llm, tmp_path, "lora", ["projector", "adapter"], bf16=False).train()
+@pytest.mark.parametrize("parts", [["adapter"], ["projector", "adapter"]])
+@pytest.mark.parametrize("targets", [["all-linear"], ["v_proj"], ["o_proj", "up_proj"]])
+def test_flops_of_lora_are_those_that_torch_counts(
+    tiny_llm: Path, tmp_path: Path, parts: list[str], targets: list[str]
+) -> None:
+    real = attached(tiny_llm, tmp_path, "lora", parts, bf16=False, targets=targets).train()
     real.set_attn_implementation("eager")
     batch = tiny_batch(tiny_llm)
     batch["attention_mask"] = torch.ones_like(batch["attention_mask"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import inspect
 import json
 import os
@@ -14,7 +15,8 @@ import pytest
 import tiny_training
 import torch
 from safetensors import SafetensorError
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from revision import building, training
 from revision.data.dataset import ConversationDataset
@@ -151,12 +153,56 @@ def test_names_known_without_transformers_are_its_own() -> None:
         ({"save_total_limit": 0}, r"trainer\.save_total_limit=0: must be at least 1"),
         ({"lr_scheduler_type": "wavy"}, "refuses its values: .*wavy"),
         ({"save_strategy": "sometimes"}, "refuses its values: .*sometimes"),
+        ({"eval_strategy": "steps"}, r"trainer\.eval_strategy='steps': a stage has no data .* run `revision evaluate`"),
+        ({"eval_on_start": True}, r"trainer\.eval_on_start=True: a stage has no data to evaluate on"),
+        ({"save_strategy": "best"}, r"trainer\.save_strategy='best': nothing is evaluated .* choose steps or epoch"),
+        ({"max_steps": 0}, r"trainer\.max_steps=0: must be at least 1, or left out, so that trainer\.num_train_epochs"),
+        ({"num_train_epochs": 0}, r"trainer\.num_train_epochs=0: must be above 0 where trainer\.max_steps is not set"),
+        (
+            {"use_liger_kernel": True},
+            r"trainer\.use_liger_kernel=True: Liger knows no model .* leave it out: .* itself",
+        ),
     ],
 )
 def test_bad_arguments_are_one_sentence(tmp_path: Path, mapping: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why) as caught:
         build(tmp_path, **mapping)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "module", "package"),
+    [
+        ("galore_adamw", "galore_torch", "galore-torch"),
+        ("galore_adafactor_layerwise", "galore_torch", "galore-torch"),
+        ("schedule_free_adamw", "schedulefree", "schedulefree"),
+        ("stable_adamw", "optimi", "torch-optimi"),
+        ("adamw_8bit", "bitsandbytes", "bitsandbytes"),
+    ],
+)
+def test_an_optimizer_that_is_not_installed_is_refused(
+    tmp_path: Path, optimizer: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == module else find(name, *rest))
+    with pytest.raises(ValueError) as caught:
+        build(tmp_path, optim=optimizer)
+    assert str(caught.value) == (
+        f"trainer.optim={optimizer}: needs {module}, which is not installed; `pip install {package}`, or leave "
+        "optim out"
+    )
+
+
+def test_every_optimizer_can_be_had_or_is_refused(tiny_llm: Path, tmp_path: Path) -> None:
+    """Also those that a later transformers adds: none is found missing after the model is loaded."""
+    model = tiny_training.make_model(tiny_llm)
+    for optimizer in OptimizerNames:
+        try:
+            arguments = build(tmp_path, optim=optimizer.value, optim_target_modules=["mlp"])
+        except ValueError as error:
+            assert "which is not installed" in str(error)
+        else:
+            Trainer(model=model, args=arguments).create_optimizer()
 
 
 def test_arguments_keep_what_the_mapping_says(tmp_path: Path) -> None:
@@ -252,6 +298,44 @@ def test_trackers_write_below_the_stage(
         for name in ("flops_per_second", "data_wait", "memory_gib", "tokens_per_second"):
             shown = [event.value for event in found.Scalars(f"train/{name}")]
             assert shown == pytest.approx([row[name] for row in logged])
+
+
+def wandb_run(output: Path, *, tracker: str = "wandb") -> tuple[str | None, str | None]:
+    """What the environment tells wandb of the run, once the arguments of a stage are built."""
+    training.build_arguments({}, output=output, seed=0, tracker=tracker)
+    return os.environ.get("WANDB_RUN_ID"), os.environ.get("WANDB_RESUME")
+
+
+@pytest.fixture
+def unnamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is said of a run of wandb; what a stage says is undone."""
+    for name in ("WANDB_RUN_ID", "WANDB_RESUME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_a_run_that_goes_on_is_the_same_in_wandb(tmp_path: Path, unnamed: None) -> None:
+    assert wandb_run(tmp_path, tracker="none") == (None, None)
+    first, resume = wandb_run(tmp_path)
+    assert first is not None and resume == "allow"
+    anew, _ = wandb_run(tmp_path)
+    assert anew != first, "killed before its first checkpoint"
+    (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    assert wandb_run(tmp_path) == wandb_run(tmp_path) == (anew, "allow")
+    assert wandb_run(tmp_path / "other")[0] not in (anew, first)
+    (tmp_path / "checkpoints" / "checkpoint-2").rename(tmp_path / "checkpoints" / "damaged-checkpoint-2")
+    assert wandb_run(tmp_path) == (anew, "allow"), "none is whole, which mends where one is restored"
+    (tmp_path / "checkpoints").rename(tmp_path / "gone")
+    assert wandb_run(tmp_path)[0] not in (anew, None), "it was finished, and begins anew"
+
+
+@pytest.mark.parametrize(("name", "value"), [("WANDB_RUN_ID", "mine"), ("WANDB_RESUME", "never")])
+def test_what_the_environment_says_of_a_wandb_run_stays(
+    tmp_path: Path, name: str, value: str, unnamed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert wandb_run(tmp_path) == tuple(value if one == name else None for one in ("WANDB_RUN_ID", "WANDB_RESUME"))
+    assert not (tmp_path / "wandb_run.txt").exists()
 
 
 def refuse(error: Exception) -> Any:

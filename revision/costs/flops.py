@@ -4,20 +4,35 @@ A product of an activation with n weights costs 2n FLOPs a position forwards. Ba
 the weights where they train, and 2n for the gradient of its input where anything below it trains. So an LLM that
 trains costs 6N a token, a frozen one above a trained projector 4N, and a frozen part below everything that trains 2N.
 Attention adds products without weights: 4 * width a query-key pair and layer forwards, twice that backwards (12 L H Q T
-a token in all: Chowdhery et al. 2022, PaLM, App. B; the half that a causal kernel skips is counted, as there). Norms,
-activations and other work by element are not counted, nor what gradient checkpointing computes again.
+a token in all: Chowdhery et al. 2022, PaLM, App. B; the half that a causal kernel skips is counted, as there), less
+where gradients do not reach queries, keys and values alike. Norms, activations and other work by element are not
+counted, nor what gradient checkpointing computes again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 IGNORED = -100  # label of a position that nothing is learned from
+
+# Places of a layer's modules in the order of computation, which is not that in which they are registered.
+_PLACES = {
+    "input_layernorm": 0,
+    "self_attn": 1,
+    "post_attention_layernorm": 2,
+    "pre_feedforward_layernorm": 3,
+    "post_feedforward_layernorm": 5,
+}
+_OTHERS = 4
+# What reads the other parts of its module; these all read the input of the module.
+_LAST = ("o_proj", "down_proj", "lora_B")
+_Part = nn.Module | nn.Parameter
 
 
 class Flops(NamedTuple):
@@ -80,7 +95,8 @@ class Work:
 def work_of(model: nn.Module) -> Work:
     """The work of a multimodal model as its parameters are frozen now.
 
-    Mixtures of experts count the experts that a token visits. A layer with a sliding window counts all pairs.
+    Mixtures of experts count the experts that a token visits. A layer with a sliding window counts all pairs. Attention
+    is taken to come before the rest of a layer, which reads what it puts out.
 
     Args:
         model: RevisionForConditionalGeneration, on any device, fake or sharded by ZeRO-3.
@@ -93,10 +109,14 @@ def work_of(model: nn.Module) -> Work:
     decoder = language_model.get_decoder()
     token, pair = Flops(0, 0), Flops(0, 0)
     share = _active_experts(text)
+    once = 4.0 * text.num_attention_heads * _head_dim(text)
     for layer in decoder.layers:
-        token = token.plus(flow.through(layer, share))
-        once = 4.0 * text.num_attention_heads * _head_dim(text)
-        pair = pair.plus(Flops(once, 2 * once if flow.reached else 0))
+        pairs = None
+        for name, part in sorted(_parts(layer), key=_place):
+            if name == "self_attn" and isinstance(part, nn.Module):
+                pairs = flow.pairs(part, once)
+            token = token.plus(flow.through(part, share))
+        pair = pair.plus(pairs or Flops(once, 2 * once if flow.reached else 0))
     flow.pass_by(decoder)
     label = flow.through(language_model.get_output_embeddings())
     return Work(token=token, pair=pair, label=label, picture=picture)
@@ -107,34 +127,78 @@ class _Flow:
     """Walks the model in the order of computation; `reached`: something so far trains, so gradients come back here."""
 
     reached: bool = False
-    _seen: set[int] = field(default_factory=set)
 
-    def through(self, module: nn.Module, share: float = 1.0) -> Flops:
-        """One position through all weights of a module."""
-        forward = backward = 0.0
-        for weight, size in _weights(module, share):
-            forward += 2 * size
-            backward += 2 * size * (int(weight.requires_grad) + int(self.reached))
-            self.reached |= weight.requires_grad
-        self.pass_by(module)
-        return Flops(forward, backward)
+    def through(self, part: _Part, share: float = 1.0) -> Flops:
+        """One position through all weights of a module, or through one matrix, or that of each expert."""
+        if isinstance(part, nn.Parameter):
+            return self._times(part, share)
+        if isinstance(part, nn.Embedding):
+            self.pass_by(part)
+            return Flops(0, 0)
+        work = Flops(0, 0)
+        for beside in _stages(part):
+            before, after = self.reached, self.reached
+            for chain in beside:
+                self.reached = before
+                for one in chain:
+                    work = work.plus(self.through(one, share))
+                after |= self.reached
+            self.reached = after
+        return work
+
+    def pairs(self, attention: nn.Module, once: float) -> Flops:
+        """A query-key pair of a layer that this attention is about to be walked in; `once`: both products forwards."""
+        query, key, value = (
+            self.reached
+            or any(one.requires_grad for name, one in attention.named_parameters() if letter in _makes(name))
+            for letter in "qkv"
+        )
+        # Gradients of queries, keys, the weights that both make, and values: a product each.
+        return Flops(once, once / 2 * (query + key + (query or key) + value))
 
     def pass_by(self, module: nn.Module) -> None:
         """Parameters that cost nothing worth counting: embeddings, norms, biases."""
         self.reached |= any(parameter.requires_grad for parameter in module.parameters())
 
+    def _times(self, weight: nn.Parameter, share: float) -> Flops:
+        """A product with a matrix; norms and biases have none."""
+        shape = _shape(weight)
+        size = float(math.prod(shape)) if len(shape) in (2, 3) else 0.0
+        if len(shape) == 3:  # the matrices of all experts of a layer
+            size *= share
+        backward = 2 * size * (int(weight.requires_grad) + int(self.reached))
+        self.reached |= weight.requires_grad
+        return Flops(2 * size, backward)
 
-def _weights(module: nn.Module, share: float) -> Iterator[tuple[nn.Parameter, float]]:
-    """Matrices that activations are multiplied with, and how many of their numbers one position meets."""
-    for one in module.modules():
-        if isinstance(one, nn.Embedding):
-            continue
-        for parameter in one.parameters(recurse=False):
-            shape = _shape(parameter)
-            if len(shape) == 2:
-                yield parameter, float(shape[0] * shape[1])
-            elif len(shape) == 3:  # the matrices of all experts of a layer
-                yield parameter, share * float(shape[0] * shape[1] * shape[2])
+
+def _parts(module: nn.Module) -> list[tuple[str, _Part]]:
+    """Modules and parameters that a module has itself, by name."""
+    return [*module.named_children(), *module.named_parameters(recurse=False)]
+
+
+def _place(named: tuple[str, _Part]) -> int:
+    """Of a part of a decoder layer, in the order of computation."""
+    return _PLACES.get(named[0], _OTHERS)
+
+
+def _stages(module: nn.Module) -> list[list[list[_Part]]]:
+    """Stages one after the other; in each, chains that read the same; in a chain, each part reads the one before it."""
+    parts = _parts(module)
+    last: list[_Part] = [part for name, part in parts if name in _LAST]
+    if not last:
+        return [[[part for _, part in parts]]]
+    chains: dict[str, list[_Part]] = {}
+    for name, part in parts:
+        if name not in _LAST:
+            chains.setdefault(name.split("_")[0], []).append(part)  # as q_proj and q_norm
+    return [list(chains.values()), [last]]
+
+
+def _makes(name: str) -> str:
+    """What a parameter of an attention makes, of q, k and v: all of them where its name does not say which."""
+    part = name.split(".")[0]
+    word = part.split("_")[0]
+    return "" if part in _LAST else word if set(word) <= set("qkv") else "qkv"
 
 
 def _shape(parameter: nn.Parameter) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import inspect
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from revision import precision
+from revision.embeddings.layout import write_whole
 from revision.training.engines import DDP, engine_arguments, join_group, prepare_environment
 from revision.training.order import STRATEGIES
 
@@ -47,6 +50,29 @@ _DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "ddp_find_unused_parameters": False,  # there are none: the projector takes part in every step
 }
+WANDB_RUN = "wandb_run.txt"  # id of the stage's run in wandb, in its folder
+_named_by_us: dict[str, str] = {}  # what a stage has set in the environment: a later one must not take it for yours
+# What each optimizer of transformers needs besides torch: the beginning of its name, the module, what installs it.
+_OPTIMIZERS = (
+    ("galore_", "galore_torch", "galore-torch"),
+    ("apollo_", "apollo_torch", "apollo-torch"),
+    ("lomo", "lomo_optim", "lomo-optim"),
+    ("adalomo", "lomo_optim", "lomo-optim"),
+    ("grokadamw", "grokadamw", "grokadamw"),
+    ("schedule_free_", "schedulefree", "schedulefree"),
+    ("stable_adamw", "optimi", "torch-optimi"),
+    ("adamw_torch_4bit", "torchao", "torchao"),
+    ("adamw_torch_8bit", "torchao", "torchao"),
+    ("adamw_torch_xla", "torch_xla", "torch-xla"),
+    ("adamw_torch_npu", "torch_npu", "torch-npu"),
+    ("adamw_anyprecision", "torchdistx", "git+https://github.com/pytorch/torchdistx"),
+    ("adamw_bnb_8bit", "bitsandbytes", "bitsandbytes"),
+    ("adamw_8bit", "bitsandbytes", "bitsandbytes"),
+    ("ademamix", "bitsandbytes", "bitsandbytes"),
+    ("lion_", "bitsandbytes", "bitsandbytes"),
+    ("paged_", "bitsandbytes", "bitsandbytes"),
+    ("rmsprop_bnb", "bitsandbytes", "bitsandbytes"),
+)
 
 
 def build_arguments(
@@ -73,7 +99,8 @@ def build_arguments(
 
     Raises:
         ValueError: a name that TrainingArguments does not have, one that the stage sets itself, a refused value, an
-            engine that could not run here, torch_compile without a compiler, or a tracker that is not installed.
+            engine that could not run here, torch_compile without a compiler, or an optimizer or a tracker that is not
+            installed.
     """
     if tracker == "trackio" and importlib.util.find_spec("trackio") is None:
         raise ValueError("tracker = trackio: it is not installed; `pip install 'revision-mllm[trackio]'`.")
@@ -101,8 +128,11 @@ def build_arguments(
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"trainer: transformers.TrainingArguments refuses its values: {reason}") from error
     _require_compiler(arguments)
+    _require_optimizer(arguments)
     join_group(engine)
     _place_trackers(output)
+    if tracker == "wandb" and arguments.process_index == 0:
+        _name_wandb_run(output)
     return arguments
 
 
@@ -123,6 +153,32 @@ def _require_known(mapping: Mapping[str, Any]) -> None:
     limit = mapping.get("save_total_limit", 1)
     if not isinstance(limit, int) or limit < 1:
         raise ValueError(f"trainer.save_total_limit={limit!r}: must be at least 1, the checkpoints that are kept")
+    _require_possible(mapping)
+
+
+def _require_possible(mapping: Mapping[str, Any]) -> None:
+    """Refuses what transformers takes here and stumbles over once the model is loaded, or never trains by."""
+    for name, off in (("eval_strategy", "no"), ("eval_on_start", False)):
+        if name in mapping and mapping[name] != off:
+            raise ValueError(
+                f"trainer.{name}={mapping[name]!r}: a stage has no data to evaluate on while it trains; leave it out, "
+                "and run `revision evaluate` on the model that comes out"
+            )
+    if mapping.get("save_strategy") == "best":
+        raise ValueError(
+            "trainer.save_strategy='best': nothing is evaluated while a stage trains, so no checkpoint is the best; "
+            "leave it out, or choose steps or epoch"
+        )
+    if mapping.get("use_liger_kernel"):
+        raise ValueError(
+            f"trainer.use_liger_kernel={mapping['use_liger_kernel']!r}: Liger knows no model of this type; leave it "
+            "out: where liger-kernel is installed, its loss is used on a GPU by itself"
+        )
+    steps, epochs = mapping.get("max_steps", -1), mapping.get("num_train_epochs", 1)
+    if steps == 0:
+        raise ValueError("trainer.max_steps=0: must be at least 1, or left out, so that trainer.num_train_epochs holds")
+    if isinstance(epochs, int | float) and epochs <= 0 and not (isinstance(steps, int) and steps > 0):
+        raise ValueError(f"trainer.num_train_epochs={epochs}: must be above 0 where trainer.max_steps is not set")
 
 
 def _place_trackers(output: Path) -> None:
@@ -134,6 +190,24 @@ def _place_trackers(output: Path) -> None:
     }
     os.environ.update({name: str(folder.absolute()) for name, folder in folders.items()})
     os.environ.setdefault("WANDB_PROJECT", "revision")
+
+
+def _name_wandb_run(output: Path) -> None:
+    """Has a run that goes on from a checkpoint go on as the same run in wandb; one that begins anew is a new one.
+
+    Left alone where the environment says something of its own about it.
+    """
+    if any(os.environ.get(name) not in (None, _named_by_us.get(name)) for name in ("WANDB_RUN_ID", "WANDB_RESUME")):
+        return
+    file, checkpoints = output / WANDB_RUN, output / "checkpoints"
+    # One that is damaged stops the run, or is passed over for the one before it: neither begins anew.
+    goes_on = any(checkpoints.glob("checkpoint-*")) or any(checkpoints.glob("damaged-checkpoint-*"))
+    if not (goes_on and file.is_file()):
+        output.mkdir(parents=True, exist_ok=True)
+        name = secrets.token_hex(4).encode()  # not of the seed: two runs of one seed are two
+        write_whole(file, lambda to: to.write(name))
+    _named_by_us.update(WANDB_RUN_ID=file.read_text(encoding="utf-8").strip(), WANDB_RESUME="allow")
+    os.environ.update(_named_by_us)
 
 
 def _device(on_cpu: bool) -> torch.device:
@@ -155,3 +229,14 @@ def _require_compiler(arguments: TrainingArguments) -> None:
         )
     if gpu and importlib.util.find_spec("triton") is None:
         raise ValueError("trainer.torch_compile=True: needs triton on a GPU; install it, or leave torch_compile out")
+
+
+def _require_optimizer(arguments: TrainingArguments) -> None:
+    """transformers would look for the optimizer's package once the model is loaded."""
+    name = OptimizerNames(arguments.optim).value
+    for beginning, module, package in _OPTIMIZERS:
+        if name.startswith(beginning) and importlib.util.find_spec(module) is None:
+            raise ValueError(
+                f"trainer.optim={name}: needs {module}, which is not installed; `pip install {package}`, or leave "
+                "optim out"
+            )

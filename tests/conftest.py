@@ -55,7 +55,14 @@ def build_tiny_tokenizer(chat_template: str | None = CHATML) -> Any:
     return tokenizer
 
 
-def build_tiny_llm(folder: Path, *, chat_template: str | None = CHATML, tied: bool = True, spare_rows: int = 0) -> Path:
+def build_tiny_llm(
+    folder: Path,
+    *,
+    chat_template: str | None = CHATML,
+    tied: bool = True,
+    spare_rows: int = 0,
+    head_dim: int = 8,
+) -> Path:
     """Saves a random two-layer Llama and its tokenizer into a folder, and returns the folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -68,6 +75,7 @@ def build_tiny_llm(folder: Path, *, chat_template: str | None = CHATML, tied: bo
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=512,
         tie_word_embeddings=tied,
         bos_token_id=None,

@@ -16,6 +16,7 @@ from revision.data import lengths as lengths_module
 from revision.data.conversation import IGNORED
 from revision.data.dataset import ConversationDataset
 from revision.data.lengths import settle_lengths
+from revision.data.packing import PackedDataset
 from revision.data.rows import Rows
 from revision.data.samples import KeptSamples, TextSamples, conversation_samples
 from revision.records import Conversation, Message
@@ -106,9 +107,43 @@ def test_they_are_counted_once(
     ):
         with pytest.raises(AssertionError, match="counted again"):
             settle(change, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="counted again"):
+        patch.setattr(lengths_module, "_COUNTING", lengths_module._COUNTING + 1)
+        settle(make(store, tiny_processor, TALKS), tmp_path)
+    version = lengths_module.version
+    for library in ("tokenizers", "transformers"):
+        with monkeypatch.context() as patch, pytest.raises(AssertionError, match="counted again"):
+            patch.setattr(lengths_module, "version", lambda name, it=library: "9" if name == it else version(name))
+            settle(make(store, tiny_processor, TALKS), tmp_path)
+    settle(make(store, tiny_processor, TALKS), tmp_path)
     tiny_processor.num_visual_tokens = 5
     with pytest.raises(AssertionError, match="counted again"):
         settle(make(store, tiny_processor, TALKS), tmp_path)
+
+
+def test_a_pack_whose_samples_have_other_tokens_than_planned_is_refused(
+    tiny_store: Store, tiny_processor: Any, tmp_path: Path
+) -> None:
+    """As after a change of the code that the name of the file does not know of."""
+    store, talks = tiny_store("image"), [TALKS[0], TALKS[4]]
+    first = make(store, tiny_processor, talks)
+    settle(first, tmp_path)
+    assert len(PackedDataset(first, tokens=200)[0]) == 2
+    (array,) = (tmp_path / "lengths").glob("*.npy")
+    real = first.lengths()
+    np.save(array, np.array([real[0], real[1] + 1], dtype=np.int32))
+    stale = make(store, tiny_processor, talks)
+    settle(stale, tmp_path)
+    with pytest.raises(ValueError) as caught:
+        PackedDataset(stale, tokens=200)[0]
+    assert str(caught.value) == (
+        f"sample blank has {real[1]} tokens, but its row is planned with {real[1] + 1}; delete {array}, so that they "
+        "are counted anew"
+    )
+    array.unlink()
+    again = make(store, tiny_processor, talks)
+    settle(again, tmp_path)
+    assert len(PackedDataset(again, tokens=200)[0]) == 2
 
 
 def test_texts_of_a_store_are_known_by_its_fingerprint(

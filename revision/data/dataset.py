@@ -6,6 +6,7 @@ What becomes of a row on its way to the model is the business of `rows`.
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class ConversationDataset(Dataset[Example]):
     """
 
     tokens: np.ndarray | None = None  # int32 [len(self)], tokens of each sample, once `keep` has been told
+    counted: Path | None = None  # file that they are kept in
 
     def __init__(
         self,
@@ -130,11 +132,12 @@ class ConversationDataset(Dataset[Example]):
                     continue
             raise
 
-    def keep(self, tokens: np.ndarray) -> None:
+    def keep(self, tokens: np.ndarray, counted: Path | None = None) -> None:
         """Leaves samples out.
 
         Args:
             tokens: int32 [len(self)], tokens of each sample; 0 for one to leave out.
+            counted: the file that they come from, where there is one.
 
         Raises:
             ValueError: none is left.
@@ -145,4 +148,4 @@ class ConversationDataset(Dataset[Example]):
         if len(kept) < len(tokens):
             self.chosen = kept if self.chosen is None else self.chosen[kept]
             tokens = tokens[kept]
-        self.tokens = tokens
+        self.tokens, self.counted = tokens, counted

@@ -1,8 +1,8 @@
 """Token lengths of all samples of a stage, counted once and kept in a file, and what happens to those that do not fit.
 
 Packing plans with them, grouping by length sorts by them, and samples that are too long are found before training
-starts. The file is named after what the lengths depend on (texts, tokenizer, template, visual tokens, limits), so that
-a resumed run and every run of a sweep read it instead of counting again.
+starts. The file is named after what the lengths depend on (texts, tokenizer, template, visual tokens, limits, and the
+versions of what counts), so that a resumed run and every run of a sweep read it instead of counting again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from revision.data.samples import KeptSamples, TextSamples
 from revision.embeddings.layout import HashingFile, write_whole
 from revision.progress import progress_bar, say
 
+_COUNTING = 1  # version of how samples become tokens: higher where the same records come out otherwise
 _BLOCK = 1024  # samples that a process counts at a time
 _BLOCKS_A_WORKER = 8  # fewer are not worth a process
 
@@ -83,7 +85,7 @@ def settle_lengths(
             f"{dropped} of {len(tokens)} samples cannot be learned, more than reject_budget={reject_budget} allows; "
             f"the first: {first['reason']}; mend them (all are in {listing}), raise max_length or the budget"
         )
-    dataset.keep(tokens)
+    dataset.keep(tokens, counted=array)
 
 
 def _whole(array: Path, samples: int) -> bool:
@@ -126,6 +128,7 @@ def _key(dataset: ConversationDataset, drop: bool) -> str:
         "visual": processor.num_visual_tokens,
         "max_length": dataset.max_length,
         "policy": [drop, dataset.cut_turns],
+        "versions": [_COUNTING, *(f"{name} {version(name)}" for name in ("tokenizers", "transformers"))],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -211,14 +211,32 @@ class PackedDataset(Dataset[list[Example]]):
         return [int(self.dataset.tokens[self.members(index)].sum()) for index in range(len(self))]
 
     def __getitem__(self, index: int) -> list[Example]:
-        """The examples of a pack. Raises ValueError as `ConversationDataset` does, and IndexError beyond the last."""
+        """The examples of a pack.
+
+        Raises:
+            ValueError: as `ConversationDataset`, or an example has other tokens than the plan was made with.
+            IndexError: beyond the last pack.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"pack {index} of {len(self)}")
         members = self.members(index)
         if members:
-            return [self.dataset[member] for member in members]
-        silent = self.dataset[self._shortest]
+            return [self._example(member) for member in members]
+        silent = self._example(self._shortest)
         return [{**silent, "labels": np.full_like(silent["labels"], IGNORED)}]
+
+    def _example(self, member: int) -> Example:
+        """Held against the plan: a row of other tokens would be too long, or too short, without a word."""
+        assert self.dataset.tokens is not None, "lengths are counted before packing"
+        example = self.dataset[member]
+        planned, found = int(self.dataset.tokens[member]), len(example["input_ids"])
+        if found != planned:
+            counted = "the file of token lengths" if self.dataset.counted is None else self.dataset.counted
+            raise ValueError(
+                f"sample {self.dataset.names(member)[0]} has {found} tokens, but its row is planned with {planned}; "
+                f"delete {counted}, so that they are counted anew"
+            )
+        return example
 
     def describe(self) -> str:
         """The plan in one sentence."""

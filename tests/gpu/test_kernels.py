@@ -1,8 +1,9 @@
-"""Kernels that need a GPU, against what runs anywhere: Liger's loss, and flash attention over packed rows."""
+"""Kernels that need a GPU, against what runs anywhere: Liger's loss, and flash and flex attention over packed rows."""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_training
 import torch
+from conftest import build_tiny_llm
 
 from revision.data.collators import Collator, PackedCollator
 from revision.data.conversation import IGNORED
@@ -48,10 +50,22 @@ def test_ligers_loss_is_ours(tiny_model: Any, table_trains: bool) -> None:
             torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
-def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(tiny_llm: Path, attention: str) -> None:
+def why_not(attention: str) -> str | None:
+    """What an attention lacks here; None: nothing."""
     if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        pytest.skip("needs flash-attn")
+        return "needs flash-attn"
+    if attention == "flex_attention" and importlib.util.find_spec("triton") is None:
+        return "flex attention is compiled, which needs triton"
+    if attention == "flex_attention" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return "flex attention is compiled, and triton needs a compiler of C for it"
+    return None
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2", "flex_attention"])
+def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(tmp_path: Path, attention: str) -> None:
+    if reason := why_not(attention):
+        pytest.skip(reason)
+    tiny_llm = build_tiny_llm(tmp_path / "llm", head_dim=16)  # flex attention has kernels from 16 on
     dtype = torch.bfloat16 if attention == "flash_attention_2" else torch.float32
     dataset = tiny_training.make_dataset(tiny_llm)
     examples = [dataset[place] for place in range(8)]
@@ -70,6 +84,7 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(tiny_llm: Path, 
         loss = model(**moved, num_items_in_batch=labels).loss
         loss.backward()
         found.append((loss.item(), model.projector.layers[0].weight.grad.float().cpu().numpy()))
-    precision = 1e-5 if dtype == torch.float32 else 2e-2
+    # Flex attention has exponentials of base 2, and sums block by block.
+    precision = {"sdpa": 1e-5, "flex_attention": 1e-4, "flash_attention_2": 2e-2}[attention]
     assert found[1][0] == pytest.approx(found[0][0], rel=precision)
     np.testing.assert_allclose(found[1][1], found[0][1], rtol=precision, atol=precision * np.abs(found[0][1]).max())

@@ -100,15 +100,8 @@ def _run(command: str, words: list[str]) -> int:
 def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Namespace) -> int:
     """Show the configuration, sweep, start a launcher, or run the command here."""
     from revision.cli import multirun
-    from revision.cli.composition import (
-        ROOT,
-        asks_for_sweep,
-        check_overrides,
-        compose,
-        refuse_intervals,
-        refuse_sweeps,
-        typed,
-    )
+    from revision.cli.composition import ROOT, asks_for_sweep, compose, typed
+    from revision.cli.overrides import check_overrides, refuse_intervals, refuse_sweeps
     from revision.runs import processes
 
     overrides = check_overrides(hydra, options.overrides)

@@ -24,7 +24,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from revision import locks
-from revision.cli.composition import ROOT, ConfigError, explain, typed
+from revision.cli.composition import ROOT, ConfigError, typed
+from revision.cli.explaining import explain
 from revision.cli.multirun import Job, Outcome, draw_table, launching, outcomes_of, report
 from revision.cli.proposals import Choice, Point, Space, Span, all_points, contains, propose, require_optuna
 from revision.progress import say

@@ -32,7 +32,7 @@ def type_at(name: str) -> Any:
     for part in name.split("."):
         if here is Any:
             return Any
-        options = [option for option in _alternatives(here) if is_dataclass(option) or get_origin(option) is dict]
+        options = [option for option in alternatives(here) if is_dataclass(option) or get_origin(option) is dict]
         if not options:
             raise KeyError(f"{'.'.join(seen)} is {rule(here)} and has no field '{part}'")
         (container,) = options
@@ -63,7 +63,7 @@ def rule(hint: Any) -> str:
 
 def names_of(hint: Any) -> list[str]:
     """The names of an enum's members, also of an optional enum; empty for other types."""
-    return [name for option in _alternatives(hint) if isinstance(option, EnumType) for name in option.__members__]
+    return [name for option in alternatives(hint) if isinstance(option, EnumType) for name in option.__members__]
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -117,7 +117,8 @@ def nearest(word: str, names: Iterable[str]) -> str:
     return f" (did you mean '{found[0]}'?)" if found else ""
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types that a field may hold: those of a union, else the one."""
     return get_args(hint) if isinstance(hint, UnionType) else (hint,)
 
 

@@ -36,7 +36,7 @@ DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # Rooms whose own modules lie in layers too.
 WITHIN = {
     "cli": [["command_line"], ["helptext", "search"], ["multirun", "overrides"], ["composition", "proposals"],
-            ["explaining", "loading"]],
+            ["explaining", "loading", "quoting"]],
     "data": [["collators", "contents", "inspection", "lengths", "packing"], ["dataset"],
              ["samples"], ["conversation", "rows"], ["lines", "templates"]],
     "runs": [["processes", "rundir"], ["dependencies"], ["provenance"]],

@@ -54,6 +54,7 @@ def sentence(error: OmegaConfBaseException, name: str = "", value: Any = None) -
 
 
 def no_option(group: str, option: str, options: Sequence[str]) -> str:
+    """That a group has no such option, with the nearest."""
     known = ", ".join(options) if options else "none"
     extra = " Launchers of Hydra come with `pip install 'revision-mllm[sweeps]'`." if group == "hydra/launcher" else ""
     return f"group '{group}' has no option '{option}'{nearest(option, options)}; it has: {known}.{extra}"

@@ -22,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from revision.alignment.methods import require_method
 from revision.cli.composition import ROOT, ConfigError
 from revision.cli.explaining import no_option, sentence
-from revision.fields import OPEN_MAPPINGS, type_at
+from revision.cli.quoting import corrected
+from revision.fields import OPEN_MAPPINGS, alternatives, type_at
 from revision.schema import Config, SourceConfig
 
 
@@ -43,7 +44,7 @@ def check_overrides(hydra: Hydra, overrides: Sequence[str]) -> list[str]:
             override = parser.parse_override(text)
             override.config_loader = hydra.config_loader  # for glob(...)
         except HydraException as error:
-            raise ConfigError(f"'{text}' on the command line is not an override: write field=value.") from error
+            raise ConfigError(f"'{text}' on the command line{_unreadable(text, options)}") from error
         if override.is_hydra_override():
             checked.append(text)
             continue
@@ -72,8 +73,11 @@ def refuse_sweeps(overrides: Sequence[str]) -> None:
     """
     for text in overrides:
         if OverridesParser.create().parse_override(text).is_sweep_override():
-            said = f"'{text.lstrip('+')}' on the command line holds several values"
-            raise ConfigError(f"{said}: add -m to sweep over them, or write [...] for a list.")
+            said, (name, _, value) = f"'{text.lstrip('+')}' on the command line", text.lstrip("+").partition("=")
+            one = "write [...] for a list"
+            if not name.startswith("hydra") and str in alternatives(type_at(name)):
+                one = f"quote it: in a shell, {corrected(name, value)}"
+            raise ConfigError(f"{said} holds several values: add -m to sweep over them, or {one}.")
 
 
 def refuse_intervals(overrides: Sequence[str]) -> None:
@@ -86,6 +90,24 @@ def refuse_intervals(overrides: Sequence[str]) -> None:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             said = f"'{str(override.input_line).lstrip('+')}' on the command line has no end of values for a grid"
             raise ConfigError(f"{said}: set search.trials to search it, or list values.")
+
+
+def _unreadable(text: str, options: Callable[[str], list[str]]) -> str:
+    """What is wrong with a text that is no override for Hydra, after "on the command line"."""
+    found = re.fullmatch(r"\+{0,2}([\w.@/-]+)=(.+)", text, re.DOTALL)
+    if found is None:
+        return " is not an override: write field=value."
+    name, value = found[1], found[2]
+    if "." not in name and options(name):
+        return f": {no_option(name, value, options(name))}"
+    if not re.match(r"hydra\b", name):
+        try:
+            type_at(name)
+        except KeyError as error:
+            return f": {error.args[0]}."
+    return (
+        f": the value has characters that Hydra reads itself; in a shell, type {corrected(name, value)} in its place."
+    )
 
 
 def _values(override: Override) -> Iterator[Any]:

@@ -30,6 +30,15 @@ FILES = {
     "experiment/steps.yaml": "# @package _global_\nrun: {steps: align}\n",
     "experiment/kind.yaml": "# @package _global_\ndata: {sources: {more: {kind: imag, records: x}}}\n",
     "experiment/list.yaml": "# @package _global_\n- seed\n",
+    "experiment/bare.yaml": "seed: 3\nname: bare\n",
+    "experiment/late.yaml": "# My own.\n# @package _global_\nseed: 3\n",
+    "experiment/bare_choice.yaml": "defaults:\n  - override /alignment: c3\n",
+    "experiment/nested/bare.yaml": "name: bare\n",
+    "adapter/inside.yaml": "adapter: {rank: 3}\n",
+    "adapter/beside.yaml": "rank: 3\ninstruct: {max_length: 9}\n",
+    "experiment/again.yaml": "# @package _global_\ndefaults:\n  - /data: records\n",
+    "experiment/beside.yaml": "# @package _global_\ndefaults:\n  - data: records\n",
+    "experiment/slash.yaml": "# @package _global_\ndefaults:\n  - override data: records\n",
     "experiment/nested/deep.yaml": "# @package _global_\npretrain: {input: txt}\n",
 }
 
@@ -180,6 +189,25 @@ IN_A_FILE = [
     ("experiment=steps", "experiment/steps.yaml: run.steps = align: must be a list of strings"),
     ("experiment=kind", "experiment/kind.yaml: data.sources.more.kind = imag: must be one of text, image"),
     ("experiment=list", "experiment/list.yaml: the file must be a mapping of fields"),
+    ("experiment=bare", "experiment/bare.yaml: its first line must be `# @package _global_`."),
+    ("experiment=late", "experiment/late.yaml: its first line must be `# @package _global_`."),
+    ("experiment=bare_choice", "experiment/bare_choice.yaml: its first line must be `# @package _global_`."),
+    ("experiment=nested/bare", "experiment/nested/bare.yaml: its first line must be `# @package _global_`."),
+    (
+        "adapter=inside",
+        "adapter/inside.yaml: its first line must be `# @package _global_`, or else its fields must stand without "
+        "`adapter:` above them.",
+    ),
+    (
+        "adapter=beside",
+        "adapter/beside.yaml: its first line must be `# @package _global_`, since it sets instruct, which is no field",
+    ),
+    (
+        "experiment=again",
+        "experiment/again.yaml: data has been chosen before; write `- override /data: records`.",
+    ),
+    ("experiment=beside", "experiment/beside.yaml: a group that does not lie in", "write `- override /data: records`."),
+    ("experiment=slash", "experiment/slash.yaml: a group that does not lie in", "write `- override /data: ...`."),
     ("experiment=nested/deep", "experiment/nested/deep.yaml: pretrain.input = txt: must be one of text, pairs"),
 ]
 

@@ -149,6 +149,18 @@ ON_THE_COMMAND_LINE = [
     ("pretrain.prompts=[]", "pretrain.prompts = []: must be at least one user turn"),
     ("pretrain.init=instruct", "pretrain.init = instruct: must be null or a model's folder"),
     ("instruct.init=instruct", "instruct.init = instruct: must be pretrain, null"),
+    (
+        "chat.model=instrct",
+        "chat.model = instrct: must be one of pretrain, instruct, a model's folder, or owner/name of the hub; there is "
+        "no folder instrct (did you mean 'instruct'?).",
+    ),
+    ("push.model=pretrian", "push.model = pretrian: must be one of pretrain, instruct, a model's folder; there is no"),
+    (
+        "evaluate.models=[pretrain,embed]",
+        "evaluate.models = embed: must be one of pretrain, instruct, a model's folder",
+    ),
+    ("instruct.init=align", "instruct.init = align: must be one of null, pretrain, a model's folder"),
+    ("pretrain.init=align", "pretrain.init = align: must be one of null, a model's folder"),
     ("evaluate.split=tests", "evaluate.split = tests: must be one of validation, test (did you mean 'test'?)"),
     ("evaluate.models=[]", "evaluate.models = []: must be at least one of pretrain, instruct"),
     ("evaluate.naming_prompt=this", "evaluate.naming_prompt = this: must be <image> exactly once"),
@@ -307,3 +319,13 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REVISION_TRACEBACK", "1")
     with pytest.raises(ValueError, match="no field 'seeed'"):
         main(["align", "seeed=1"])
+
+
+def test_a_model_may_be_a_folder_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert main(["chat", "chat.model=mine", "evaluate.models=[owner/name,instruct]", "--cfg", "job"]) == 0
+    assert main(["chat", "chat.model=mine", "evaluate.models=[owner/name,instruct]", "--help"]) == 0
+    assert "cannot be shown" not in capsys.readouterr().out

@@ -102,6 +102,7 @@ def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Na
     from revision.cli import multirun
     from revision.cli.composition import ROOT, asks_for_sweep, compose, typed
     from revision.cli.overrides import check_overrides, refuse_intervals, refuse_sweeps
+    from revision.cli.unread import refuse_unread
     from revision.runs import processes
 
     overrides = check_overrides(hydra, options.overrides)
@@ -112,6 +113,7 @@ def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Na
         return 0
     if options.multirun or asks_for_sweep(hydra, overrides):
         composed = compose(hydra, overrides, multirun=True)
+        refuse_unread(hydra, overrides, composed, multirun=True)
         if composed.search.trials is not None:
             from revision.cli.search import search
 
@@ -119,7 +121,9 @@ def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Na
         refuse_intervals(overrides)
         return multirun.sweep(hydra, command, overrides)
     refuse_sweeps(overrides)
-    config = typed(compose(hydra, overrides))
+    composed = compose(hydra, overrides)
+    refuse_unread(hydra, overrides, composed)
+    config = typed(composed)
     if processes.needs_launcher(config, command):
         return processes.start(processes.launcher_line(config, command, words))
     failure = hydra.run(ROOT, _Task(command), overrides).return_value

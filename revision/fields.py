@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum, EnumType
+from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from revision.alignment.methods import settings_of
-from revision.schema import AlignmentConfig, Config, Modality, StageInput
+from revision.schema import MODEL_STEPS, AlignmentConfig, Config, Modality, StageInput
 
 # Mappings whose keys the schema does not list: an alignment's class, an encoder's package, transformers (its
 # TrainingArguments) or an engine does.
@@ -32,7 +36,7 @@ def type_at(name: str) -> Any:
     for part in name.split("."):
         if here is Any:
             return Any
-        options = [option for option in _alternatives(here) if is_dataclass(option) or get_origin(option) is dict]
+        options = [option for option in alternatives(here) if is_dataclass(option) or get_origin(option) is dict]
         if not options:
             raise KeyError(f"{'.'.join(seen)} is {rule(here)} and has no field '{part}'")
         (container,) = options
@@ -63,7 +67,7 @@ def rule(hint: Any) -> str:
 
 def names_of(hint: Any) -> list[str]:
     """The names of an enum's members, also of an optional enum; empty for other types."""
-    return [name for option in _alternatives(hint) if isinstance(option, EnumType) for name in option.__members__]
+    return [name for option in alternatives(hint) if isinstance(option, EnumType) for name in option.__members__]
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -111,23 +115,51 @@ def sources_read(config: Config, stage: str) -> dict[str, list[str]]:
     return {"text": texts, "image": sources_of_kind(config, Modality.image)}
 
 
+@cache
+def argument_names() -> frozenset[str]:
+    """The fields of `transformers.TrainingArguments`, read from its file: to import it takes seconds.
+
+    Empty where they are not found there; each stage holds its mapping against the class itself.
+    """
+    package = importlib.util.find_spec("transformers")
+    if package is None or package.origin is None:
+        return frozenset()
+    file = Path(package.origin).with_name("training_args.py")
+    if not file.is_file():
+        return frozenset()
+    classes = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    bodies = [node.body for node in classes if node.name == "TrainingArguments"]
+    fields = [line.target for body in bodies for line in body if isinstance(line, ast.AnnAssign)]
+    return frozenset(field.id for field in fields if isinstance(field, ast.Name))
+
+
 def nearest(word: str, names: Iterable[str]) -> str:
     """A question that offers the nearest of `names`, ready to append to a sentence; empty when none is near."""
     found = get_close_matches(word, list(names), n=1, cutoff=0.6)
     return f" (did you mean '{found[0]}'?)" if found else ""
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types that a field may hold: those of a union, else the one."""
     return get_args(hint) if isinstance(hint, UnionType) else (hint,)
 
 
 def _unknown(seen: list[str], part: str, siblings: dict[str, Any]) -> str:
+    """A sentence with the nearest name: the same one elsewhere is nearer than a like one here."""
     place = ".".join(seen)
-    near = nearest(part, [*siblings, *([] if seen else ["experiment"])])
-    if not near:
-        elsewhere = [name for name, _ in _all_fields(Config) if name.rpartition(".")[2] == part]
-        near = f" (did you mean '{elsewhere[0]}'?)" if elsewhere else ""
-    return f"{place or 'the configuration'} has no field '{part}'{near}"
+    of_trainer = argument_names()
+    in_trainer = [f"{place}.trainer.{part}".lstrip(".")] if part in of_trainer else []
+    elsewhere = [name for name, _ in _all_fields(Config) if name.rpartition(".")[2] == part]
+    if place in MODEL_STEPS:
+        same, like = [*in_trainer, *elsewhere], {name: f"{place}.trainer.{name}" for name in of_trainer}
+    elif seen:
+        same, like = elsewhere, {}
+    else:
+        same, like = [*elsewhere, *in_trainer], {"experiment": "experiment"}
+    like |= {name: name for name in siblings}
+    near = same[:1] or [like[name] for name in get_close_matches(part, like, n=1, cutoff=0.6)]
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    return f"{place or 'the configuration'} has no field '{part}'{hint}"
 
 
 def _all_fields(container: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

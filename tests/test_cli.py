@@ -69,13 +69,11 @@ def test_help_shows_what_a_command_reads_its_own_fields_first(command: str, caps
     own = own.split(f"== Fields of `{command}` (field=value) ==\n")[1]
     section = vars(Config())[command]
     assert {line.split(".")[1].split("=")[0] for line in own.splitlines() if line} == {*vars(section)}
-    assert {line.split(".")[0] for line in own.splitlines() if line} == {command}
+    assert {line.split(".")[0].strip("'") for line in own.splitlines() if line} == {command}
     assert "name=default" in others and f"`revision {command} --cfg job`" in others
-    assert ("alignment.method=realign" in others) == (
-        command in ("align", "gap", "pretrain", "instruct", "evaluate", "chat")
-    )
-    assert ("data.naming" in others) == (command == "evaluate")
-    assert ("seed=7" in others) == (command not in ("embed", "align"))
+    assert ("alignment.method=realign" in others) == (command not in ("contrast", "embed", "inspect", "verify"))
+    assert ("data.naming" in others) == (command in ("evaluate", "run"))
+    assert ("seed=7" in others) == (command not in ("embed", "align", "verify"))
     if command == "gap":
         assert "gap.trials=5                                      # repetitions of curve and transfer" in own
         assert "gap.neighbours=null" in own and "gap.sizes=[]" in own

@@ -9,7 +9,8 @@ import pytest
 from tiny_corpus import make_corpus, make_groups
 
 from revision.cli import main
-from revision.cli.composition import check_overrides, compose, open_hydra, typed
+from revision.cli.composition import compose, open_hydra, typed
+from revision.cli.overrides import check_overrides
 from revision.runs import rundir
 from revision.schema import Config
 from revision.shipped import shipped

@@ -30,6 +30,15 @@ FILES = {
     "experiment/steps.yaml": "# @package _global_\nrun: {steps: align}\n",
     "experiment/kind.yaml": "# @package _global_\ndata: {sources: {more: {kind: imag, records: x}}}\n",
     "experiment/list.yaml": "# @package _global_\n- seed\n",
+    "experiment/bare.yaml": "seed: 3\nname: bare\n",
+    "experiment/late.yaml": "# My own.\n# @package _global_\nseed: 3\n",
+    "experiment/bare_choice.yaml": "defaults:\n  - override /alignment: c3\n",
+    "experiment/nested/bare.yaml": "name: bare\n",
+    "adapter/inside.yaml": "adapter: {rank: 3}\n",
+    "adapter/beside.yaml": "rank: 3\ninstruct: {max_length: 9}\n",
+    "experiment/again.yaml": "# @package _global_\ndefaults:\n  - /data: records\n",
+    "experiment/beside.yaml": "# @package _global_\ndefaults:\n  - data: records\n",
+    "experiment/slash.yaml": "# @package _global_\ndefaults:\n  - override data: records\n",
     "experiment/nested/deep.yaml": "# @package _global_\npretrain: {input: txt}\n",
 }
 
@@ -40,6 +49,12 @@ ON_THE_COMMAND_LINE = [
     ("alignment.methd=c3", "alignment has no field 'methd' (did you mean 'method'?)"),
     ("model.projector.dept=3", "model.projector has no field 'dept' (did you mean 'depth'?)"),
     ("learning_rate=1", "did you mean 'contrast.learning_rate'?"),
+    ("pretrain.learning_rate=1e-3", "no field 'learning_rate' (did you mean 'pretrain.trainer.learning_rate'?)"),
+    ("instruct.max_step=9", "instruct has no field 'max_step' (did you mean 'instruct.trainer.max_steps'?)"),
+    ("pretrain.maxlength=9", "pretrain has no field 'maxlength' (did you mean 'max_length'?)"),
+    ("instruct.gradient_checkpoint=true", "(did you mean 'instruct.trainer.gradient_checkpointing'?)"),
+    ("embed.batch_size=3", "embed has no field 'batch_size' (did you mean 'encoder.batch_size'?)"),
+    ("per_device_train_batch_size=8", "(did you mean 'trainer.per_device_train_batch_size'?)"),
     ("seed.deep=1", "seed is an integer and has no field 'deep'"),
     ("alignment={methd: c3}", "alignment has no field 'methd' (did you mean 'method'?)"),
     ("experimnt=nano", "no field 'experimnt' (did you mean 'experiment'?)"),
@@ -134,6 +149,18 @@ ON_THE_COMMAND_LINE = [
     ("pretrain.prompts=[]", "pretrain.prompts = []: must be at least one user turn"),
     ("pretrain.init=instruct", "pretrain.init = instruct: must be null or a model's folder"),
     ("instruct.init=instruct", "instruct.init = instruct: must be pretrain, null"),
+    (
+        "chat.model=instrct",
+        "chat.model = instrct: must be one of pretrain, instruct, a model's folder, or owner/name of the hub; there is "
+        "no folder instrct (did you mean 'instruct'?).",
+    ),
+    ("push.model=pretrian", "push.model = pretrian: must be one of pretrain, instruct, a model's folder; there is no"),
+    (
+        "evaluate.models=[pretrain,embed]",
+        "evaluate.models = embed: must be one of pretrain, instruct, a model's folder",
+    ),
+    ("instruct.init=align", "instruct.init = align: must be one of null, pretrain, a model's folder"),
+    ("pretrain.init=align", "pretrain.init = align: must be one of null, a model's folder"),
     ("evaluate.split=tests", "evaluate.split = tests: must be one of validation, test (did you mean 'test'?)"),
     ("evaluate.models=[]", "evaluate.models = []: must be at least one of pretrain, instruct"),
     ("evaluate.naming_prompt=this", "evaluate.naming_prompt = this: must be <image> exactly once"),
@@ -180,6 +207,25 @@ IN_A_FILE = [
     ("experiment=steps", "experiment/steps.yaml: run.steps = align: must be a list of strings"),
     ("experiment=kind", "experiment/kind.yaml: data.sources.more.kind = imag: must be one of text, image"),
     ("experiment=list", "experiment/list.yaml: the file must be a mapping of fields"),
+    ("experiment=bare", "experiment/bare.yaml: its first line must be `# @package _global_`."),
+    ("experiment=late", "experiment/late.yaml: its first line must be `# @package _global_`."),
+    ("experiment=bare_choice", "experiment/bare_choice.yaml: its first line must be `# @package _global_`."),
+    ("experiment=nested/bare", "experiment/nested/bare.yaml: its first line must be `# @package _global_`."),
+    (
+        "adapter=inside",
+        "adapter/inside.yaml: its first line must be `# @package _global_`, or else its fields must stand without "
+        "`adapter:` above them.",
+    ),
+    (
+        "adapter=beside",
+        "adapter/beside.yaml: its first line must be `# @package _global_`, since it sets instruct, which is no field",
+    ),
+    (
+        "experiment=again",
+        "experiment/again.yaml: data has been chosen before; write `- override /data: records`.",
+    ),
+    ("experiment=beside", "experiment/beside.yaml: a group that does not lie in", "write `- override /data: records`."),
+    ("experiment=slash", "experiment/slash.yaml: a group that does not lie in", "write `- override /data: ...`."),
     ("experiment=nested/deep", "experiment/nested/deep.yaml: pretrain.input = txt: must be one of text, pairs"),
 ]
 
@@ -273,3 +319,13 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REVISION_TRACEBACK", "1")
     with pytest.raises(ValueError, match="no field 'seeed'"):
         main(["align", "seeed=1"])
+
+
+def test_a_model_may_be_a_folder_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert main(["chat", "chat.model=mine", "evaluate.models=[owner/name,instruct]", "--cfg", "job"]) == 0
+    assert main(["chat", "chat.model=mine", "evaluate.models=[owner/name,instruct]", "--help"]) == 0
+    assert "cannot be shown" not in capsys.readouterr().out

@@ -13,7 +13,8 @@ from tiny_corpus import make_corpus, make_groups
 
 from revision.assembly import store_path
 from revision.cli import main
-from revision.cli.composition import check_overrides, compose, open_hydra
+from revision.cli.composition import compose, open_hydra
+from revision.cli.overrides import check_overrides
 from revision.runs import rundir
 from revision.schema import Config, EngineKind, Modality
 

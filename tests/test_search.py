@@ -115,8 +115,39 @@ def test_a_job_without_the_metric_has_failed(jobs: None, capfd: pytest.CaptureFi
     assert run(1, "search.metric=pretrain.pictures.unseen.margin") == 1
     assert "has no 'unseen' there" in capfd.readouterr().out
     assert run(1) == 0, "the job is there; only the metric was wrong"
-    assert main(["align", "-m", "name=t", "search.trials=1", *SWEEP]) == 1
-    assert "scores.json is not there" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "expected"),
+    [
+        ("align", "seed=0", "search.trials = 1: `align` leaves no scores to search by; give the search to `run` or"),
+        ("run", "run.steps=[embed,align,pretrain]", "must have evaluate among them, whose scores search.metric reads."),
+        ("evaluate", "search.metric=pretrain", "search.metric = pretrain: must be <model>.<path in its scores.json>"),
+        ("evaluate", "search.metric=pretrain..margin", "search.metric = pretrain..margin: must be <model>.<path"),
+        (
+            "evaluate",
+            "search.metric=pretrian.mean",
+            "run.steps = ['embed', 'align', 'gap', 'pretrain', 'instruct', 'evaluate']) (did you mean 'pretrain'?).",
+        ),
+        ("evaluate", "evaluate.models=[instruct]", "search.metric = pretrain.pictures.known.margin: must begin with a"),
+        ("run", "run.steps=[instruct,evaluate]", "must begin with a model that is scored, which pretrain is not"),
+    ],
+)
+def test_a_metric_that_no_job_would_leave_is_refused_before_the_first(
+    command: str, override: str, expected: str, jobs: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "-m", "name=s", "search.trials=1", *SWEEP, override]) == 2
+    said = capfd.readouterr().err
+    assert expected in said and said.count("\n") == 1
+    assert started() == [] and not Path("runs").exists()
+
+
+def test_what_a_swept_job_scores_is_not_foretold(jobs: None, capfd: pytest.CaptureFixture[str]) -> None:
+    metric = "search.metric=some_folder.pictures.known.margin"
+    assert main(["evaluate", "-m", "name=s", "search.trials=1", *SWEEP, metric, "evaluate.models=[a/some_folder]"]) == 1
+    assert len(started()) == 1
+    assert main(["evaluate", "-m", "name=s", "search.trials=1", "evaluate.models=[pretrain],[instruct]"]) == 0
+    assert len(started()) == 1
 
 
 def test_a_journal_that_is_none_is_refused(jobs: None, capfd: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from transformers.training_args import OptimizerNames
 
 from revision import building, training
 from revision.data.dataset import ConversationDataset
-from revision.rules.trainer import argument_names
+from revision.fields import argument_names
 
 
 def build(output: Path, **mapping: Any) -> Any:

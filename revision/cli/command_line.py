@@ -101,15 +101,9 @@ def _run(command: str, words: list[str]) -> int:
 def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Namespace) -> int:
     """Show the configuration, sweep, start a launcher, or run the command here."""
     from revision.cli import multirun
-    from revision.cli.composition import (
-        ROOT,
-        asks_for_sweep,
-        check_overrides,
-        compose,
-        refuse_intervals,
-        refuse_sweeps,
-        typed,
-    )
+    from revision.cli.composition import ROOT, asks_for_sweep, compose, typed
+    from revision.cli.overrides import check_overrides, refuse_intervals, refuse_sweeps
+    from revision.cli.unread import refuse_unread
     from revision.runs import processes
 
     overrides = check_overrides(hydra, options.overrides)
@@ -120,6 +114,7 @@ def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Na
         return 0
     if options.multirun or asks_for_sweep(hydra, overrides):
         composed = compose(hydra, overrides, multirun=True)
+        refuse_unread(hydra, overrides, composed, multirun=True)
         if composed.search.trials is not None:
             from revision.cli.search import search
 
@@ -127,7 +122,9 @@ def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Na
         refuse_intervals(overrides)
         return multirun.sweep(hydra, command, overrides)
     refuse_sweeps(overrides)
-    config = typed(compose(hydra, overrides))
+    composed = compose(hydra, overrides)
+    refuse_unread(hydra, overrides, composed)
+    config = typed(composed)
     if processes.needs_launcher(config, command):
         return processes.start(processes.launcher_line(config, command, words))
     failure = hydra.run(ROOT, _Task(command), overrides).return_value

@@ -16,7 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from revision.cli.composition import ROOT, ConfigError, explain, typed
+from revision.cli.composition import ROOT, ConfigError, typed
+from revision.cli.explaining import explain
 from revision.interrupts import Interrupted, signal_of
 from revision.progress import say
 from revision.runs import processes, rundir

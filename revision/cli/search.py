@@ -24,13 +24,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from revision import locks
-from revision.cli.composition import ROOT, ConfigError, explain, typed
+from revision.cli.composition import ROOT, ConfigError, typed
+from revision.cli.explaining import explain
 from revision.cli.multirun import Job, Outcome, draw_table, launching, outcomes_of, report
 from revision.cli.proposals import Choice, Point, Space, Span, all_points, contains, propose, require_optuna
+from revision.fields import nearest
 from revision.progress import say
 from revision.runs import processes
 from revision.runs.rundir import write_json
-from revision.schema import Config
+from revision.schema import MODEL_STEPS, Config
 
 JOURNAL = "search.json"
 
@@ -56,7 +58,7 @@ def search(hydra: Hydra, command: str, overrides: Sequence[str], composed: DictC
     """Run trials until there are `search.trials` of them, then say which was best; returns the exit code.
 
     Raises:
-        ConfigError: a job that does not compose.
+        ConfigError: a job that does not compose, or a metric that none of the jobs would leave.
         ValueError: Optuna is not installed, or nothing is swept.
     """
     processes.refuse_ranks("a search")
@@ -69,9 +71,34 @@ def search(hydra: Hydra, command: str, overrides: Sequence[str], composed: DictC
         raise ValueError(
             f"search.trials = {config.search.trials}: nothing is swept; write a=1,2 or a=interval(0.1,0.9)."
         )
+    _check_metric(config, command, {name.partition(".")[0] for name in space})
     folder = Path(config.runs) / config.name
     with locks.held(folder / ".search.lock", f"the search in {folder}", wait=False):
         return _search(config, launch, space, fixed, folder)
+
+
+def _check_metric(config: Config, command: str, swept: set[str]) -> None:
+    """Hold `search.metric` against what a job scores: it is read when the first one has trained."""
+    metric, models, steps = config.search.metric, config.evaluate.models, config.run.steps
+    model, _, path = metric.partition(".")
+    if not model or not all(path.split(".")):
+        rule = "<model>.<path in its scores.json>, such as instruct.mean.accuracy"
+        raise ConfigError(f"search.metric = {metric}: must be {rule}.")
+    if command not in ("run", "evaluate"):
+        raise ConfigError(
+            f"search.trials = {config.search.trials}: `{command}` leaves no scores to search by; give the search to "
+            "`run` or `evaluate`."
+        )
+    if {"experiment", "evaluate", "run"} & swept:
+        return  # what a job scores is known when it is composed
+    if command == "run" and "evaluate" not in steps:
+        raise ConfigError(f"run.steps = {steps}: must have evaluate among them, whose scores search.metric reads.")
+    scored = [name for name in models if name not in MODEL_STEPS or name in steps]
+    if model not in scored and all(name in MODEL_STEPS for name in scored):
+        raise ConfigError(
+            f"search.metric = {metric}: must begin with a model that is scored, which {model} is not "
+            f"(evaluate.models = {models}, run.steps = {steps}){nearest(model, scored)}."
+        )
 
 
 def _search(config: Config, launch: _Launch, space: Space, fixed: list[str], folder: Path) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from revision.alignment.methods import require_method, settings_of
 from revision.encoders.kinds import check_kind
@@ -34,6 +36,7 @@ def check(config: Config) -> None:
     _check_alignment(config)
     _check_gap(config)
     check_stages(config)
+    _check_models(config)
     check_trainer(config)
     check_engine(config)
     check_parts(config)
@@ -180,6 +183,27 @@ def _check_gap(config: Config) -> None:
             raise broken("gap.domains", domain, "<text source>/<image source>, such as texts/statistics")
         require_source("gap.domains", text, known, Modality.text)
         require_source("gap.domains", image, known, Modality.image)
+
+
+def _check_models(config: Config) -> None:
+    # A name of one word is a stage or a folder from here; any other may be a folder still to come, or on the hub.
+    fields: Mapping[str, Sequence[str | None]] = {
+        "pretrain.init": [config.pretrain.init],
+        "instruct.init": [config.instruct.init],
+        "evaluate.models": config.evaluate.models,
+        "chat.model": [config.chat.model],
+        "push.model": [config.push.model],
+    }
+    for field, models in fields.items():
+        earlier: Mapping[str, Sequence[str]] = {"pretrain.init": (), "instruct.init": ("pretrain",)}
+        stages = earlier.get(field, MODEL_STEPS)
+        for model in models:
+            if model is None or model in stages or "/" in model or Path(model).is_dir():
+                continue
+            hub = "" if field == "push.model" else ", or owner/name of the hub"
+            others = [*(["null"] if field.endswith(".init") else []), *stages]
+            rule = f"one of {', '.join(others)}, a model's folder{hub}; there is no folder {model}"
+            raise broken(field, model, rule + nearest(model, stages))
 
 
 def _check_evaluation(config: Config) -> None:

@@ -14,10 +14,10 @@ from revision.schema.choices import ContrastPart, Dtype, Modality
 class SourceConfig:
     """One file of records that `embed` turns into one embedding store, or embeddings that somebody else made."""
 
-    kind: Modality = MISSING
-    records: str | None = None  # file, folder, pattern or hf://owner/name?split=...; None: `embeddings` is in its place
-    image_root: str | None = None  # folder that relative image paths start from; None: the folder of the records file
-    embeddings: str | None = None  # made elsewhere, in a foreign format of docs/formats.md; `embed` skips it
+    kind: Modality = MISSING  # what a record is
+    records: str | None = None  # file, folder, pattern or hf://owner/name?split=...; null: `embeddings` is set
+    image_root: str | None = None  # folder that relative image paths start from; null: the folder of the records file
+    embeddings: str | None = None  # files of docs/formats.md, made elsewhere; `embed` skips a source that has them
     fields: dict[str, str] = field(default_factory=dict)  # our name (id, text, image) -> the records' own; "#": row
 
 
@@ -25,8 +25,8 @@ class SourceConfig:
 class DataConfig:
     """A corpus: its recipe, its record files and its embedding stores."""
 
-    name: str = MISSING
-    recipe: str | None = None  # Python file under data_recipes/ that makes the records; None: they exist already
+    name: str = MISSING  # of the corpus, for reports
+    recipe: str | None = None  # Python file under data_recipes/ that makes the records; null: they exist already
     recipe_options: list[str] = field(default_factory=list)  # extra command-line words for the recipe
     needs: list[str] = field(default_factory=list)  # recipes of other corpora whose records are read here too, each as
     # its command line; `run` starts them first
@@ -42,10 +42,8 @@ class DataConfig:
     conversations: str | None = None  # records (id, image?, messages) of stage 2; `image` is an id of one of
     # `conversation_sources`
     conversation_fields: dict[str, str] = field(default_factory=dict)  # as `fields` of a source: id, image, messages
-    conversation_sources: list[str] = field(
-        default_factory=list
-    )  # sources of images, or of texts in their place, which
-    # the alignment then moves; of two that have an id, the first counts
+    conversation_sources: list[str] = field(default_factory=list)  # of the pictures of `conversations`: sources of
+    # images, or of texts in their place, which the alignment then moves; of two that have an id, the first counts
     benchmark_recipe: str | None = None  # command line of the recipe that makes the records of `questions` and
     # `pictures`, where the corpus' own does not; `run` starts it, and no stage depends on it
     naming: str | None = None  # benchmark records (id, image, name, caption, track, split)
@@ -62,22 +60,22 @@ class EncoderConfig:
     kind: str = "open_clip"  # open_clip, transformers, llm2clip, or what a package adds (docs/encoders.md)
     model: str = MISSING  # open_clip: architecture, local-dir:/folder or hf-hub:owner/name; else folder or
     # owner/name[@revision] of the hub
-    pretrained: str | None = None  # open_clip: hub tag or weights file for an architecture; must be None for local-dir
+    pretrained: str | None = None  # open_clip: hub tag or weights file for an architecture; must be null for local-dir
     text_model: str | None = None  # llm2clip: folder or owner/name[@revision] of its language model
-    max_length: int | None = None  # tokens after which a text is cut; None: as many as the text tower reads
+    max_length: int | None = None  # tokens after which a text is cut; null: as many as the text tower reads
     options: dict[str, Any] = field(default_factory=dict)  # anything more, for a kind that a package adds
-    dtype: Dtype = Dtype.float32
-    batch_size: int = 64
+    dtype: Dtype = Dtype.float32  # of weights and arithmetic
+    batch_size: int = 64  # records a pass through the encoder; the vectors do not depend on it
 
 
 @dataclass
 class EmbedConfig:
     """`embed`: records -> embedding stores."""
 
-    sources: list[str] | None = None  # names in data.sources; None: all
+    sources: list[str] | None = None  # names in data.sources; null: all
     shard_size: int = 4096  # rows a shard; a kill loses at most one shard of work
     reject_budget: float = 0.01  # share of records that may be rejected before the command stops
-    workers: int | None = None  # processes that decode images; 0: the main process; None: on a GPU this process's share
+    workers: int | None = None  # processes that decode images; 0: the main process; null: on a GPU this process's share
     # of the CPU cores less one, at most 16; on a CPU 0, since the encoder takes the cores
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
 
@@ -86,22 +84,23 @@ class EmbedConfig:
 class ContrastConfig:
     """`contrast`: trains a dual encoder, or its heads alone behind locked towers, and follows the modality gap."""
 
-    train: ContrastPart = ContrastPart.heads
+    train: ContrastPart = ContrastPart.heads  # what learns: the heads behind locked towers, or everything
     init: str | None = None  # open_clip folder (open_clip_config.json + weights) to start from
-    architecture: dict[str, Any] = field(default_factory=dict)  # or, with train=all, what such a json file says
-    output: str | None = None  # where the trained open_clip folder goes; None: runs/<name>/contrast/encoder
+    architecture: dict[str, Any] = field(default_factory=dict)  # as an open_clip_config.json says it: a model to train
+    # anew, with contrast.train=all and in place of contrast.init
+    output: str | None = None  # where the trained open_clip folder goes; null: <runs>/<name>/contrast/encoder
     heads: str | None = None  # also write the trained heads alone to this safetensors file
-    epochs: int = 30
-    batch_size: int = 512
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.1
-    warmup: float = 0.1  # share of the steps
+    epochs: int = 30  # passes over the training pairs
+    batch_size: int = 512  # pairs a step, each held against the others of it
+    learning_rate: float = 1e-3  # the highest, after the warm-up; it falls as a cosine
+    weight_decay: float = 0.1  # of AdamW
+    warmup: float = 0.1  # share of the steps in which the learning rate rises
     logit_scale: float = 100.0  # fixed temperature: CLIP's training ends clamped there; a learned one closes the gap
-    learn_logit_scale: bool = False
+    learn_logit_scale: bool = False  # begin at logit_scale and learn it
     probe_interval: int = 100  # steps between measurements on the validation pairs, of retrieval and of the fixed frame
-    frame_step: int | None = None  # the frame is frozen at the first measurement from this step on; None: after warm-up
-    frame_energy: float = 0.95  # share of the variance that U holds; ours, the paper does not state its threshold
-    device: str = "auto"  # as embed.device
+    frame_step: int | None = None  # the frame is frozen at the first measurement from this step on; null: after warm-up
+    frame_energy: float = 0.95  # share of the variance that the frame's subspace U holds; ours, the paper states none
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
 
 
 @dataclass

@@ -24,6 +24,7 @@ from revision.schema.training import (
 class RunConfig:
     """`run`: commands in order, each a process of its own; finished and unchanged ones are skipped."""
 
+    # Of contrast, embed, align, gap, pretrain, instruct and evaluate, those to run, in the order given.
     steps: list[str] = field(default_factory=lambda: ["embed", "align", "gap", "pretrain", "instruct", "evaluate"])
 
 
@@ -32,9 +33,9 @@ class Config:
     """The whole pipeline."""
 
     name: str = "default"  # the run: everything lies under <runs>/<name>/<command>/
-    runs: str = "runs"
-    seed: int = 0
-    tracker: Tracker = Tracker.none
+    runs: str = "runs"  # folder of all runs
+    seed: int = 0  # of every draw but those of `evaluate` and of a search, which have seeds of their own
+    tracker: Tracker = Tracker.none  # where training curves go besides the run's folder
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
@@ -44,7 +45,7 @@ class Config:
     gap: GapConfig = field(default_factory=GapConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    trainer: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)  # transformers.TrainingArguments of both training stages
     engine: EngineConfig = field(default_factory=EngineConfig)
     pretrain: StageConfig = field(default_factory=StageConfig)
     instruct: StageConfig = field(default_factory=StageConfig)

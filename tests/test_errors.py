@@ -87,6 +87,7 @@ ON_THE_COMMAND_LINE = [
     ("=3", "names no field"),
     ("~seed", "seed cannot be removed"),
     ("seed=0,1", "holds several values: add -m to sweep over them"),
+    ("experiment=nano,nano_tokens", "'experiment=nano,nano_tokens' on the command line holds several values: add -m"),
     ("trainer.max_steps=1,2", "'trainer.max_steps=1,2' on the command line holds several values"),
     ("--fast", "unrecognized arguments: --fast"),
     ("--cfg=jb", "invalid choice: 'jb'"),
@@ -98,6 +99,7 @@ ON_THE_COMMAND_LINE = [
     # rules between fields and ranges
     ("name=../other", "name = ../other: must be letters"),
     ("name='two words'", "name = two words: must be letters"),
+    ("run.steps=[]", "run.steps = []: must be at least one of contrast, embed, align"),
     ("run.steps=[align,gapp]", "run.steps = gapp: must be one of contrast, embed", "(did you mean 'gap'?)"),
     ("run.steps=[align,align]", "run.steps = ['align', 'align']: must be each step once"),
     ("encoder.name=a/b", "encoder.name = a/b"),
@@ -285,6 +287,13 @@ def test_one_bad_value_of_a_sweep_stops_all_of_it(
     assert "alignment.method = c5: must be one of" in sentence(["align", "-m", "alignment.method=c3,c5"], capsys)
     assert "group 'alignment' has no option 'c5'" in sentence(["align", "-m", "alignment=c3,c5"], capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [["--cfg", "job"], ["--help"], ["--info"]])
+@pytest.mark.parametrize("sweep", [["-m"], []])
+def test_what_is_shown_is_one_job(option: list[str], sweep: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = sentence(["align", *sweep, "seed=0,1", *option], capsys)
+    assert "'seed=0,1' on the command line holds several values, and --cfg, --help and --info show one job" in said
 
 
 def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

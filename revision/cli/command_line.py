@@ -108,7 +108,7 @@ def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Na
 
     overrides = check_overrides(hydra, options.overrides)
     if options.help or options.cfg or options.info or options.hydra_help:
-        refuse_sweeps(overrides)
+        refuse_sweeps(overrides, shown=True)
         compose(hydra, overrides)
         _show(hydra, command, overrides, options)
         return 0
@@ -123,8 +123,8 @@ def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Na
         return multirun.sweep(hydra, command, overrides)
     refuse_sweeps(overrides)
     composed = compose(hydra, overrides)
-    refuse_unread(hydra, overrides, composed)
     config = typed(composed)
+    refuse_unread(hydra, overrides, composed)
     if processes.needs_launcher(config, command):
         return processes.start(processes.launcher_line(config, command, words))
     failure = hydra.run(ROOT, _Task(command), overrides).return_value

@@ -65,8 +65,12 @@ def check_overrides(hydra: Hydra, overrides: Sequence[str]) -> list[str]:
     return checked
 
 
-def refuse_sweeps(overrides: Sequence[str]) -> None:
+def refuse_sweeps(overrides: Sequence[str], shown: bool = False) -> None:
     """Hold that every override has one value.
+
+    Args:
+        overrides: as they were checked.
+        shown: a configuration is shown in place of a run, which -m does not change.
 
     Raises:
         ConfigError: `seed=0,1` outside of a sweep.
@@ -75,8 +79,10 @@ def refuse_sweeps(overrides: Sequence[str]) -> None:
         if OverridesParser.create().parse_override(text).is_sweep_override():
             said, (name, _, value) = f"'{text.lstrip('+')}' on the command line", text.lstrip("+").partition("=")
             one = "write [...] for a list"
-            if not name.startswith("hydra") and str in alternatives(type_at(name)):
+            if _holds_text(name):
                 one = f"quote it: in a shell, {corrected(name, value)}"
+            if shown:
+                raise ConfigError(f"{said} holds several values, and --cfg, --help and --info show one job: give one.")
             raise ConfigError(f"{said} holds several values: add -m to sweep over them, or {one}.")
 
 
@@ -90,6 +96,14 @@ def refuse_intervals(overrides: Sequence[str]) -> None:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             said = f"'{str(override.input_line).lstrip('+')}' on the command line has no end of values for a grid"
             raise ConfigError(f"{said}: set search.trials to search it, or list values.")
+
+
+def _holds_text(name: str) -> bool:
+    """Whether a field, rather than a group, may be one text."""
+    try:
+        return str in alternatives(type_at(name))
+    except KeyError:
+        return False
 
 
 def _unreadable(text: str, options: Callable[[str], list[str]]) -> str:

@@ -53,6 +53,8 @@ def _check_names(config: Config) -> None:
         raise broken("encoder.pretrained", config.encoder.pretrained, "null where encoder.model is a local-dir: folder")
     for step in config.run.steps:
         one_of("run.steps", step, STEPS)
+    if not config.run.steps:
+        raise broken("run.steps", "[]", f"at least one of {', '.join(STEPS)}")
     if len(set(config.run.steps)) < len(config.run.steps):
         raise broken("run.steps", config.run.steps, "each step once")
     for name, device in (("embed", config.embed), ("contrast", config.contrast), ("evaluate", config.evaluate)):

@@ -108,7 +108,9 @@ def check_parts(config: Config) -> None:
         rates = dict(_rates(command, stage))
         if rates and "optimizer" in config.engine.options:
             raise broken(
-                "engine.options.optimizer", "set", f"left out where {min(rates)} is: it would know no rates of parts"
+                "engine.options.optimizer",
+                config.engine.options["optimizer"],
+                f"left out where {min(rates)} is: it would know no rates of parts",
             )
         for name, value in rates.items():
             part = name.split(".")[2]
@@ -155,15 +157,15 @@ def check_engine(config: Config) -> None:
     engine = config.engine
     if engine.options and engine.kind is EngineKind.ddp:
         raise broken("engine.options", engine.options, "{} where engine.kind is ddp, whose settings are in trainer")
-    zero = engine.options.get("zero_optimization", {})
-    for name, decided in (
-        ("zero_optimization.stage", isinstance(zero, Mapping) and "stage" in zero),
-        ("version", "version" in engine.options),
-        ("fsdp_version", "fsdp_version" in engine.options),
-    ):
-        if decided:
-            raise broken(f"engine.options.{name}", "set", "left out: engine.kind decides it")
+    zero = engine.options.get("zero_optimization")
+    zero = zero if isinstance(zero, Mapping) else {}
+    decided = {f"zero_optimization.{name}": value for name, value in zero.items() if name == "stage"}
+    decided |= {name: value for name, value in engine.options.items() if name in ("version", "fsdp_version")}
+    for name, value in decided.items():
+        raise broken(f"engine.options.{name}", value, "left out: engine.kind decides it")
     for place in ("trainer", "pretrain.trainer", "instruct.trainer"):
         for name in ("deepspeed", "fsdp", "fsdp_config"):
-            if name in value_of(config, place):
-                raise broken(f"{place}.{name}", "set", "left out: choose engine=zero2 or the like, and engine.options")
+            if name in (held := value_of(config, place)):
+                raise broken(
+                    f"{place}.{name}", held[name], "left out: choose engine=zero2 or the like, and engine.options"
+                )

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Plan:
             another, in `killed-1` and so on.
         processes, workers: of each life in turn, the last entry for all that follow.
         batch: samples a micro-batch over all processes.
+        pack_tokens: of a packed row, which a micro-batch then is; None: samples are padded.
+        rank: of LoRA matrices that train in the LLM's place, with dropout; None: all of the LLM trains.
         trainer: TrainingArguments.
         engine: one of `revision.training.engines.ENGINES`.
         options: of the engine.
@@ -55,6 +57,8 @@ class Plan:
     processes: list[int] = field(default_factory=lambda: [1])
     workers: list[int] = field(default_factory=lambda: [0])
     batch: int = 4
+    pack_tokens: int | None = None
+    rank: int | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
     engine: str = "ddp"
     options: dict[str, Any] = field(default_factory=dict)
@@ -123,11 +127,13 @@ def live(plan: Plan, output: Path, life: int, rank: int, fatal: int | None, port
         tiny_training.run(
             Path(plan.llm),
             output,
-            parts=["projector", "llm"],
+            parts=["projector", "llm" if plan.rank is None else "adapter"],
             processes=processes,
             engine=plan.engine,
             options=plan.options,
             dataset=dataset,
+            pack_tokens=plan.pack_tokens,
+            rank=plan.rank,
             **settings,
         )
     except Interrupted as stop:
@@ -142,16 +148,22 @@ def keep_samples(names: dict[tuple[int, ...], int], path: Path, life: int, place
 
     def training_step(self: StageTrainer, model: Any, inputs: Any, *rest: Any) -> torch.Tensor:
         places.come_by()
-        ids = [
-            names[tuple(row[mask.bool()].tolist())]
-            for row, mask, labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True)
-            if (labels != -100).any()
-        ]
+        ids = [names[tuple(row.tolist())] for row, labels in samples_of(inputs) if (labels != -100).any()]
         with path.open("a") as file:
             file.write(json.dumps([life, self.state.global_step, ids]) + "\n")
         return original(self, model, inputs, *rest)
 
     StageTrainer.training_step = training_step  # type: ignore[method-assign]
+
+
+def samples_of(inputs: dict[str, torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids and labels of each sample of a micro-batch, padded or packed."""
+    if "attention_mask" in inputs:
+        for row, mask, labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True):
+            yield row[mask.bool()], labels
+        return
+    starts = (inputs["position_ids"][0] == 0).nonzero().flatten().tolist()[1:]
+    yield from zip(inputs["input_ids"][0].tensor_split(starts), inputs["labels"][0].tensor_split(starts), strict=True)
 
 
 def start(plan: Plan, output: Path, life: int, fatal: list[int | None]) -> list[int]:

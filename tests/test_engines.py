@@ -37,6 +37,16 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
 FILES = sorted((SCRIPTS / "accelerate").glob("*.yaml"))
 STAGE_1, STAGE_2 = ["projector"], ["projector", "llm"]
+# What engines are held against one process by. Twelve samples a step, of 32: an epoch ends within an accumulation.
+TRAININGS: dict[str, dict[str, Any]] = {
+    "stage1": {"parts": STAGE_1},
+    "stage2": {"parts": STAGE_2},
+    "packed": {"parts": STAGE_2, "pack_tokens": 150, "gradient_accumulation_steps": 2, "max_steps": 6},
+    "partial": {
+        "parts": STAGE_2, "gradient_accumulation_steps": 3, "max_steps": 7, "max_grad_norm": 0.5,
+        "lr_scheduler_type": "linear", "warmup_steps": 2,
+    },
+}  # fmt: skip
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 OURS = [sys.executable, "-m", "revision.runs.launching", "--standalone"]
 # So small a model would else be kept whole for speed.
@@ -417,8 +427,8 @@ def test_gathered_weights_take_the_place_of_the_models_own(tiny_llm: Path, tmp_p
         assert one.dtype == dtype and torch.equal(one, weights[name].to(dtype)), name
 
 
-def losses(output: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (output / "log.jsonl").read_text().splitlines()]
+def losses(output: Path, name: str = "loss") -> list[float]:
+    return [json.loads(line)[name] for line in (output / "log.jsonl").read_text().splitlines()]
 
 
 def facts(output: Path) -> dict[str, Any]:
@@ -445,16 +455,20 @@ def on_two_processes(folder: Path, runs: dict[str, dict[str, Any]]) -> str:
 
 @pytest.fixture(scope="module")
 def references(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both stages on one process, with the batches of both."""
+    """Each training on one process, with the batches of both."""
     folder = tmp_path_factory.mktemp("references")
-    for name, parts in (("stage1", STAGE_1), ("stage2", STAGE_2)):
-        tiny_engines.run(folder / name, llm=str(tiny_llm), parts=parts, per_device_train_batch_size=4)
-    return {name: folder / name for name in ("stage1", "stage2")}
+    for name, settings in TRAININGS.items():
+        # A batch of packed rows is one row.
+        both = {"gradient_accumulation_steps": 4} if name == "packed" else {"per_device_train_batch_size": 4}
+        tiny_engines.run(folder / name, llm=str(tiny_llm), **{**settings, **both})
+    return {name: folder / name for name in TRAININGS}
 
 
 def assert_same(got: Path, expected: Path, *, initial: bool = True) -> None:
     """The losses, the model, and what it started from: the same table and projector, of the same spread."""
     assert losses(got) == pytest.approx(losses(expected), abs=1e-5)
+    assert losses(got, "learning_rate") == losses(expected, "learning_rate")
+    assert losses(got, "grad_norm") == pytest.approx(losses(expected, "grad_norm"), rel=1e-3)
     assert max(losses(got)) - min(losses(got)) > 0.05
     first, second = (safetensors.torch.load_file(one / "model" / "model.safetensors") for one in (got, expected))
     assert first.keys() == second.keys()
@@ -484,15 +498,15 @@ def test_zero_trains_what_one_process_does(tiny_llm: Path, tmp_path: Path, refer
 
 @pytest.mark.slow
 def test_every_engine_trains_what_one_process_does(tiny_llm: Path, tmp_path: Path, references: dict[str, Path]) -> None:
-    both, llm = {"stage1": STAGE_1, "stage2": STAGE_2}, str(tiny_llm)
+    llm = str(tiny_llm)
     runs = {
-        f"{engine}-{stage}": {"engine": engine, "parts": parts, "llm": llm, "options": options}
+        f"{engine}-{name}": {"engine": engine, "llm": llm, "options": options, **settings}
         for engine, options in (
             ("ddp", {}), ("zero1", {}), ("zero2", {}), ("zero3", IN_PIECES), ("zero3_offload", IN_PIECES)
         )
-        for stage, parts in both.items()
+        for name, settings in TRAININGS.items()
     }  # fmt: skip
-    sharded = {f"fsdp2-{stage}": {"engine": "fsdp2", "parts": parts, "llm": llm} for stage, parts in both.items()}
+    sharded = {f"fsdp2-{name}": {"engine": "fsdp2", "llm": llm, **settings} for name, settings in TRAININGS.items()}
     on_two_processes(tmp_path, runs)
     on_two_processes(tmp_path, sharded)
     for name in (*runs, *sharded):

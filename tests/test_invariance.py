@@ -9,13 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import safetensors.torch
 import tiny_training
 import torch
 
-from revision.data.packing import PackedDataset
 from revision.training.trainer import StageTrainer
 
 BOTH = ["projector", "llm"]
@@ -69,9 +67,7 @@ def whole_epochs(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def rows_of(llm: Path, tokens: int) -> int:
-    dataset = tiny_training.make_dataset(llm)
-    dataset.keep(np.array([len(dataset[place]["input_ids"]) for place in range(len(dataset))], dtype=np.int32))
-    return len(PackedDataset(dataset, tokens=tokens))
+    return len(tiny_training.pack(tiny_training.make_dataset(llm), tokens))
 
 
 @pytest.mark.parametrize("tokens", [100, 400, 2000])

@@ -31,8 +31,11 @@ TRAINER: dict[str, Any] = {
 }  # fmt: skip
 
 
-def outlive(llm: Path, folder: Path, kills: int, **plan: Any) -> None:
-    """Runs `killed_training`, and holds the samples that its lives learned from against those of a whole life."""
+def outlive(llm: Path, folder: Path, kills: int, *, epoch: int = STEPS_AN_EPOCH, **plan: Any) -> None:
+    """Runs `killed_training`, and holds the samples that its lives learned from against those of a whole life.
+
+    epoch: its steps.
+    """
     trainer = {**TRAINER, **plan.pop("trainer", {})}
     asked = {"llm": str(llm), "folder": str(folder), "kills": kills, "trainer": trainer, **plan}
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
@@ -48,8 +51,7 @@ def outlive(llm: Path, folder: Path, kills: int, **plan: Any) -> None:
     for place in range(report["rounds"]):
         samples = learned(folder / f"killed-{place}")
         assert samples == learned(folder / "whole")
-        for epoch in range(2):
-            steps = range(epoch * STEPS_AN_EPOCH, (epoch + 1) * STEPS_AN_EPOCH)
+        for steps in (range(epoch), range(epoch, 2 * epoch)):
             assert sorted(one for step in steps for one in samples[step]) == list(range(tiny_training.SAMPLES))
         assert not (folder / f"killed-{place}" / "checkpoints").exists(), "nothing is left"
 
@@ -81,10 +83,19 @@ def test_kills_leave_no_trace(tiny_llm: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
-def test_many_kills_leave_no_trace(tiny_llm: Path, tmp_path: Path, strategy: str) -> None:
-    settings = {"train_sampling_strategy": strategy, "max_steps": 3 * STEPS_AN_EPOCH, "save_steps": 1}
-    outlive(tiny_llm, tmp_path, 20, seed=1, workers=[0, 2, 0], trainer=settings)
+@pytest.mark.parametrize("training", ["random", "group_by_length", "packed", "adapter"])
+def test_many_kills_leave_no_trace(tiny_llm: Path, tmp_path: Path, training: str) -> None:
+    epoch, plan = STEPS_AN_EPOCH, dict[str, Any]()
+    settings: dict[str, Any] = {}
+    if training == "packed":
+        rows = len(tiny_training.pack(tiny_training.make_dataset(tiny_llm), 150))
+        epoch, plan = -(-rows // TRAINER["gradient_accumulation_steps"]), {"pack_tokens": 150}
+    elif training == "adapter":
+        plan = {"rank": 2}
+    else:
+        settings = {"train_sampling_strategy": training}
+    settings |= {"max_steps": 3 * epoch, "save_steps": 1}
+    outlive(tiny_llm, tmp_path, 20, epoch=epoch, seed=1, workers=[0, 2, 0], trainer=settings, **plan)
     assert farthest(tmp_path) == 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_training import DIM, SAMPLES, K, Rows
+from tiny_training import DIM, SAMPLES, K, Rows, pack
 from transformers import Trainer
 
 from revision import building, training
@@ -58,6 +58,7 @@ def run(
     init: str | None = None,
     rates: dict[str, dict[str, float]] | None = None,
     rank: int | None = None,
+    pack_tokens: int | None = None,
     regress: int | None = None,
     guard: Policy = "stop",
     spoiled: int | None = None,
@@ -68,6 +69,7 @@ def run(
 
     init: folder of a model to start from.
     rank: of LoRA matrices on the LLM.
+    pack_tokens: of a row, where the samples are packed.
     regress: begin with a projector that is solved for, and so many steps of its own.
     guard: policy for bad steps.
     most_logits: above it the loss is computed in chunks.
@@ -104,9 +106,11 @@ def run(
         building.save_model(model, processor, output / "model", alignment=None, dtype=dtype, weights=weights)
         (output / "facts.json").write_text(json.dumps({**facts, "gathered": gathered}))
 
+    samples = make_dataset(processor)
+    dataset = samples if pack_tokens is None else pack(samples, pack_tokens, arguments.world_size)
     with spoiling(spoiled):
         training.train(
-            model=model, processor=processor, dataset=make_dataset(processor), parts=parts, rates=rates,
+            model=model, processor=processor, dataset=dataset, parts=parts, rates=rates,
             arguments=arguments, output=output, engine=engine, processes=processes, save=save,
             regress=regress, guard=Guard(guard),
         )  # fmt: skip

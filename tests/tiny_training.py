@@ -20,6 +20,7 @@ from revision.data.rows import Rows as StoredRows
 from revision.data.samples import Sample
 from revision.model import RevisionForConditionalGeneration
 from revision.records import Message
+from revision.training.adapters import Adapter
 from revision.training.guard import Guard
 
 DIM, K, SAMPLES = 16, 3, 32
@@ -84,19 +85,24 @@ def run(
     model: Any = None,
     dataset: ConversationDataset | None = None,
     pack_tokens: int | None = None,
+    rank: int | None = None,
     regress: int | None = None,
     **trainer: Any,
 ) -> tuple[RevisionForConditionalGeneration, dict[str, float]]:
-    """Trains and returns the model and the summary; packed into rows where their tokens are given."""
+    """Trains and returns the model and the summary; packed into rows where their tokens are given.
+
+    rank: of LoRA matrices on the LLM, with dropout.
+    """
     settings = {"learning_rate": 1e-2, "max_steps": 4, "logging_steps": 1, "lr_scheduler_type": "constant", **trainer}
     arguments = training.build_arguments(settings, output=output, seed=0, engine=engine, engine_options=options or {})
     output.mkdir(parents=True, exist_ok=True)
     dataset = make_dataset(llm) if dataset is None else dataset
-    learned: ConversationDataset | PackedDataset = dataset
-    if pack_tokens is not None:
-        dataset.keep(np.array([len(dataset[place]["input_ids"]) for place in range(SAMPLES)], dtype=np.int32))
-        learned = PackedDataset(dataset, tokens=pack_tokens, processes=arguments.world_size)
+    learned = dataset if pack_tokens is None else pack(dataset, pack_tokens, arguments.world_size)
     model = make_model(llm) if model is None else model
+    if rank is not None:
+        Adapter(
+            model, method="lora", rank=rank, alpha=8.0, dropout=0.1, targets=["all-linear"], arguments=arguments
+        )  # fmt: skip
 
     def save(whole: dict[str, torch.Tensor] | None, summary: dict[str, float]) -> None:
         safetensors.torch.save_file(
@@ -123,6 +129,12 @@ def run(
     )
     training.conclude(arguments)
     return model, summary
+
+
+def pack(dataset: ConversationDataset, tokens: int, processes: int = 1) -> PackedDataset:
+    """Rows of so many tokens, which the processes share."""
+    dataset.keep(np.array([len(dataset[place]["input_ids"]) for place in range(len(dataset))], dtype=np.int32))
+    return PackedDataset(dataset, tokens=tokens, processes=processes)
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:

@@ -103,7 +103,7 @@ def test_one_that_does_not_say_whose_it_is_is_refused(tmp_path: Path) -> None:
     folders.write_manifest(tmp_path / "checkpoint-2", folders.record(tmp_path / "checkpoint-2", names))
     assert Checkpoints(tmp_path).open({"rate": 1}) == tmp_path / "checkpoint-2", "as older versions leave them"
     (tmp_path / "identity.json").write_text("{")
-    with pytest.raises(ValueError, match=r"checkpoint-2 has no identity.json that can be read .* delete"):
+    with pytest.raises(ValueError, match=r"holds checkpoints, but no identity.json that can be read and says of what"):
         Checkpoints(tmp_path).open({"rate": 1})
 
 

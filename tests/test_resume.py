@@ -166,7 +166,8 @@ def test_a_signal_saves_and_leaves(
     assert caught.value.exit_code == 128 + number
     assert signal.getsignal(number) == before
     assert {file.name for file in checkpoint.iterdir()} == {
-        "manifest.json", "weights.safetensors", "optimizer.safetensors", "state.json", "trainer_state.json"
+        "manifest.json", "identity.json", "weights.safetensors", "optimizer.safetensors", "state.json",
+        "trainer_state.json",
     }  # fmt: skip
     trained = safetensors.torch.load_file(checkpoint / "weights.safetensors")
     assert {name.split(".")[0] for name in trained} == {"projector"}, "the frozen LLM is not written"

@@ -391,7 +391,7 @@ def test_a_model_is_saved_whole_or_not_at_all(tiny_llm: Path, tmp_path: Path, mo
             building.save_model(model, processor, tmp_path / "model", alignment=None)
         assert str(caught.value) == (
             f"{tmp_path / 'model'} cannot be written: {reason}; mend the cause, and the same command goes on from its "
-            "last checkpoint"
+            "last checkpoint, if there is one"
         )
         assert [file.name for file in tmp_path.iterdir()] == ["model"], "half of one would keep the disk full"
     assert building.read_model(tmp_path / "model")[0].config.alignment == {"method": "c3"}

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +88,16 @@ class Checkpoints:
         ranks.agree(None)
         found = self._shared(self.all())
         self._identity = json.loads(json.dumps(identity))
-        newest = self._newest_whole(found)
         failure = None
-        if newest is not None:
-            failure = self._difference(newest)
+        if found:
+            failure = self._difference(found)
         elif any(self.folder.glob("damaged-checkpoint-*")):
             failure = self._none_whole()
         elif ranks.rank() == 0:
             self._write_identity(self.folder)
         ranks.agree(failure)
-        self._require_seen([self.folder / IDENTITY] if newest is None else [])
-        return newest
+        self._require_seen([] if found else [self.folder / IDENTITY])
+        return self._newest_whole(found)
 
     def write(self, step: int, save: Callable[[Path], object], *, alone: bool) -> Path:
         """Writes one checkpoint.
@@ -189,14 +188,12 @@ class Checkpoints:
         text = json.dumps(self._identity, indent=1, sort_keys=True) + "\n"
         write_whole(folder / IDENTITY, lambda file: file.write(text.encode()))
 
-    def _difference(self, newest: Path) -> str | None:
-        """Why a checkpoint is none of this run, in a sentence."""
-        inside, beside = newest / IDENTITY, self.folder / IDENTITY  # beside alone: an older version of this program's
-        mark = inside if inside.is_file() else beside
-        try:
-            then = json.loads(mark.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return f"{newest} has no {IDENTITY} that can be read and says of what run it is; delete {self.folder}"
+    def _difference(self, found: Sequence[Path]) -> str | None:
+        """Why checkpoints are none of this run, in a sentence; one beside them alone is an older version's."""
+        marks = [one / IDENTITY for one in (found[0], self.folder, *found[1:])]
+        then = next((known for mark in marks if (known := _read_json(mark)) is not None), None)
+        if then is None:
+            return f"{self.folder} holds checkpoints, but no {IDENTITY} that can be read and says of what; delete it"
         if not isinstance(then, dict):
             return f"{self.folder} holds checkpoints of an older version of this program; delete the folder"
         now = self._identity
@@ -252,6 +249,14 @@ def _faults(folder: Path) -> list[str]:
 def _renew(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+
+
+def _read_json(path: Path) -> Any:
+    """What a file holds; None where it is not there, or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _is_full(folder: Path) -> bool:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from huggingface_hub.errors import LocalEntryNotFoundError
-from tiny_recipes import ANY, CAPTIONS, RECIPES, Rows, asked, caption_rows, rows_of, talk_rows
+from tiny_recipes import ANY, CAPTIONS, RECIPES, Rows, asked, caption_rows, rows_of, run_killed, talk_rows
 
 # isort: split
 import bunny
@@ -30,7 +30,7 @@ import llava_pretrain
 import sharegpt4v
 import text
 import unicorn
-from corpus_parts import keeping, sampling
+from corpus_parts import sampling
 from corpus_parts.duplicates import Duplicates, normal_form, similarity
 from corpus_parts.line import start
 from corpus_parts.quality import Quality
@@ -374,26 +374,17 @@ def test_a_killed_recipe_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def arguments(out: str) -> list[str]:
         return ["--out", str(tmp_path / out), "--source", str(tmp_path / "t.jsonl"), "--column", "body"]
 
-    monkeypatch.setattr(keeping.Keeper.__init__, "__defaults__", (4,))
-    whole = text.main(arguments("whole"))
-    step, left = keeping.Keeper.step, 0
-
-    def dying(self: keeping.Keeper) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise KeyboardInterrupt
-        step(self)
-
-    monkeypatch.setattr(keeping.Keeper, "step", dying)
+    whole, counts = text.main(arguments("whole")), dict[str, int]()
     starts = []
-    for _ in range(10):
-        left = 7
+
+    def make() -> None:
         try:
-            counts = text.main(arguments("killed"))
-            break
+            counts.update(text.main(arguments("killed")))
         except KeyboardInterrupt:
             starts.append(json.loads((tmp_path / "killed/progress.json").read_text())["done"])
+            raise
+
+    assert run_killed(make, monkeypatch, every=7) < 10
     assert starts == sorted(set(starts)) and len(starts) > 3, "each start goes on after the last note"
     assert counts == whole and whole["rejected"] > 5
     for file in ("texts.jsonl", "rejected.jsonl"):

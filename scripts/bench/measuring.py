@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from revision.data.rows import Rows
 from revision.precision import computing_dtype
 from revision.progress import say
 
@@ -81,6 +82,20 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._stop.wait(0.005):
             self.bytes = max(self.bytes, anonymous() - self._before)
+
+
+class RandomRows(Rows):
+    """Unit rows of no meaning: speed does not depend on them."""
+
+    def __init__(self, dim: int, count: int = 64) -> None:
+        rows = np.random.default_rng(0).normal(size=(count, dim)).astype(np.float32)
+        self._rows = torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+    def set_epoch(self, epoch: int) -> None:
+        """There is no noise."""
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        return self._rows[row % len(self._rows)]
 
 
 MISSED: list[str] = []

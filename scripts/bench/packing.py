@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import MISSED, conclude, frozen_dtype
+from measuring import MISSED, RandomRows, conclude, frozen_dtype
 
 from revision import building
 from revision.data.collators import Collator, PackedCollator
 from revision.data.dataset import ConversationDataset, Example
 from revision.data.packing import PackPlan, budget_for
-from revision.data.rows import Rows
 from revision.data.samples import Sample
 from revision.progress import say
 from revision.records import Message, read_conversations, read_texts
@@ -34,17 +33,6 @@ from revision.training.segments import SEGMENTS
 # Packed against padded in random order. Texts are of nearly one length, so that there is little padding to save.
 LIMITS = {"texts": 0.9, "conversations": 1.1}
 DIM = 512
-
-
-class RandomRows(Rows):
-    """Unit rows of no meaning: speed does not depend on them."""
-
-    def __init__(self) -> None:
-        rows = np.random.default_rng(0).normal(size=(64, DIM)).astype(np.float32)
-        self._rows = torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-
-    def __getitem__(self, row: int) -> torch.Tensor:
-        return self._rows[row % len(self._rows)]
 
 
 def corpora(folder: Path) -> Iterator[tuple[str, list[Sample]]]:
@@ -138,7 +126,7 @@ def main() -> None:
     device: Any = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
     for name, samples in corpora(options.data):
-        dataset = ConversationDataset(samples, RandomRows(), processor, max_length=4096, limit=5000)
+        dataset = ConversationDataset(samples, RandomRows(DIM), processor, max_length=4096, limit=5000)
         examples = [dataset[place] for place in range(len(dataset))]
         lengths = np.array([len(example["input_ids"]) for example in examples])
         say(f"{name}: {lengths.mean():.1f} tokens on average, {lengths.max()} at most; {fills(lengths)}")

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import frozen_dtype
+from measuring import RandomRows, frozen_dtype
 from torch import nn
 
 from revision import training
@@ -36,7 +36,6 @@ from revision.data.collators import Collator, PackedCollator
 from revision.data.conversation import IGNORED
 from revision.data.dataset import ConversationDataset
 from revision.data.packing import PackPlan, budget_for
-from revision.data.rows import Rows
 from revision.data.samples import Sample
 from revision.model import RevisionForConditionalGeneration
 from revision.progress import say
@@ -69,20 +68,6 @@ ARMS = {
     "slots": Arm("slots in place of copies", packed=True, slots=True),
     "default": Arm("through the Trainer", slots=True, trainer=True),
 }
-
-
-class RandomRows(Rows):
-    """Unit rows that take no store."""
-
-    def __init__(self, count: int) -> None:
-        rows = np.random.default_rng(0).normal(size=(count, DIM)).astype(np.float32)
-        self._rows = torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-
-    def set_epoch(self, epoch: int) -> None:
-        """There is no noise."""
-
-    def __getitem__(self, row: int) -> torch.Tensor:
-        return self._rows[row]
 
 
 def loss_of(model: RevisionForConditionalGeneration, batch: dict[str, torch.Tensor], arm: Arm) -> torch.Tensor:
@@ -178,7 +163,7 @@ def measure(arm: Arm, options: argparse.Namespace) -> dict[str, float]:
     samples = [
         Sample(row, [Message("user", "<image>"), Message("assistant", text)], row) for row, text in enumerate(texts)
     ]
-    dataset = ConversationDataset(samples, RandomRows(len(samples)), processor, max_length=100_000)
+    dataset = ConversationDataset(samples, RandomRows(DIM), processor, max_length=100_000)
     speed = trainer_loop(model, dataset, options) if arm.trainer else plain_loop(model, dataset, arm, options)
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()

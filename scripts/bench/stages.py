@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import conclude, frozen_dtype, report
+from measuring import RandomRows, conclude, frozen_dtype, report
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
@@ -38,7 +38,6 @@ from revision.data.conversation import build_processor
 from revision.data.dataset import ConversationDataset
 from revision.data.lengths import settle_lengths
 from revision.data.packing import PackedDataset
-from revision.data.rows import Rows
 from revision.data.samples import Sample
 from revision.model import RevisionConfig, RevisionForConditionalGeneration, RevisionProcessor
 from revision.progress import say
@@ -88,20 +87,6 @@ LONGEST = 768  # tokens of an answer, at most
 LEAST_MFU = 0.5
 
 
-class RandomRows(Rows):
-    """Unit rows of no meaning."""
-
-    def __init__(self) -> None:
-        rows = np.random.default_rng(0).normal(size=(64, DIM)).astype(np.float32)
-        self._rows = torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-
-    def set_epoch(self, epoch: int) -> None:
-        """There is no noise."""
-
-    def __getitem__(self, row: int) -> torch.Tensor:
-        return self._rows[row % len(self._rows)]
-
-
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Every byte is a token."""
     alphabet = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -119,7 +104,7 @@ def make_dataset(stage: Stage, count: int, processor: RevisionProcessor) -> Conv
     for row, length in enumerate(lengths.tolist()):
         answer = "".join(map(chr, rng.integers(97, 123, size=length)))
         samples.append(Sample(f"s{row}", [Message("user", "<image>"), Message("assistant", answer)], row))
-    return ConversationDataset(samples, RandomRows(), processor, max_length=LONGEST + 640)
+    return ConversationDataset(samples, RandomRows(DIM), processor, max_length=LONGEST + 640)
 
 
 def shape_of(options: argparse.Namespace) -> dict[str, Any]:

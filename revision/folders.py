@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from revision.embeddings.layout import file_sha256, write_whole
+from revision.files import file_sha256, write_json
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -81,8 +81,7 @@ def reason_of(error: Exception) -> str:
 def write_manifest(folder: Path, entries: Mapping[str, Entry], **facts: Any) -> None:
     """Writes the manifest: what `record` found, and facts worth knowing."""
     content = {"version": VERSION, **facts, "files": {name: asdict(entries[name]) for name in sorted(entries)}}
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_whole(folder / MANIFEST, lambda file: file.write(text.encode()))
+    write_json(folder / MANIFEST, content)
 
 
 def publish(aside: Path, folder: Path) -> None:

@@ -30,7 +30,7 @@ LAYERS = [
     ["embeddings", "pictures"],
     ["model"],
     ["locks"],
-    ["hub", "interrupts", "model_card", "precision", "progress", "shipped"],
+    ["files", "hub", "interrupts", "model_card", "precision", "progress", "shipped"],
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # Rooms whose own modules lie in layers too.

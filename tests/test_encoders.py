@@ -310,7 +310,7 @@ def test_interrupted_save_leaves_no_folder_that_loads(folder: Path, monkeypatch:
     def no_space(*_: object, **__: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr("revision.encoders.openclip_folder.save_file", no_space)
+    monkeypatch.setattr("safetensors.torch.save_file", no_space)
     with pytest.raises(OSError, match=r"no space"):
         save_open_clip_folder(
             folder, model_cfg=MODEL_CFG, preprocess_cfg=PREPROCESS_CFG, state_dict=read_weights(folder),

@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from revision.evaluation.figures import base_groups, draw_map
-from revision.evaluation.files import write_json
 from revision.evaluation.metrics import PICTURE_METRICS, scores
 from revision.evaluation.report import kind_tables, score_tables
 from revision.evaluation.sweeps import difference, estimate, group_jobs, read_jobs, seed_values, swept_fields
 from revision.evaluation.table import collect
+from revision.files import write_json
 
 METRICS = {metric.name: metric for metric in PICTURE_METRICS}
 

@@ -257,6 +257,17 @@ def test_a_sweep_of_one_command_runs_what_is_missing(
     assert [line["config"]["seed"] for line in log()] == [0, 1], "other settings, other jobs"
 
 
+def test_a_sweep_of_training_alone_has_a_table_of_what_was_trained(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "-m", "seed=0,1", "alignment=none,c3"]) == 0
+    assert (
+        "losses and rates of all jobs: runs/default/training.csv, runs/default/training.png" in capfd.readouterr().out
+    )
+    header, *lines = Path("runs/default/training.csv").read_text().splitlines()
+    assert header.startswith("run,stage,arm,seed") and len(lines) == 4
+    assert main(["align", "-m", "name=untrained", "seed=0"]) == 0
+    assert not Path("runs/untrained/training.csv").exists()
+
+
 def test_a_sweep_of_embeddings_looks_at_the_records_again() -> None:
     for _ in range(2):
         assert main(["embed", "-m", "seed=0"]) == 0

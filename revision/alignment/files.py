@@ -11,7 +11,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from revision.embeddings.layout import write_whole
+from revision.files import write_text, write_whole
 
 FORMAT = 1
 TENSORS_FILE = "alignment.safetensors"
@@ -44,7 +44,7 @@ def write(folder: Path, facts: dict[str, Any], tensors: dict[str, torch.Tensor])
     data = safetensors.torch.save(tensors)
     digest = write_whole(folder / TENSORS_FILE, lambda file: file.write(data))
     record = json.dumps({"format": FORMAT, **facts, "tensors_sha256": digest}, indent=2) + "\n"
-    write_whole(folder / FACTS_FILE, lambda file: file.write(record.encode()))
+    write_text(folder / FACTS_FILE, record)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -23,6 +23,7 @@ from revision.progress import say
 from revision.runs import processes, rundir
 
 TABLE_COMMANDS = ("run", "evaluate")  # those after which there are scores to compare
+TRAINING_COMMANDS = ("run", "pretrain", "instruct")  # those after which there are losses to compare
 # Overrides that have no part in a job's folder name: where it lies, and how much of it is done now.
 NAMELESS = ("experiment", "name", "runs", "run.steps", "evaluate.models")
 _NAMELESS_GROUPS = ("search.",)
@@ -62,8 +63,12 @@ def sweep(hydra: Hydra, command: str, overrides: Sequence[str]) -> int:
         return 0  # another sweeper reports its jobs itself
     outcomes = outcomes_of(batches)
     code = report(outcomes)
+    folders = list(dict.fromkeys(outcome.sweep for outcome in outcomes))
+    if command in TRAINING_COMMANDS:
+        for folder in folders:
+            draw_training(folder)
     if command in TABLE_COMMANDS:
-        for folder in dict.fromkeys(outcome.sweep for outcome in outcomes):
+        for folder in folders:
             draw_table(folder)
         draw_table_of_experiments(outcomes)
     return code
@@ -159,6 +164,15 @@ def draw_table(folder: Path) -> None:
 
         collect(folder)
         say(f"table of all jobs: {folder / 'table.md'}, {folder / 'table.csv'}")
+
+
+def draw_training(folder: Path) -> None:
+    """The table and the curves of all training stages below a folder, where any is finished."""
+    if any(folder.rglob("finished.json")):
+        from revision.evaluation.training_table import collect_training
+
+        if collect_training(folder):
+            say(f"losses and rates of all jobs: {folder / 'training.csv'}, {folder / 'training.png'}")
 
 
 def draw_table_of_experiments(outcomes: Sequence[Outcome]) -> None:

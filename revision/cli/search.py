@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from revision import locks
 from revision.cli.composition import ROOT, ConfigError, typed
 from revision.cli.explaining import explain
-from revision.cli.multirun import Job, Outcome, draw_table, launching, outcomes_of, report
+from revision.cli.multirun import Job, Outcome, draw_table, draw_training, launching, outcomes_of, report
 from revision.cli.proposals import Choice, Point, Space, Span, all_points, contains, propose, require_optuna
 from revision.fields import nearest
 from revision.progress import say
@@ -263,5 +263,6 @@ def _conclude(config: Config, folder: Path, trials: Sequence[Trial]) -> int:
         score, best = choose(finished, key=lambda pair: pair[0])
         point = " ".join(f"{name}={value}" for name, value in best.point.items())
         say(f"best {config.search.metric} of {len(finished)} jobs: {score:.4g} with {point} ({best.job})")
+    draw_training(folder)
     draw_table(folder)
     return report([Outcome(folder, trial.job or "not started", trial.failure) for trial in trials])

@@ -52,10 +52,10 @@ def run(config: Config) -> None:
 
     from revision import building
     from revision.encoders import resolve_device
-    from revision.evaluation.files import write_json, write_json_lines, write_text
     from revision.evaluation.metrics import scores
     from revision.evaluation.reader import Reader, release_memory
     from revision.evaluation.report import report, score_tables
+    from revision.files import write_json, write_json_lines, write_text
     from revision.progress import hide_bars_of_transformers, say
     from revision.runs import rundir
 

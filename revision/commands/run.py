@@ -149,7 +149,7 @@ def _make_records(config: Config) -> bool:
 
 def _digests(folders: Sequence[Path]) -> dict[str, str]:
     """sha256 of each file of records in some corpora."""
-    from revision.embeddings.layout import file_sha256
+    from revision.files import file_sha256
 
     return {str(file): file_sha256(file) for folder in folders for file in sorted(folder.glob("*.jsonl"))}
 

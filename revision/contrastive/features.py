@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,12 @@ import numpy as np
 import torch
 from open_clip import CustomTextCLIP
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from revision.decoding import read_pixel_batches
 from revision.encoders import OpenClipEncoder
 from revision.encoders.openclip_folder import head_parameters, state_sha256
+from revision.files import write_tensors
 
 
 @dataclass(frozen=True)
@@ -201,11 +200,6 @@ def load_or_compute(
         pass  # nothing to be read back: computed as if it had never been there
     images, texts, cut = found = compute()
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.touch()
-    mode = aside.stat().st_mode
     tensors = {"images": images.cpu(), "texts": texts.cpu()}
-    save_file(tensors, aside, metadata={"format": "pt", "fingerprint": fingerprint, "cut": str(cut)})
-    aside.chmod(mode)  # safetensors makes files that only their owner can read; a shared cache follows the umask
-    os.replace(aside, file)
+    write_tensors(file, tensors, fingerprint=fingerprint, cut=str(cut))
     return found, False

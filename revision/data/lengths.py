@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from revision.data.conversation import UnfitError
 from revision.data.dataset import ConversationDataset
 from revision.data.samples import KeptSamples, TextSamples
-from revision.embeddings.layout import HashingFile, write_whole
+from revision.files import HashingFile, write_whole
 from revision.progress import progress_bar, say
 
 _COUNTING = 1  # version of how samples become tokens: higher where the same records come out otherwise

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from revision import folders
-from revision.embeddings.layout import HashingFile, write_whole
+from revision.files import HashingFile, write_whole
 
 
 class Lines:

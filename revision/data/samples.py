@@ -22,7 +22,7 @@ from revision import folders
 from revision.data.lines import Lines
 from revision.data.rows import Rows
 from revision.embeddings import EmbeddingStore
-from revision.embeddings.layout import write_whole
+from revision.files import write_whole
 from revision.records import IMAGE_MARK, Conversation, Message, Pair
 
 _T = TypeVar("_T")

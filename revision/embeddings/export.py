@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from revision.embeddings.foreign import ForeignStore
 from revision.embeddings.foreign.finding import METADATA, UNFINISHED, VECTORS
-from revision.embeddings.layout import HashingFile, file_sha256, write_whole
 from revision.embeddings.store import EmbeddingStore
+from revision.files import HashingFile, file_sha256, write_whole
 
 VERSION = 1
 EXPORT = "export.json"

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -116,51 +112,3 @@ def shard_name(number: int) -> str:
 def hash_id(identity: str) -> int:
     """Unsigned 64-bit hash of a record id, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little")
-
-
-class HashingFile:
-    """A binary file that takes the sha256 of what is written to it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        """Writes bytes, or anything with a buffer."""
-        self.sha256.update(data)
-        return self._file.write(data)
-
-
-def write_aside(path: Path, write: Callable[[HashingFile], object]) -> tuple[Path, str]:
-    """Writes a file under another name in the same folder, down to the disk, ready to be renamed to `path`.
-
-    Returns:
-        The file, and the sha256 of its bytes.
-    """
-    # By chance, not by number: processes of two machines, or containers, that share a disk may have one number.
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    whole = False
-    try:
-        with aside.open("wb") as file:
-            hashing = HashingFile(file)
-            write(hashing)
-            file.flush()
-            os.fsync(file.fileno())
-        whole = True
-    finally:
-        if not whole:  # a full disk, or what is being written turned out to be no good
-            aside.unlink(missing_ok=True)
-    return aside, hashing.sha256.hexdigest()
-
-
-def write_whole(path: Path, write: Callable[[HashingFile], object]) -> str:
-    """Writes a file so that it is there in full or not at all. Returns the sha256 of its bytes."""
-    aside, digest = write_aside(path, write)
-    os.replace(aside, path)
-    return digest
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

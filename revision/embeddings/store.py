@@ -14,17 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from revision.embeddings.layout import (
-    INDEX_HASHES,
-    INDEX_ROWS,
-    MANIFEST,
-    PLAN,
-    REJECTED,
-    Manifest,
-    file_sha256,
-    hash_id,
-)
+from revision.embeddings.layout import INDEX_HASHES, INDEX_ROWS, MANIFEST, PLAN, REJECTED, Manifest, hash_id
 from revision.embeddings.mapping import map_array
+from revision.files import file_sha256
 
 _ROWS_A_SHARD = 4  # below it, a row at a time takes less time than numpy's indexing of a few
 _OPEN_MAPS = 16384  # systems commonly allow 65,530 maps a process

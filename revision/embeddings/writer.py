@@ -31,16 +31,13 @@ from revision.embeddings.layout import (
     PLAN,
     REJECTED,
     VERSION,
-    HashingFile,
     Manifest,
     Rejected,
     Shard,
-    file_sha256,
     hash_id,
     shard_name,
-    write_aside,
-    write_whole,
 )
+from revision.files import HashingFile, file_sha256, write_aside, write_text, write_whole
 
 _REJECTED_KEY = b"revision.rejected"
 _SHA256_KEY = b"revision.rows_sha256"
@@ -101,7 +98,7 @@ class StoreWriter:
         else:
             with _one_sentence(path):
                 path.mkdir(parents=True, exist_ok=True)
-                write_whole(path / PLAN, _text_writer(self._plan.to_json()))
+                write_text(path / PLAN, self._plan.to_json())
         # Summed over this process's own shards; more than the budget here is more than the budget in all.
         self._rejected = 0 if self.complete else sum(len(self._rejects(shard)) for shard in self._mine(present=True))
 
@@ -174,7 +171,7 @@ class StoreWriter:
             self._withdraw_and_stop(range(self._shards), ())
         with _one_sentence(self.path):
             shards = [self._shard(shard) for shard in range(self._shards)]
-            write_whole(self.path / REJECTED, _text_writer(_json_lines(rejected)))
+            write_text(self.path / REJECTED, _json_lines(rejected))
             manifest = replace(
                 self._plan,
                 count=sum(shard.rows for shard in shards),
@@ -183,7 +180,7 @@ class StoreWriter:
                 index_sha256=self._write_index(),
                 cut=sum(self._cut(shard) for shard in range(self._shards)),
             )
-            write_whole(self.path / MANIFEST, _text_writer(manifest.to_json()))
+            write_text(self.path / MANIFEST, manifest.to_json())
             # Of killed processes, and of an earlier plan with more shards that left no rows.
             sidecars = set(self.path.glob("shard-*.parquet")) - {self._sidecar(shard) for shard in range(self._shards)}
             for leftover in (self.path / PLAN, *self.path.glob(".*.partial"), *sidecars):
@@ -259,7 +256,7 @@ class StoreWriter:
         rejects = {shard: found for shard in shards if (found := self._rejects(shard))}
         everything = [*chain.from_iterable(rejects.values()), *pending]
         with _one_sentence(self.path):
-            write_whole(self.path / REJECTED, _text_writer(_json_lines(everything)))
+            write_text(self.path / REJECTED, _json_lines(everything))
             for shard in rejects:
                 (self.path / f"{shard_name(shard)}.npy").unlink(missing_ok=True)  # another process may stop as well
         raise ValueError(
@@ -314,7 +311,3 @@ def _one_sentence(path: Path) -> Iterator[None]:
 
 def _array_writer(array: np.ndarray) -> Callable[[HashingFile], None]:
     return lambda file: np.lib.format.write_array(file, array, allow_pickle=False)
-
-
-def _text_writer(text: str) -> Callable[[HashingFile], int]:
-    return lambda file: file.write(text.encode())

@@ -17,10 +17,10 @@ import safetensors
 import torch
 from open_clip.hf_model import HFTextEncoder
 
-from revision.embeddings.layout import file_sha256
 from revision.encoders.base import EncoderSource, TorchEncoder, length_batches, resolve_device, torch_dtype
 from revision.encoders.openclip_folder import WEIGHTS, read_config, state_sha256
 from revision.encoders.sources import quick_hub
+from revision.files import file_sha256
 from revision.pictures import Preprocess
 
 _LOCAL_DIR = "local-dir:"

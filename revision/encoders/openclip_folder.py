@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from copy import deepcopy
@@ -20,7 +19,9 @@ from typing import Any
 import open_clip
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+
+from revision.files import write_tensors, write_text
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -67,10 +68,9 @@ def save_open_clip_folder(
     _point_at_folder(config, folder)
     # Safetensors refuses tensors that share or skip memory, which tied or sliced weights of a live model do.
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
-    _save_whole(weights, folder / WEIGHTS)
-    aside = folder / f".{CONFIG}.partial"
-    aside.write_text(json.dumps({"model_cfg": config, "preprocess_cfg": dict(preprocess_cfg)}, indent=2) + "\n")
-    os.replace(aside, folder / CONFIG)
+    write_tensors(folder / WEIGHTS, weights)
+    text = json.dumps({"model_cfg": config, "preprocess_cfg": dict(preprocess_cfg)}, indent=2) + "\n"
+    write_text(folder / CONFIG, text)
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -130,7 +130,7 @@ def save_heads(model: torch.nn.Module, file: Path) -> None:
     """Writes heads and temperature alone to a safetensors file."""
     heads = _heads(model.state_dict())
     file.parent.mkdir(parents=True, exist_ok=True)
-    _save_whole({name: tensor.detach().cpu().contiguous().clone() for name, tensor in heads.items()}, file)
+    write_tensors(file, {name: tensor.detach().cpu().contiguous().clone() for name, tensor in heads.items()})
 
 
 def load_heads(model: torch.nn.Module, file: Path) -> None:
@@ -215,15 +215,6 @@ def _require_tokenizer(folder: Path) -> None:
             f"{folder} has no tokenizer of its text tower (none of {', '.join(TOKENIZER_FILES)}); "
             "copy the tokenizer's files there"
         )
-
-
-def _save_whole(tensors: Tensors, file: Path) -> None:
-    aside = file.with_name(f".{file.name}.partial")
-    aside.touch()
-    mode = aside.stat().st_mode
-    save_file(tensors, aside, metadata={"format": "pt"})
-    aside.chmod(mode)  # safetensors makes files that only their owner can read; a shared encoder follows the umask
-    os.replace(aside, file)
 
 
 def _load(file: Path) -> Tensors:

@@ -8,7 +8,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
-from revision.embeddings.layout import file_sha256
 from revision.encoders.openclip_folder import TOKENIZER_EXTRAS, TOKENIZER_FILES
+from revision.files import file_sha256, write_text
 
 _CONFIG = "config.json"
 _SINGLE = "model.safetensors"
@@ -182,11 +182,6 @@ def _kept_sha256(file: Path) -> str:
         return (kept / place).read_text()
     except OSError:
         digest = file_sha256(file)
-    try:
-        kept.mkdir(parents=True, exist_ok=True)
-        aside = kept / f".{place}.{os.getpid()}"
-        aside.write_text(digest)
-        os.replace(aside, kept / place)
-    except OSError:
-        pass  # a cache that cannot be written costs time and nothing else
+    with suppress(OSError):  # a cache that cannot be written costs time and nothing else
+        write_text(kept / place, digest)
     return digest

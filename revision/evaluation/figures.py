@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from revision.evaluation.files import write_png
 from revision.evaluation.metrics import PICTURE_METRICS, QUESTION_METRICS, Metric
 from revision.evaluation.scaling import Scaling
 from revision.evaluation.style import COLOURS, FAINT, INK, colour, plain
@@ -32,6 +31,7 @@ from revision.evaluation.sweeps import (
     tracks,
     value_order,
 )
+from revision.files import write_png
 
 _METRICS = {metric.name: metric for metric in (*PICTURE_METRICS, *QUESTION_METRICS)}
 _LOG_FROM = 8  # ratio of largest to smallest value from which an axis is logarithmic

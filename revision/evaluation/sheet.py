@@ -11,8 +11,8 @@ from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from revision.evaluation.benchmarks import Picture
-from revision.evaluation.files import write_png
 from revision.evaluation.metrics import Row
+from revision.files import write_png
 from revision.pictures import open_picture
 
 _SIDE, _GAP, _MARGIN = 232, 16, 36  # pixels: picture, between cards, around the sheet

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,12 @@ def read_jobs(folder: Path) -> list[Job]:
         evaluated = scores.parent.parent
         if not (evaluated / "config.yaml").is_file():
             raise ValueError(f"{evaluated} has scores but no config.yaml; run `revision evaluate` of that run again")
-        settings = _flat(OmegaConf.to_container(OmegaConf.load(evaluated / "config.yaml"), resolve=True))
+        settings = settings_of(evaluated)
         jobs.append(
             Job(
                 run=evaluated.parent,
                 model=scores.parent.name,
-                arm=PAIRS if settings["pretrain.input"] == PAIRS else settings["alignment.method"],
+                arm=arm_of(settings),
                 seed=settings["seed"],
                 settings=settings,
                 rows=_read_rows(scores.with_name("predictions.jsonl")),
@@ -93,6 +93,16 @@ def read_jobs(folder: Path) -> list[Job]:
     if not jobs:
         raise ValueError(f"no evaluated run lies below {folder}; finish `revision evaluate` for at least one job first")
     return jobs
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Every field of the configuration that a command has left in its folder, flat, by dotted name."""
+    return _flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True))
+
+
+def arm_of(settings: Mapping[str, Any]) -> str:
+    """The arm of a job with these settings: its alignment, or `pairs`."""
+    return str(PAIRS if settings["pretrain.input"] == PAIRS else settings["alignment.method"])
 
 
 def swept_fields(jobs: Sequence[Job]) -> list[str]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from revision.evaluation.figures import draw_benchmarks, draw_map, draw_scaling, draw_table
-from revision.evaluation.files import write_text
 from revision.evaluation.metrics import ALL_KINDS, PICTURE_METRICS, QUESTION_METRICS, Metric
 from revision.evaluation.report import cell, markdown
 from revision.evaluation.scaling import scalings, section
@@ -30,6 +29,7 @@ from revision.evaluation.sweeps import (
     swept_fields,
     tracks,
 )
+from revision.files import write_text
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from revision.embeddings.layout import write_whole
+from revision.files import write_png
 
 # Okabe and Ito's palette, which the colour-blind tell apart too; dashes do the same in a black-and-white print.
 IMAGE, TEXT = "#0072B2", "#D55E00"
@@ -40,10 +39,8 @@ STYLE: dict[Any, Any] = {
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, in full or not at all; draw it within `mpl.rc_context(STYLE)`."""
-    data = BytesIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(data, format="png")
-    write_whole(path, lambda file: file.write(data.getvalue()))
+        write_png(path, lambda file: figure.savefig(file, format="png"))
     return path
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from revision.embeddings import hash_id
-from revision.embeddings.layout import file_sha256
+from revision.files import file_sha256
 from revision.records.conversations import conversation_of, is_conversation
 from revision.records.formats import content_fingerprint, local, open_rows
 from revision.records.kinds import (

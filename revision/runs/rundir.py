@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -142,18 +141,10 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         ValueError: the disk is full or refuses it.
     """
-    from revision import folders
+    from revision import files, folders
 
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with folders.writing(path, _ONWARD):
-        try:
-            with aside.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        files.write_text(path, text)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from revision import precision
-from revision.embeddings.layout import write_whole
+from revision.files import write_text
 from revision.training.engines import DDP, engine_arguments, join_group, prepare_environment
 from revision.training.order import STRATEGIES
 
@@ -204,8 +204,8 @@ def _name_wandb_run(output: Path) -> None:
     goes_on = any(checkpoints.glob("checkpoint-*")) or any(checkpoints.glob("damaged-checkpoint-*"))
     if not (goes_on and file.is_file()):
         output.mkdir(parents=True, exist_ok=True)
-        name = secrets.token_hex(4).encode()  # not of the seed: two runs of one seed are two
-        write_whole(file, lambda to: to.write(name))
+        name = secrets.token_hex(4)  # not of the seed: two runs of one seed are two
+        write_text(file, name)
     _named_by_us.update(WANDB_RUN_ID=file.read_text(encoding="utf-8").strip(), WANDB_RESUME="allow")
     os.environ.update(_named_by_us)
 

@@ -26,7 +26,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from revision import folders
-from revision.embeddings.layout import write_whole
+from revision.files import write_text
 from revision.progress import say
 from revision.training import ranks
 
@@ -185,8 +185,7 @@ class Checkpoints:
         return self.every is not None and step_in(folder) % self.every == 0
 
     def _write_identity(self, folder: Path) -> None:
-        text = json.dumps(self._identity, indent=1, sort_keys=True) + "\n"
-        write_whole(folder / IDENTITY, lambda file: file.write(text.encode()))
+        write_text(folder / IDENTITY, json.dumps(self._identity, indent=1, sort_keys=True) + "\n")
 
     def _difference(self, found: Sequence[Path]) -> str | None:
         """Why checkpoints are none of this run, in a sentence; one beside them alone is an older version's."""

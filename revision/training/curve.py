@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from revision import folders
 from revision.costs.watch import Watch
-from revision.embeddings.layout import write_whole
+from revision.files import write_text
 
 _LOGGED = ("loss", "learning_rate", "grad_norm")
 _WATCHED = ("samples_per_second", "tokens_per_second", "flops_per_second", "mfu", "data_wait", "memory_gib")
@@ -50,7 +50,7 @@ class CurveCallback(TrainerCallback):
         self.rows = [row for row in self._written() if row["step"] <= state.global_step]
         if self.visible:
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
-            self._write(lambda: write_whole(self.path, lambda file: file.write(text.encode())))
+            self._write(lambda: write_text(self.path, text))
         self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step, state="")
         self._progress.start()
         self.watch.start()

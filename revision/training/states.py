@@ -19,7 +19,7 @@ from accelerate.utils import load_fsdp_optimizer
 from torch import nn
 from transformers import Trainer, TrainerState
 
-from revision.embeddings.layout import write_whole
+from revision.files import write_text
 from revision.training import ranks
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def save(trainer: StageTrainer, folder: Path) -> None:
     if whole:
         safetensors.torch.save_file(_trained(trainer.model), folder / WEIGHTS)
         safetensors.torch.save_file(tensors, folder / OPTIMIZER)
-    write_whole(folder / STATE, lambda file: file.write(text.encode()))
+    write_text(folder / STATE, text)
     trainer.state.save_to_json(str(folder / TRAINER_STATE))
 
 

@@ -20,7 +20,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from revision import folders
-from revision.embeddings.layout import write_whole
+from revision.files import write_text
 from revision.interrupts import WATCHED, SignalWatch
 from revision.progress import say
 from revision.training import ranks
@@ -87,7 +87,7 @@ class StepSync(TrainerCallback):
         if args.process_index == 0 and self._log.is_file():
             lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < state.global_step]
-            write_whole(self._log, lambda file: file.write("".join(kept).encode()))
+            write_text(self._log, "".join(kept))
         self._saved_at = time.monotonic()
         self._trainer.resume_log()
         if args.deepspeed and self._guard.policy != "stop":

@@ -89,6 +89,11 @@ def hide_bars_of_transformers() -> None:
     logging.disable_progress_bar()
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """`1 process`, `2 processes`."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
 def say(line: str) -> None:
     """Prints one line for the user as it is: neither wrapped nor read as markup."""
     get_console().print(line, soft_wrap=True, markup=False, highlight=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -238,3 +239,21 @@ def test_module_and_script_are_the_same_command_line(tmp_path: Path) -> None:
         done = subprocess.run([*start, "alin"], capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ))
         assert done.returncode == 2
         assert "did you mean 'align'?" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["pretrain", "experiment=nano", "--help"]])
+def test_output_that_nobody_reads_on_ends_the_command_in_silence(words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "revision", *words], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_another_pipe_that_breaks_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_words: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("revision.cli.command_line._answer", broken)
+    with pytest.raises(BrokenPipeError):
+        main([])

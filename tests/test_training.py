@@ -126,7 +126,7 @@ def test_what_trains_is_printed(tiny_llm: Path, tmp_path: Path, capsys: pytest.C
         (line,) = [line for line in shown.splitlines() if f" {part} " in line]
         assert state in line
         assert f"{count:,}" in line
-    assert "32 samples on 1 process(es) (cpu, RevisionForConditionalGeneration)" in shown
+    assert "32 samples on 1 process (cpu, RevisionForConditionalGeneration)" in shown
     assert "8 batches of 4 each" in shown
     assert "'loss'" not in shown, "the Trainer prints its logs"
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -37,13 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if not words or words[0] in ("-h", "--help"):
-            sys.stdout.write(_overview())
-            return 0
-        if words[0] == "--version":
-            sys.stdout.write(f"revision {__version__}\n")
-            return 0
-        return _run(words[0], words[1:])
+        code = _answer(words)
+        sys.stdout.flush()  # here, where it is known what to do when nobody reads on
+        return code
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        return 128 + signal.SIGPIPE  # as a shell's own tools end when `head` has seen enough
     except ValueError as error:
         if os.environ.get("REVISION_TRACEBACK") == "1":
             raise
@@ -56,6 +58,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("revision: interrupted\n")
         return 130
+
+
+def _answer(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(_overview())
+        return 0
+    if words[0] == "--version":
+        sys.stdout.write(f"revision {__version__}\n")
+        return 0
+    return _run(words[0], words[1:])
+
+
+def _reader_has_left() -> bool:
+    """Whether standard output is a pipe that nobody reads; it then goes nowhere, or Python would fail on it again."""
+    left = select.poll()
+    try:
+        left.register(sys.stdout.fileno(), 0)
+    except OSError:  # no file, as where a notebook has taken its place
+        return False
+    if not left.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 class _Parser(argparse.ArgumentParser):

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
+from revision.progress import counted
 from revision.training.sharding import is_sharded
 
 DDP, ZERO_1, ZERO_2, ZERO_3, ZERO_3_OFFLOAD, FSDP_2 = "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"
@@ -167,8 +168,8 @@ def require_engine(trainer: Any, engine: str, batches: int) -> None:
     wanted = engine if arguments.world_size > 1 or engine != DDP else "none"
     if runs != wanted:
         raise ValueError(
-            f"engine.kind={engine} on {arguments.world_size} process(es), but the engine that runs is {runs}; start "
-            "the command plainly, so that it chooses its launcher, or look at what accelerate was told"
+            f"engine.kind={engine} on {counted(arguments.world_size, 'process', 'processes')}, but the engine that runs "
+            f"is {runs}; start the command plainly, so that it chooses its launcher, or look at what accelerate was told"
         )
     whole = [name for name, parameter in trainer.model.named_parameters() if not is_sharded(parameter)]
     if engine in (ZERO_3, ZERO_3_OFFLOAD, FSDP_2) and whole:

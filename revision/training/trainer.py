@@ -17,7 +17,7 @@ from revision.costs.watch import Watch
 from revision.data.dataset import ConversationDataset
 from revision.data.packing import PackedDataset
 from revision.interrupts import SignalWatch
-from revision.progress import say
+from revision.progress import counted, say
 from revision.training import states
 from revision.training.checkpoints import Checkpoints
 from revision.training.engines import require_engine
@@ -271,7 +271,7 @@ class StartCheck(TrainerCallback):
             say(dataset.describe())
         what = "packed rows" if isinstance(dataset, PackedDataset) else "samples"
         say(
-            f"{samples:,} {what} on {args.world_size} process(es) ({args.device}, {engine}): an epoch is "
-            f"{len(train_dataloader):,} batches of {args.train_batch_size} each, training {state.max_steps:,} steps of "
+            f"{samples:,} {what} on {counted(args.world_size, 'process', 'processes')} ({args.device}, {engine}): "
+            f"an epoch is {len(train_dataloader):,} batches of {args.train_batch_size} each, training {state.max_steps:,} steps of "
             f"{args.train_batch_size * args.gradient_accumulation_steps * args.world_size} {what}"
         )

@@ -96,6 +96,22 @@ def test_leftovers_are_no_damage(run: Path) -> None:
     assert found(run)["leftover"].fault is None
 
 
+def test_a_folder_needs_no_name_of_its_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("here", "alignment=none,seed=0"):  # as jobs of a sweep are called
+        Path(folder).mkdir()
+        assert main(["verify", folder]) == 1
+        assert f"there is no checkpoint, model, store or alignment in {folder}" in capsys.readouterr().err
+    assert main(["verify", "here", "alignment=none,seed=0"]) == 2
+    assert "verify.path is one path: 'here' or 'alignment=none,seed=0'?" in capsys.readouterr().err
+    assert main(["verify", "no=where"]) == 2
+    assert "the configuration has no field 'no'" in capsys.readouterr().err
+    assert main(["align", "here"]) == 2
+    assert "'here' on the command line is not an override" in capsys.readouterr().err
+
+
 def test_nothing_to_verify_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", f"verify.path={tmp_path / 'none'}"]) == 1
     assert "is no folder; name a checkpoint" in capsys.readouterr().err

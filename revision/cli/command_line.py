@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
     from omegaconf import DictConfig
 
+# What a word that is no override names, for the commands that are about one file or folder.
+NAMED = {"verify": "verify.path", "chat": "chat.image"}
 USAGE = """\
 usage: revision COMMAND [field=value ...] [-m] [--cfg job] [--help]
        python -m revision COMMAND ...
@@ -119,8 +121,26 @@ def _run(command: str, words: list[str]) -> int:
             f"no command is named '{command}'{nearest(command, COMMANDS)}; there are {', '.join(COMMANDS)}."
         )
     options = _parser(command).parse_intermixed_args(words)
+    options.overrides = _with_names(command, options.overrides)
     with open_hydra(command, options.config_dir) as hydra:
         return _dispatch(hydra, command, words, options)
+
+
+def _with_names(command: str, words: list[str]) -> list[str]:
+    """The one word that is no override as one: `runs/nano` as `verify.path=runs/nano`.
+
+    A word with `=` that is a file or folder is such a word too, as folders of a sweep's jobs are.
+
+    Raises:
+        ConfigError: there are two of them.
+    """
+    from revision.cli.composition import ConfigError
+    from revision.cli.quoting import written
+
+    bare = [word for word in words if "=" not in word or Path(word).exists()] if command in NAMED else []
+    if len(bare) > 1:
+        raise ConfigError(f"{NAMED[command]} is one path: '{bare[0]}' or '{bare[1]}'?")
+    return [f"{NAMED[command]}={written(word)}" if word in bare else word for word in words]
 
 
 def _dispatch(hydra: Hydra, command: str, words: list[str], options: argparse.Namespace) -> int:
@@ -181,7 +201,8 @@ def _show(hydra: Hydra, command: str, overrides: list[str], options: argparse.Na
 
     options.overrides = overrides
     if options.help:
-        sys.stdout.write(f"usage: revision {command} [field=value ...] [options]\n\n{_docstring(command)}\n\n")
+        named = f"[{NAMED[command]}] " if command in NAMED else ""
+        sys.stdout.write(f"usage: revision {command} {named}[field=value ...] [options]\n\n{_docstring(command)}\n\n")
         try:
             sys.stdout.write(fields_help(typed(compose(hydra, overrides)), command) + "\n")
         except ConfigError as error:  # help is for those who have not got everything right yet

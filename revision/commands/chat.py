@@ -1,7 +1,7 @@
 """Answer in the terminal about a picture file, or about another file that the encoder reads.
 
-With `chat.prompt` one question is answered; without it a dialogue follows, in which `/image PATH` shows another file
-(and starts afresh) and `/quit` leaves.
+`revision chat FILE` is `chat.image=FILE`. With `chat.prompt` one question is answered; without it a dialogue follows,
+in which `/image PATH` shows another file (and starts afresh) and `/quit` leaves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Hold checkpoints, models, stores and alignments against their checksums, and say what is broken.
 
-`revision verify verify.path=FOLDER` looks at one folder or at all below it; without a path, at everything that the run
-has made and the stores that it reads. Ends with exit code 1 when something is broken.
+`revision verify FOLDER` (or `verify.path=FOLDER`) looks at one folder or at all below it; without one, at everything
+that the run has made and the stores that it reads. Ends with exit code 1 when something is broken.
 """
 
 from __future__ import annotations

@@ -167,9 +167,10 @@ def require_engine(trainer: Any, engine: str, batches: int) -> None:
     runs = _running(trainer.model_wrapped)
     wanted = engine if arguments.world_size > 1 or engine != DDP else "none"
     if runs != wanted:
+        processes = counted(arguments.world_size, "process", "processes")
         raise ValueError(
-            f"engine.kind={engine} on {counted(arguments.world_size, 'process', 'processes')}, but the engine that runs "
-            f"is {runs}; start the command plainly, so that it chooses its launcher, or look at what accelerate was told"
+            f"engine.kind={engine} on {processes}, but the engine that runs is {runs}; start "
+            "the command plainly, so that it chooses its launcher, or look at what accelerate was told"
         )
     whole = [name for name, parameter in trainer.model.named_parameters() if not is_sharded(parameter)]
     if engine in (ZERO_3, ZERO_3_OFFLOAD, FSDP_2) and whole:

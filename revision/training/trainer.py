@@ -270,8 +270,9 @@ class StartCheck(TrainerCallback):
         if isinstance(dataset, PackedDataset):
             say(dataset.describe())
         what = "packed rows" if isinstance(dataset, PackedDataset) else "samples"
+        processes = counted(args.world_size, "process", "processes")
         say(
-            f"{samples:,} {what} on {counted(args.world_size, 'process', 'processes')} ({args.device}, {engine}): "
-            f"an epoch is {len(train_dataloader):,} batches of {args.train_batch_size} each, training {state.max_steps:,} steps of "
+            f"{samples:,} {what} on {processes} ({args.device}, {engine}): an epoch is "
+            f"{len(train_dataloader):,} batches of {args.train_batch_size} each, training {state.max_steps:,} steps of "
             f"{args.train_batch_size * args.gradient_accumulation_steps * args.world_size} {what}"
         )

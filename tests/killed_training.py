@@ -28,6 +28,7 @@ import tiny_training
 import torch
 
 from revision.interrupts import Interrupted
+from revision.training.guard import Guard, Policy
 from revision.training.trainer import StageTrainer
 
 LEAST_REACH = 60  # places: enough for a checkpoint or two
@@ -48,6 +49,7 @@ class Plan:
         trainer: TrainingArguments.
         engine: one of `revision.training.engines.ENGINES`.
         options: of the engine.
+        policy: for bad steps, of which there are none.
         seed: of the kills.
     """
 
@@ -62,6 +64,7 @@ class Plan:
     trainer: dict[str, Any] = field(default_factory=dict)
     engine: str = "ddp"
     options: dict[str, Any] = field(default_factory=dict)
+    policy: Policy = "stop"
     seed: int = 0
 
 
@@ -107,7 +110,7 @@ def live(plan: Plan, output: Path, life: int, rank: int, fatal: int | None, port
     log = os.open(output / f"said-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    if processes > 1:
+    if processes > 1 or plan.engine != "ddp":
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
             "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -134,6 +137,7 @@ def live(plan: Plan, output: Path, life: int, rank: int, fatal: int | None, port
             dataset=dataset,
             pack_tokens=plan.pack_tokens,
             rank=plan.rank,
+            guard=Guard(plan.policy),
             **settings,
         )
     except Interrupted as stop:

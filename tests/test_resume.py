@@ -19,6 +19,7 @@ import torch
 from transformers import Trainer
 
 from revision.interrupts import Interrupted
+from revision.training import resharding
 from revision.training.checkpoints import Checkpoints
 from revision.training.guard import Guard
 from revision.training.trainer import StageTrainer
@@ -105,17 +106,37 @@ def test_kills_of_one_of_two_processes_leave_no_trace(tiny_llm: Path, tmp_path: 
     assert farthest(tmp_path) == 0
 
 
+PIECES = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}  # so small a model would be kept whole
+
+
 @pytest.mark.slow
-def test_another_number_of_processes_learns_from_the_same_batches(tiny_llm: Path, tmp_path: Path) -> None:
-    outlive(tiny_llm, tmp_path, 4, seed=3, processes=[1, 2, 1, 2])
-    assert farthest(tmp_path) < 1e-4, "but for the order of sums"
+@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
+def test_another_number_of_processes_learns_from_the_same_batches(tiny_llm: Path, tmp_path: Path, engine: str) -> None:
+    options = PIECES if engine == "zero3" else {}
+    trainer = {"save_steps": 1}
+    outlive(tiny_llm, tmp_path, 4, seed=3, processes=[1, 2, 1, 2], engine=engine, options=options, trainer=trainer)
+    assert farthest(tmp_path) < 1e-5, "but for the order of sums"
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_begins_anew_where_nothing_was_learned(tiny_llm: Path, tmp_path: Path) -> None:
+    # roll_back keeps the beginning, in which DeepSpeed has no state of an optimizer that could be taken apart.
+    plan: dict[str, Any] = {"policy": "roll_back", "trainer": {"save_steps": 4}}
+    outlive(tiny_llm, tmp_path, 3, seed=5, processes=[1, 2, 1, 2], engine="zero3", options=PIECES, **plan)
+    assert farthest(tmp_path) < 1e-5
+
+
+def test_shards_that_cannot_be_taken_apart_are_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3" / "engine").mkdir(parents=True)
+    said = resharding._take_apart(tmp_path / "checkpoint-3" / "engine", tmp_path / ".aside" / "universal")
+    assert said is not None and "cannot be taken apart for another number of processes" in said
+    assert "resume with as many as wrote them" in said and said.count("\n") == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "kills"), [("zero2", 20), ("zero3", 20), ("fsdp2", 6)])
 def test_kills_under_engines_leave_no_trace(tiny_llm: Path, tmp_path: Path, engine: str, kills: int) -> None:
-    # So small a model would else be kept whole for speed.
-    pieces = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if engine == "zero3" else {}
+    pieces = PIECES if engine == "zero3" else {}
     outlive(tiny_llm, tmp_path, kills, seed=2, processes=[2], engine=engine, options=pieces, trainer={"save_steps": 1})
     assert farthest(tmp_path) == 0
 

@@ -23,8 +23,8 @@ from revision.data.packing import PackedDataset
 from revision.interrupts import Interrupted, SignalWatch
 from revision.model import RevisionForConditionalGeneration, RevisionProcessor
 from revision.progress import say
-from revision.training import ranks
-from revision.training.checkpoints import Checkpoints
+from revision.training import ranks, states
+from revision.training.checkpoints import Checkpoints, step_in
 from revision.training.curve import CurveCallback
 from revision.training.engines import DDP, refine_precision, require_processes
 from revision.training.groups import Rates, is_set, require_trained
@@ -101,6 +101,8 @@ def train(
     checkpoints = _checkpoints(arguments)
     start = checksums(model)
     resume = checkpoints.open({**(identity or {}), "weights at the start": _digest(start)})
+    if resume is not None and step_in(resume) == 0 and states.processes_of(resume) != ranks.world():
+        resume = None  # nothing has been learned in it, and DeepSpeed's shards without an optimizer stay as they are
     if resume is not None and arguments.process_index == 0:
         say(f"resuming from {resume}")
     if resume is None and regress is not None:

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import Trainer, TrainerState
 
 from revision.files import write_text
-from revision.training import ranks
+from revision.training import ranks, resharding
 
 if TYPE_CHECKING:
     from revision.training.trainer import StageTrainer
@@ -69,6 +69,11 @@ def save(trainer: StageTrainer, folder: Path) -> None:
     trainer.state.save_to_json(str(folder / TRAINER_STATE))
 
 
+def processes_of(folder: Path) -> int:
+    """How many processes wrote a checkpoint."""
+    return int(json.loads((folder / STATE).read_text(encoding="utf-8"))["processes"])
+
+
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Puts what trains back in place.
 
@@ -100,6 +105,9 @@ def load_parameters(trainer: StageTrainer, folder: Path) -> None:
 
 
 def _load_engine(trainer: StageTrainer, folder: Path, **options: Any) -> None:
+    if processes_of(folder) != ranks.world():
+        resharding.load_engine(trainer, folder, _ENGINE_TAG, **options)
+        return
     loaded, _ = trainer.model_wrapped.load_checkpoint(str(folder), tag=_ENGINE_TAG, load_module_strict=False, **options)
     assert loaded is not None, f"DeepSpeed found nothing in {folder}"
 
@@ -122,15 +130,9 @@ def load(trainer: StageTrainer, folder: Path) -> None:
     """Puts everything but the weights of one process or DDP back in place, once the engine stands. By all processes.
 
     Raises:
-        ValueError: shards of another number of processes.
+        ValueError: shards of another number of processes that cannot be taken apart.
     """
     content = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-    if sharded and content["processes"] != ranks.world():
-        raise ValueError(
-            f"{folder} is in shards of {content['processes']} processes, but {ranks.world()} are running; resume it "
-            "with as many, or delete the folder to start anew"
-        )
     if trainer.is_deepspeed_enabled:
         _load_engine(trainer, folder)
     elif trainer.is_fsdp_enabled:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from revision.cli import main
+from revision.runs import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEPS = {"nano-table": 4, "nano-map": 5, "nano-scaling": 2, "nano-tokens": 2}
@@ -25,6 +30,22 @@ def test_a_sweep_that_fails_does_not_cost_the_next(target: str, failing: int | N
     assert len(lines) == SWEEPS[target] and all(line.startswith("run -m experiment=nano_") for line in lines)
     assert len({*lines}) == len(lines)
     assert (done.returncode != 0) == (failing is not None)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("target", [*SWEEPS, "nano-ours"])
+def test_every_job_of_a_sweep_is_one_that_could_start(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = subprocess.run(
+        ["make", target, "REVISION=echo", "NANO=", "--silent"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    started: list[Sequence[str]] = []
+    monkeypatch.setattr(processes, "attend", lambda words: (started.append(words), (0, None))[1])
+    for line in done.stdout.splitlines():
+        one_seed = [] if "seed=" in line else ["seed=0"]
+        assert main([*shlex.split(line), *one_seed, f"runs={tmp_path}"]) == 0, capfd.readouterr().out
+    assert len(started) >= len(done.stdout.splitlines())
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

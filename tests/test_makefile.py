@@ -41,7 +41,12 @@ def test_every_job_of_a_sweep_is_one_that_could_start(
         ["make", target, "REVISION=echo", "NANO=", "--silent"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     started: list[Sequence[str]] = []
-    monkeypatch.setattr(processes, "attend", lambda words: (started.append(words), (0, None))[1])
+
+    def attend(words: Sequence[str]) -> tuple[int, None]:
+        started.append(words)
+        return 0, None
+
+    monkeypatch.setattr(processes, "attend", attend)
     for line in done.stdout.splitlines():
         one_seed = [] if "seed=" in line else ["seed=0"]
         assert main([*shlex.split(line), *one_seed, f"runs={tmp_path}"]) == 0, capfd.readouterr().out

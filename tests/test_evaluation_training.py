@@ -70,3 +70,10 @@ def test_nothing_is_written_where_nothing_was_trained(tmp_path: Path) -> None:
     write_stage(tmp_path / "none-0-0.1", "pretrain", [1.0], finished=False)
     assert not collect_training(tmp_path)
     assert read_trained(tmp_path) == [] and not (tmp_path / "training.csv").exists()
+
+
+def test_a_stage_without_its_settings_is_an_error(tmp_path: Path) -> None:
+    write_stage(tmp_path / "none-0-0.1", "pretrain", [1.0])
+    (tmp_path / "none-0-0.1" / "pretrain" / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"is finished but has no config\.yaml; run `revision pretrain` of that run"):
+        collect_training(tmp_path)

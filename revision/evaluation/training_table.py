@@ -39,7 +39,7 @@ class Trained:
 
 
 def read_trained(folder: Path) -> list[Trained]:
-    """Every finished training stage below a folder, stage 1 first."""
+    """Every finished training stage below a folder, stage 1 first. Raises ValueError where one lacks its config."""
     return [_read(mark.parent, stage) for stage in STAGES for mark in sorted(folder.rglob(f"{stage}/finished.json"))]
 
 
@@ -88,6 +88,8 @@ def draw_curves(path: Path, found: Sequence[Trained]) -> None:
 
 
 def _read(folder: Path, stage: str) -> Trained:
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder} is finished but has no config.yaml; run `revision {stage}` of that run again")
     settings = settings_of(folder)
     told = {name: value for name, value in settings.items() if not name.startswith("evaluate.")}
     job = Job(folder.parent, stage, arm_of(settings), settings["seed"], told, rows=[])

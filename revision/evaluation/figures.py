@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from revision.evaluation.metrics import PICTURE_METRICS, QUESTION_METRICS, Metric
 from revision.evaluation.scaling import Scaling
@@ -138,6 +139,7 @@ def draw_scaling(path: Path, found: Sequence[Scaling], *, title: str) -> None:
         bottom.axhline(1, color=FAINT, linewidth=1, zorder=1)
         bottom.set_yscale("log")
         bottom.yaxis.set_major_formatter("{x:g}")
+        bottom.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         bottom.yaxis.set_minor_formatter("{x:g}")
     axes[1, 0].set_ylabel("texts per pair", fontsize=9)
     handles = {label: handle for handle, label in zip(*axes[0, 0].get_legend_handles_labels(), strict=True)}

@@ -29,6 +29,7 @@ from revision.evaluation.sweeps import (
     resamples_of,
     swept_fields,
 )
+from revision.progress import counted
 
 LIMIT = "pretrain.limit"  # the number of records that a job learned from
 STEPS = ("pretrain.trainer.max_steps", "trainer.max_steps")  # the first that is set counts
@@ -164,8 +165,9 @@ def section(jobs: Sequence[Job], track: str) -> list[str]:
         ]
         head = ["pairs", *(f"by {one.metric.title}" for one in members)]
         apart = [_apart(one, column) for one, column in zip(members, columns, strict=True)]
+        seeds = counted(members[0].seeds, "seed", "seeds")
         parts += [
-            f"Texts that one pair is worth, texts moved by {arm}, {members[0].seeds} seeds; interpolated over the "
+            f"Texts that one pair is worth, texts moved by {arm}, {seeds}; interpolated over the "
             f"logarithm of their number, 95 % intervals over pictures and seeds. {_held(jobs)}",
             markdown(head, lines),
             *filter(None, apart),

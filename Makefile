@@ -77,7 +77,7 @@ nano-tokens: $(NANO) ## how many visual tokens one embedding needs, as copies an
 
 keep: ## what the jobs of a sweep said, without their models, into docs/results; SWEEP=nano_table
 	mkdir -p docs/results
-	tar -cJf docs/results/$(SWEEP).tar.xz $(addprefix --exclude=,model checkpoints multirun.yaml provenance.json log.jsonl '*.png') runs/$(SWEEP)
+	tar -cJf docs/results/$(SWEEP).tar.xz $(addprefix --exclude=,model checkpoints multirun.yaml provenance.json log.jsonl '*.png' '.*.lock') runs/$(SWEEP)
 SWEEP ?= nano_table
 
 nano-heads: $(NANO) ## train the heads of the nano encoder again

@@ -108,6 +108,9 @@ def test_a_folder_needs_no_name_of_its_field(
     assert "verify.path is one path: 'here' or 'alignment=none,seed=0'?" in capsys.readouterr().err
     assert main(["verify", "no=where"]) == 2
     assert "the configuration has no field 'no'" in capsys.readouterr().err
+    long = "x" * 300  # more than a file system takes for a name
+    assert main(["verify", f"verify.path={long}", "no=where"]) == 2
+    assert "the configuration has no field 'no'" in capsys.readouterr().err
     assert main(["align", "here"]) == 2
     assert "'here' on the command line is not an override" in capsys.readouterr().err
 

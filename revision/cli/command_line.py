@@ -137,7 +137,7 @@ def _with_names(command: str, words: list[str]) -> list[str]:
     from revision.cli.composition import ConfigError
     from revision.cli.quoting import written
 
-    bare = [word for word in words if "=" not in word or Path(word).exists()] if command in NAMED else []
+    bare = [word for word in words if "=" not in word or os.path.exists(word)] if command in NAMED else []
     if len(bare) > 1:
         raise ConfigError(f"{NAMED[command]} is one path: '{bare[0]}' or '{bare[1]}'?")
     return [f"{NAMED[command]}={written(word)}" if word in bare else word for word in words]

@@ -100,11 +100,7 @@ def train(
     _tune(trained, arguments)
     checkpoints = _checkpoints(arguments)
     start = checksums(model)
-    resume = checkpoints.open({**(identity or {}), "weights at the start": _digest(start)})
-    if resume is not None and step_in(resume) == 0 and states.processes_of(resume) != ranks.world():
-        resume = None  # nothing has been learned in it, and DeepSpeed's shards without an optimizer stay as they are
-    if resume is not None and arguments.process_index == 0:
-        say(f"resuming from {resume}")
+    resume = _newest(checkpoints, {**(identity or {}), "weights at the start": _digest(start)})
     if resume is None and regress is not None:
         _regress(model, dataset, regress, arguments)
     collator = _collator(model, processor, dataset, arguments)
@@ -149,6 +145,16 @@ def conclude(arguments: TrainingArguments) -> None:
         shutil.rmtree(gone, ignore_errors=True)
     ranks.part()
     gc.collect()
+
+
+def _newest(checkpoints: Checkpoints, identity: Mapping[str, Any]) -> Path | None:
+    """The checkpoint to go on from; None: the run begins."""
+    found = checkpoints.open(identity)
+    if found is not None and step_in(found) == 0 and states.processes_of(found) != ranks.world():
+        return None  # nothing has been learned in it, and DeepSpeed's shards without an optimizer stay as they are
+    if found is not None and ranks.rank() == 0:
+        say(f"resuming from {found}")
+    return found
 
 
 def _add_checks(trainer: StageTrainer, engine: str, collator: Collator | PackedCollator) -> StartCheck:

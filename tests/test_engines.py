@@ -519,10 +519,20 @@ def test_every_engine_trains_what_one_process_does(tiny_llm: Path, tmp_path: Pat
 def test_processes_in_pieces_differ_in_their_labels(tmp_path: Path, tied: bool) -> None:
     """One has more logits in a micro-batch than exist at a time, and the other fewer, by turns."""
     llm = str(build_tiny_llm(tmp_path / "llm", tied=tied))
-    run = {"engine": "zero3", "parts": STAGE_2, "llm": llm, "options": IN_PIECES, "most_logits": 12_500, "max_steps": 8}
-    eager = {**run, "options": {"zero_optimization": {**IN_PIECES["zero_optimization"], **PREFETCH}}}
-    on_two_processes(tmp_path, {"zero3": run, "eager": eager, "stage1": {**run, "parts": STAGE_1}})
-    for name, parts in (("zero3", STAGE_2), ("eager", STAGE_2), ("stage1", STAGE_1)):
+    shared = {"llm": llm, "most_logits": 12_500, "max_steps": 8}
+    zero3 = {**shared, "engine": "zero3", "options": IN_PIECES}
+    eager = {**zero3, "options": {"zero_optimization": {**IN_PIECES["zero_optimization"], **PREFETCH}}}
+    fsdp2 = {**shared, "engine": "fsdp2"}
+    runs: dict[str, dict[str, Any]] = {
+        "zero3": {**zero3, "parts": STAGE_2},
+        "eager": {**eager, "parts": STAGE_2},
+        "zero3-stage1": {**zero3, "parts": STAGE_1},
+    }
+    sharded = {"fsdp2": {**fsdp2, "parts": STAGE_2}, "fsdp2-stage1": {**fsdp2, "parts": STAGE_1}}
+    on_two_processes(tmp_path, runs)
+    on_two_processes(tmp_path, sharded)
+    for name in (*runs, *sharded):
+        parts = {**runs, **sharded}[name]["parts"]
         alone = tmp_path / f"alone-{name}"
         tiny_engines.run(alone, llm=llm, parts=parts, per_device_train_batch_size=4, max_steps=8)
         assert losses(tmp_path / name) == pytest.approx(losses(alone), abs=1e-5)

@@ -142,6 +142,53 @@ def test_a_shard_is_no_whole_layer() -> None:
     assert not is_whole_linear(torch.nn.Identity())
 
 
+class HeldElsewhere(torch.nn.Linear):
+    """A layer as an engine may make it: its weights are whole during its own call and no longer."""
+
+
+def put_elsewhere(head: torch.nn.Linear) -> None:
+    whole, piece = head.weight, torch.nn.Parameter(head.weight[:0])
+    head.__class__ = HeldElsewhere
+    head.register_forward_pre_hook(lambda layer, _: setattr(layer, "weight", whole))
+    head.register_forward_hook(lambda layer, *_: setattr(layer, "weight", piece))
+    head.weight = piece
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_whose_weights_are_there_in_its_call_alone(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chunks are computed within one call of it, whatever their number, and what it computes stays its own."""
+    head, hidden = torch.nn.Linear(H, V, bias=bias), parts()[0]
+    inputs = [hidden, *head.parameters()]
+    expected, _ = output_loss(head, hidden, TARGETS)
+    wanted = gradients(expected, inputs)
+    put_elsewhere(head)
+    assert not is_whole_linear(head)
+    few, logits = output_loss(head, hidden, TARGETS)
+    assert logits.shape == (N, V)
+    monkeypatch.setattr(loss_revision, "MOST_LOGITS", 5 * V + 1)
+    calls: list[Any] = []
+    head.register_forward_hook(lambda *_: calls.append(head.weight.shape))
+    chunked, none = output_loss(head, hidden, TARGETS)
+    assert none is None and len(calls) == 1
+    for loss in (few, chunked):
+        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    for one, other in zip(gradients(chunked, inputs), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert head(hidden).shape == (N, V)
+
+
+def test_a_layer_with_a_pass_of_its_own_is_called_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubled(torch.nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
+
+    monkeypatch.setattr(loss_revision, "MOST_LOGITS", 5 * V + 1)
+    head, hidden = Doubled(H, V), parts()[0]
+    loss, logits = output_loss(head, hidden, TARGETS)
+    torch.testing.assert_close(logits, 2 * functional.linear(hidden, head.weight, head.bias))
+    torch.testing.assert_close(loss, functional.cross_entropy(logits, TARGETS, reduction="sum"))
+
+
 def test_the_model_trains_alike_with_and_without_chunks(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.randint(3, 300, (2, 20), generator=torch.Generator().manual_seed(0))
     found = []

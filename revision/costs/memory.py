@@ -162,9 +162,8 @@ class Memory:
         held = 2 if self._half and sharding is not Sharding.zero0 else self._head.element_size()
         width = 2 if self._half else 4  # of products
         cast = width * table if held != width else 0  # of the output layer, under autocast
-        # FSDP's pieces of the output layer are called as they are; ZeRO-3's are put together, and never called.
-        at_once = sharding is Sharding.fsdp or numbers <= loss_revision.MOST_LOGITS
-        if at_once and sharding is not Sharding.zero3:
+        # ZeRO-3's pieces of the output layer are put together, and never called.
+        if numbers <= loss_revision.MOST_LOGITS and sharding is not Sharding.zero3:
             # They, their log-probabilities, and the gradients of both, in float32 in every precision; behind a cap,
             # also what it is the product of.
             return (16.0 if self._shaping.cap is None else 20.0) * numbers + cast

@@ -76,9 +76,8 @@ def output_loss(
     """Summed cross-entropy of an output layer, and its logits where there are few.
 
     Args:
-        head: hidden states to logits of V words. A plain linear layer is computed in chunks where there would be more
-            than `MOST_LOGITS` logits, or where ZeRO-3 has its weights; any other (sharded, wrapped by an adapter) is
-            called once.
+        head: hidden states to logits of V words. A linear layer is computed in chunks where there would be more than
+            `MOST_LOGITS` logits, or where ZeRO-3 has its weights; any other (wrapped by an adapter) is called once.
         hidden: [n, H].
         targets: int64 [n].
         shaping: of the layer's numbers into logits.
@@ -86,12 +85,38 @@ def output_loss(
     Returns:
         The sum in float32, and logits float32 [n, V], or None where they were computed in chunks.
     """
-    if is_whole_linear(head) and (_is_gathered(head) or len(targets) * head.out_features > MOST_LOGITS):
-        copies = 1 if shaping.cap is None else 2  # a cap's derivative is as large as the logits
-        chunk = max(1, MOST_LOGITS // copies // head.out_features)
-        return linear_cross_entropy(hidden, head.weight, targets, bias=head.bias, chunk=chunk, shaping=shaping), None
+    if _is_linear(head):
+        whole, many = is_whole_linear(head), len(targets) * head.out_features > MOST_LOGITS
+        if (whole and _is_gathered(head)) or many:
+            return _in_chunks(head, hidden, targets, shaping, called=not whole), None
     logits = shaping.logits(head(hidden))
     return nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="sum"), logits
+
+
+def _in_chunks(
+    head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, shaping: Shaping, *, called: bool
+) -> torch.Tensor:
+    """called: the weights are whole during a call of the layer alone, as FSDP2's are; so this becomes that call."""
+    copies = 1 if shaping.cap is None else 2  # a cap's derivative is as large as the logits
+    chunk = max(1, MOST_LOGITS // copies // head.out_features)
+
+    def loss(inputs: torch.Tensor) -> torch.Tensor:
+        wanted = targets.to(inputs.device)
+        return linear_cross_entropy(inputs, head.weight, wanted, bias=head.bias, chunk=chunk, shaping=shaping)
+
+    if not called:
+        return loss(hidden)
+    head.forward = loss  # type: ignore[method-assign,assignment]
+    try:
+        total: torch.Tensor = head(hidden)
+    finally:
+        del head.forward  # what stands in front of the class's own
+    return total
+
+
+def _is_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a layer computes what a linear one does, of whatever class an engine has made it."""
+    return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and "forward" not in vars(head)
 
 
 def is_whole_linear(head: nn.Module) -> TypeGuard[nn.Linear]:

@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from revision.alignment.methods import settings_of
-from revision.schema import MODEL_STEPS, AlignmentConfig, Config, Modality, StageInput
+from revision.schema import MODEL_STEPS, AlignmentConfig, Config, Modality, StageConfig, StageInput
 
 # Mappings whose keys the schema does not list: an alignment's class, an encoder's package, transformers (its
 # TrainingArguments) or an engine does.
@@ -105,6 +105,20 @@ def alignment_settings(config: Config, method: str) -> dict[str, Any]:
 def sources_of_kind(config: Config, kind: Modality) -> list[str]:
     """Those of `data.conversation_sources` that are of a kind, in their order."""
     return [name for name in config.data.conversation_sources if config.data.sources[name].kind is kind]
+
+
+def stage_of(config: Config, command: str) -> StageConfig:
+    """The settings of `pretrain` or `instruct`."""
+    return {"pretrain": config.pretrain, "instruct": config.instruct}[command]
+
+
+def trainer_of(config: Config, command: str) -> dict[str, Any]:
+    """What a stage sets of transformers.TrainingArguments: its own and, where they are silent, those of both stages.
+
+    null takes a field out again, so that transformers' default holds.
+    """
+    merged = {**config.trainer, **stage_of(config, command).trainer}
+    return {name: value for name, value in merged.items() if value is not None}
 
 
 def sources_read(config: Config, stage: str) -> dict[str, list[str]]:

@@ -152,10 +152,10 @@ def test_dialogue_survives_slips_and_ends_with_the_input(
 def test_two_marks_are_one_too_many(
     config: Config, capsys: pytest.CaptureFixture[str], say: Callable[..., None], asked: Asked
 ) -> None:
-    with pytest.raises(ValueError, match="the question has 2 marks <image>, but one file is shown at a time"):
+    with pytest.raises(ValueError, match="the questions have 2 marks <image>, but one file is shown at a time"):
         chat.run(changed(config, prompt="<image> and <image>?"))
-    say("<image> and <image>?", "what is it?")
-    assert "leave them out" in answer(changed(config, prompt=None), capsys)
+    say("<image> and <image>?", "what is it?", "and in <image>?")
+    assert answer(changed(config, prompt=None), capsys).count("leave them out") == 2, "the first question has one too"
     assert [turns for turns, _ in asked] == [["<image>\nwhat is it?"]]
 
 

@@ -435,3 +435,24 @@ def test_unreadable_picture(tmp_path: Path, encoder_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"validation pairs: .*2\.png is not a picture .*mend the file or leave"):
         contrast.run(config)
     assert not (tmp_path / "runs/test/contrast/finished.json").exists()
+
+
+def test_a_refused_one_costs_no_finished_one(tmp_path: Path, encoder_folder: Path) -> None:
+    contrast.run(make_config(tmp_path, encoder_folder, epochs=1))
+    folder = tmp_path / "runs/test/contrast"
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert folder / "finished.json" in before
+
+    def refused(sentence: str, **changes: Any) -> None:
+        with pytest.raises(ValueError, match=sentence):
+            contrast.run(make_config(tmp_path, encoder_folder, **changes))
+        assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+    refused("frame_step = 99: must be at most the 9 steps", frame_step=99)
+    refused("nowhere", init=str(tmp_path / "nowhere"))
+    refused("at least two that differ", batch_size=1)
+    config = make_config(tmp_path, encoder_folder)
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"train\.jsonl"):
+        contrast.run(config)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before

@@ -346,7 +346,7 @@ LENGTHS = assumed(records=1000, text=50, labels=30, visual=14, longest=100, sour
     [({}, 16, 1000), ({"epochs": 3}, 48, 3000), ({"max_steps": 5}, 5, 5 * 64), ({"gpus": 1}, 63, 1000)],
 )
 def test_steps_and_samples(changes: dict[str, Any], steps: int, records: int) -> None:
-    found = extent(replace(SETTING, **changes), LENGTHS)
+    found = extent(replace(SETTING, **changes), records=LENGTHS.records, tokens=LENGTHS.tokens)
     assert (found.steps, found.records, found.tokens) == (steps, records, records * 64)
 
 
@@ -406,8 +406,9 @@ def test_settings_come_from_the_trainer_mapping_and_the_engine() -> None:
 
 def test_packed_rows_hold_as_many_records_as_fit_and_no_padding() -> None:
     packed = replace(SETTING, batch=1, row=640)  # of ten records of 64 tokens
-    assert extent(packed, LENGTHS).steps == 13  # 100 rows over 4 GPUs and 2 micro-batches
-    assert extent(replace(packed, max_steps=5), LENGTHS).records == 5 * 10 * 4 * 2
+    shape: dict[str, Any] = {"records": LENGTHS.records, "tokens": LENGTHS.tokens}
+    assert extent(packed, **shape).steps == 13  # 100 rows over 4 GPUs and 2 micro-batches
+    assert extent(replace(packed, max_steps=5), **shape).records == 5 * 10 * 4 * 2
     model = llama()
     select_parts(model, ["projector", "llm"], bf16=True)
     memory = Memory(model, half=True)
@@ -431,6 +432,11 @@ def test_lengths_are_measured_on_a_fair_sample(tiny_llm: Path) -> None:
     with pytest.raises(ValueError, match="above max_length=5"):
         counter(dataset.processor.tokenizer, None, visual=3, max_length=5)(dataset.sample(1).messages)
     guess: Callable[..., Any] = counter(None, None, visual=3, max_length=9)
+    shorter: Callable[..., Any] = counter(dataset.processor.tokenizer, None, visual=3, max_length=99, cut_turns=True)
+    talk = [*dataset.sample(1).messages, Message("user", "and then? " * 99), Message("assistant", "No more.")]
+    assert shorter(talk) == count_one(dataset.sample(1).messages), "as training cuts its turns"
+    with pytest.raises(ValueError, match="above max_length=99"):
+        count_one(talk)
     assert guess([Message("user", "<image> abc"), Message("assistant", "12345678")]) == (3 + 3, 2, True)
 
 

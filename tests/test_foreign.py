@@ -51,10 +51,12 @@ def test_every_format_gives_the_rows_it_holds(name: str, dtype: str, tmp_path: P
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_format_gives_ids_and_texts(name: str, tmp_path: Path) -> None:
+def test_every_format_gives_ids_and_texts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = opened(WRITERS[name](tmp_path / "f", unit_rows()))
+    with monkeypatch.context() as nothing_read:
+        nothing_read.setattr(store, "_label", lambda *_: pytest.fail("a column is read to see whether it is there"))
+        assert store.has_ids and store.has_payload
     assert store.ids() == IDS
-    assert store.has_payload
     assert store.payload(slice(None)) == TEXTS
     assert store.payload(np.array([22, 0, -2])) == [TEXTS[22], TEXTS[0], TEXTS[21]]
     np.testing.assert_array_equal(store.index_of(["id-22", "id-0", "id-10", "id-22"]), [22, 0, 10, 22])
@@ -150,7 +152,7 @@ def test_both_sides_of_clip_retrieval(tmp_path: Path) -> None:
 def test_a_format_without_labels(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", unit_rows())
     store = opened(tmp_path / "rows.npy")
-    assert store.ids() == [str(number) for number in range(COUNT)] and not store.has_payload
+    assert store.ids() == [str(number) for number in range(COUNT)] and not store.has_payload and not store.has_ids
     np.testing.assert_array_equal(store.index_of(["7", "0"]), [7, 0])
     with pytest.raises(ValueError, match="rows.npy has no texts; give a column such as 'caption'"):
         store.payload(0)

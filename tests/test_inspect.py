@@ -34,6 +34,22 @@ def report_of(runs: Path) -> dict[str, Any]:
     return report
 
 
+def test_packed_rows_are_counted_as_they_train(corpus: tuple[Path, Path], tmp_path: Path) -> None:
+    packed = ["pretrain.packing=packed", "pretrain.max_length=200", "pretrain.pack_tokens=400"]
+    trainer = ["max_steps=5", "per_device_train_batch_size=2", "gradient_accumulation_steps=3"]
+    words = [*packed, *(f"pretrain.trainer.{one}" for one in trainer)]
+    assert inspect(corpus, tmp_path, *words, "pretrain.trainer.train_sampling_strategy=random") == 0
+    found = report_of(tmp_path)["stages"]["pretrain"]
+    assert found["samples_trained"] == round(5 * 3 * 400 / found["mean"]), "a micro-batch is one row"
+
+
+def test_null_takes_a_setting_of_the_trainer_out(corpus: tuple[Path, Path], tmp_path: Path) -> None:
+    words = ["trainer.max_steps=7", "pretrain.trainer.max_steps=null", "pretrain.trainer.num_train_epochs=null"]
+    assert inspect(corpus, tmp_path, *words) == 0
+    found = report_of(tmp_path)["stages"]["pretrain"]
+    assert found["samples_trained"] == 3 * found["records"], "transformers' own number of epochs"
+
+
 def test_numbers(corpus: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first_stage = ["num_train_epochs=2", "max_steps=-1"]
     second_stage = ["max_steps=5", "per_device_train_batch_size=2", "gradient_accumulation_steps=3"]

@@ -93,7 +93,8 @@ def test_they_are_counted_once(
     def counted(*_: Any, **__: Any) -> None:
         raise AssertionError("counted again")
 
-    monkeypatch.setattr(dataset_module, "encode", counted)
+    for name in ("encode", "encode_what_fits"):
+        monkeypatch.setattr(dataset_module, name, counted)
     again = make(store, tiny_processor, TALKS)
     settle(again, tmp_path)
     assert again.lengths() == first.lengths()

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, get_args, get_origin, get_type_hints
 
 from revision.cli.quoting import for_shell, written
-from revision.fields import flat, names_of, rule, type_at
+from revision.fields import flat, names_of, rule, trainer_of, type_at
 from revision.runs import rundir
 from revision.schema import MODEL_STEPS, STEPS, Config
 
@@ -115,7 +115,7 @@ def _as_fields(config: Config, found: Mapping[str, Any]) -> dict[str, Any]:
         else:
             fields[name] = value
             continue
-        trainer = {**config.trainer, **vars(config)[section].trainer}
+        trainer = trainer_of(config, section)
         fields["engine.processes"] = config.engine.processes
         fields |= {f"{section}.trainer.{key}": trainer[key] for key in _BATCH if key in trainer}
     return fields

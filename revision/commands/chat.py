@@ -103,13 +103,13 @@ class _Dialogue:
         from revision.evaluation.questions import with_mark
         from revision.records import IMAGE_MARK, Message
 
-        if question.count(IMAGE_MARK) > 1:
-            raise ValueError(
-                f"the question has {question.count(IMAGE_MARK)} marks {IMAGE_MARK}, but one file is shown at a "
-                "time; leave them out"
-            )
         opening = self._shown is not None and not self._turns
         turns = [*self._turns, Message("user", with_mark(question) if opening else question)]
+        marks = sum(turn.content.count(IMAGE_MARK) for turn in turns if turn.role == "user")
+        if marks > 1:
+            raise ValueError(
+                f"the questions have {marks} marks {IMAGE_MARK}, but one file is shown at a time; leave them out"
+            )
         answer = self._reader.stream(
             self._reader.prompt(turns, self._shown),
             lambda text: self._console.print(text, end="", markup=False, highlight=False, soft_wrap=True),

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from revision.schema import Config, ContrastPart
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from revision.contrastive import ContrastSettings, PairInputs, Snapshot, TowerInputs, TrainedPart
     from revision.encoders import OpenClipEncoder
     from revision.records import Pair
@@ -22,17 +24,16 @@ if TYPE_CHECKING:
 
 def run(config: Config) -> None:
     """Trains `contrast.train` of a model on `data.contrast_train`."""
-    from revision.contrastive import heads_of, train, whole
+    from revision.contrastive import heads_of, train, training_batches, whole
     from revision.encoders import OpenClipEncoder, load_encoder
     from revision.geometry.frame_plot import save_frame_figure
-    from revision.geometry.frame_trace import TRACE, read_trace
+    from revision.geometry.frame_trace import TRACE, FrameTrace, read_trace
     from revision.progress import progress_bar, say
     from revision.records import read_pairs
     from revision.runs import rundir
 
     train_file, validation_file = _pair_files(config)
-    folder = rundir.start(config, "contrast")
-    init = _initial_model(config, folder)
+    init = _initial_model(config)
     encoder = load_encoder(
         kind="open_clip", model=f"local-dir:{init}", pretrained=None, dtype="float32",
         device=config.contrast.device, name=config.encoder.name,
@@ -44,7 +45,19 @@ def run(config: Config) -> None:
     started = time.monotonic()
     pairs = _inputs(config, encoder, part, list(read_pairs(train_file)), "training")
     validation = _inputs(config, encoder, part, list(read_pairs(validation_file)), "validation")
-    trace_file = folder / TRACE
+    probed, settings = _probed_batches(config, validation), _settings(config)
+    batches = training_batches(pairs, settings)
+    first = _frame_step(config, len(batches))
+    folder = rundir.start(config, "contrast")  # nothing stands in the way any more
+    frame = FrameTrace(folder / TRACE, batches=probed, energy=config.contrast.frame_energy)
+
+    def observe(now: Snapshot) -> None:
+        """Measures a snapshot in the frame, which the first one from `frame_step` on decides."""
+        if now.step >= first:
+            images, texts = now.images.cpu().numpy(), now.texts.cpu().numpy()
+            rows = images[validation.image_of.numpy()], texts[validation.text_of.numpy()]
+            frame.record(now.step, *rows, now.logit_scale)
+
     with (folder / "log.jsonl").open("w") as log, progress_bar("steps") as progress:
         task = progress.add_task(part.name, total=None)
 
@@ -55,13 +68,13 @@ def run(config: Config) -> None:
             say(f"step {measured['step']}: {_summary(measured)}")
 
         metrics = train(
-            part, pairs=pairs, validation=validation, settings=_settings(config), report=report,
+            part, pairs=pairs, validation=validation, settings=settings, report=report,
             advance=lambda done, total: progress.update(task, completed=done, total=total),
-            observe=_frame_observer(config, trace_file, validation),
+            observe=observe, batches=batches,
         )  # fmt: skip
     if metrics["left_out"] > 0.01:  # a last batch that is not full is nothing to speak of
         say(f"{metrics['left_out']:.0%} of the pairs sat out: too many share a picture or a text to meet in a batch")
-    trace = read_trace(trace_file)
+    trace = read_trace(folder / TRACE)
     save_frame_figure(trace, folder / "frame.png")
     output = _save(config, folder, init, part)
     facts: dict[str, Any] = {
@@ -88,19 +101,17 @@ def _pair_files(config: Config) -> tuple[Path, Path]:
     return Path(str(data.contrast_train)), Path(str(data.contrast_validation))
 
 
-def _initial_model(config: Config, folder: Path) -> Path:
+def _initial_model(config: Config) -> Path:
     """The open_clip folder that training starts from: `contrast.init`, or a new one with random weights."""
     import torch
 
     from revision.encoders.openclip_folder import build_open_clip_model, save_open_clip_folder
+    from revision.runs import rundir
 
     wanted = config.contrast
     if wanted.init is not None:
         return Path(wanted.init)
-    if not wanted.architecture:
-        raise ValueError(
-            "contrast.init is null, but `contrast` needs it; set it, or contrast.architecture to start anew"
-        )
+    folder = rundir.folder(config, "contrast") / "initial"
     try:
         model_cfg = dict(wanted.architecture["model_cfg"])
         preprocess_cfg = dict(wanted.architecture["preprocess_cfg"])
@@ -115,13 +126,13 @@ def _initial_model(config: Config, folder: Path) -> Path:
             "preprocess_cfg as an open_clip_config.json has them"
         ) from error
     save_open_clip_folder(
-        folder / "initial",
+        folder,
         model_cfg={**model_cfg, "custom_text": True},  # without it open_clip would read the two towers as one class
         preprocess_cfg=preprocess_cfg,
         state_dict=model.state_dict(),
         text_tower=None if text_tower is None else Path(text_tower),
     )
-    return folder / "initial"
+    return folder
 
 
 def _save(config: Config, folder: Path, init: Path, part: TrainedPart) -> Path:
@@ -169,30 +180,28 @@ def _summary(measured: dict[str, float]) -> str:
     )
 
 
-def _frame_observer(config: Config, file: Path, validation: PairInputs) -> Callable[[Snapshot], None]:
-    """Records the fixed frame of the validation pairs from `contrast.frame_step` on."""
+def _probed_batches(config: Config, validation: PairInputs) -> list[np.ndarray]:
+    """Batches of validation pairs, whose gradients the frame looks at."""
     import torch
 
-    from revision.contrastive import distinct_batches, warmup_steps
-    from revision.geometry.frame_trace import FrameTrace
+    from revision.contrastive import distinct_batches
 
-    wanted = config.contrast
-    batches = list(distinct_batches(validation, wanted.batch_size, torch.Generator().manual_seed(config.seed)))
+    generator = torch.Generator().manual_seed(config.seed)
+    batches = [batch.numpy() for batch in distinct_batches(validation, config.contrast.batch_size, generator)]
     if len(batches[0]) < 2:
         raise ValueError("validation pairs: contrast needs at least two that differ in picture and text")
-    trace = FrameTrace(file, batches=[batch.numpy() for batch in batches], energy=wanted.frame_energy)
+    return batches
 
-    def observe(now: Snapshot) -> None:
-        """Measures a snapshot in the frame, which the first one from `frame_step` on decides."""
-        first = warmup_steps(now.steps, wanted.warmup) if wanted.frame_step is None else wanted.frame_step
-        if first > now.steps:
-            raise ValueError(f"contrast.frame_step = {first}: must be at most the {now.steps} steps of this training")
-        if now.step >= first:
-            images, texts = now.images.cpu().numpy(), now.texts.cpu().numpy()
-            rows = images[validation.image_of.numpy()], texts[validation.text_of.numpy()]
-            trace.record(now.step, *rows, now.logit_scale)
 
-    return observe
+def _frame_step(config: Config, steps: int) -> int:
+    """The step that the frame is taken at: the end of warm-up, unless another is asked for."""
+    from revision.contrastive import warmup_steps
+
+    wanted = config.contrast
+    first = warmup_steps(steps, wanted.warmup) if wanted.frame_step is None else wanted.frame_step
+    if first > steps:
+        raise ValueError(f"contrast.frame_step = {first}: must be at most the {steps} steps of this training")
+    return first
 
 
 def _inputs(

@@ -12,8 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revision.fields import sources_read
-from revision.schema import Config, Modality, SourceConfig, StageConfig, StageInput
+from revision.fields import sources_read, stage_of, trainer_of
+from revision.schema import Config, Modality, Packing, SourceConfig, StageInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +125,7 @@ def _first(config: Config, processor: RevisionProcessor, known: Known) -> tuple[
     texts = read_texts(source.records, source.fields)
     sample = sample_of(texts, config.inspect.sample, config.seed, lambda text: text.text)
     lengths = lengths_of(text_samples(sample, stage.prompts), processor, config.inspect.show)
-    found = _summary(config, stage, sample, lengths)
+    found = _summary(config, "pretrain", sample, lengths)
     return {**found, "embeddings": sources_read(config, "pretrain")}, lengths
 
 
@@ -148,33 +148,29 @@ def _talks(
     pictured = Pictured(known)
     sample = sample_of(pictured(talks), config.inspect.sample, config.seed, said)
     lengths = lengths_of(((talk.id, talk.messages) for _, talk in sample.kept), processor, config.inspect.show)
-    found = _summary(config, config.pretrain if stage == "pretrain" else config.instruct, sample, lengths)
+    found = _summary(config, stage, sample, lengths)
     foreign = [name for name in config.data.conversation_sources if config.data.sources[name].records is None]
     return {**found, "embeddings": sources_read(config, stage), **({} if foreign else pictured.summary())}, lengths
 
 
-def _summary(config: Config, stage: StageConfig, sample: Sampled[Any], lengths: Lengths) -> Report:
-    records = sample.count
+def _summary(config: Config, command: str, sample: Sampled[Any], lengths: Lengths) -> Report:
+    from revision.costs.setting import setting_of
+    from revision.costs.stage import extent
+
+    stage, records = stage_of(config, command), sample.count
     found = lengths.summary(records, stage.max_length)
     found |= {"duplicates": sample.duplicates, "repeated_ids": sample.repeated_ids, "max_length": stage.max_length}
     if "mean" in found:
         used = min(records, stage.limit or records)
-        samples = _samples_trained(config, stage, used)
+        setting = setting_of(trainer_of(config, command), config.engine.processes)
+        if stage.packing is Packing.packed:
+            setting = setting.in_rows(stage.pack_tokens, mean=found["mean"], longest=found["longest"])
+        samples = extent(setting, records=used, tokens=found["mean"]).records
         found |= {
-            "samples_trained": round(samples),
+            "samples_trained": samples,
             "tokens_trained": round(found["tokens_an_epoch"] / records * samples),
         }
     return found
-
-
-def _samples_trained(config: Config, stage: StageConfig, records: int) -> float:
-    """Samples that the stage will see, by the rules of transformers.TrainingArguments."""
-    trainer = {**config.trainer, **stage.trainer}
-    steps = int(trainer.get("max_steps") or -1)
-    if steps > 0:
-        batch = int(trainer.get("per_device_train_batch_size", 8)) * int(trainer.get("gradient_accumulation_steps", 1))
-        return steps * batch * config.engine.processes
-    return records * float(trainer.get("num_train_epochs", 3.0))
 
 
 def _coloured(shown: Shown, processor: RevisionProcessor) -> RichText:

@@ -8,13 +8,12 @@ fit. Everything printed is in `plan.json` of the run too. What is assumed: docs/
 from __future__ import annotations
 
 import glob
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revision.fields import sources_read
+from revision.fields import sources_read, stage_of, trainer_of
 from revision.schema import MODEL_STEPS, Config, Packing, StageConfig, StageInput, Unfit
 
 if TYPE_CHECKING:
@@ -68,8 +67,7 @@ def _plan(config: Config, stage: str, language: Language, device: Device) -> Sta
     from revision.training import PARTS, select_parts
     from revision.training.parts import ADAPTER, part_of
 
-    settings = _stage(config, stage)
-    trainer = {**config.trainer, **settings.trainer}
+    settings, trainer = stage_of(config, stage), trainer_of(config, stage)
     half = bool(trainer.get("bf16") or trainer.get("fp16"))  # bf16=auto too: every GPU of the table has it
     engine = config.engine
     setting = setting_of(
@@ -79,8 +77,7 @@ def _plan(config: Config, stage: str, language: Language, device: Device) -> Sta
         config, stage, setting, language, grouped=trainer.get("train_sampling_strategy") == "group_by_length"
     )
     if settings.packing is Packing.packed:
-        a_batch = max(math.ceil(setting.batch * lengths.tokens), lengths.longest)
-        setting = replace(setting, batch=1, row=settings.pack_tokens or a_batch)
+        setting = setting.in_rows(settings.pack_tokens, mean=lengths.tokens, longest=lengths.longest)
     setting = replace(setting, adapter=config.adapter.method.value if ADAPTER in settings.train else None)
     model = sketch(language, **model_shape(config, _embed_dim(config)))
     four_bit = _adapted(config, settings, model)
@@ -113,10 +110,6 @@ def _adapted(config: Config, settings: StageConfig, model: RevisionForConditiona
     return sketch_adapter(model, method=adapter.method.value, rank=adapter.rank, targets=adapter.targets)
 
 
-def _stage(config: Config, stage: str) -> StageConfig:
-    return {"pretrain": config.pretrain, "instruct": config.instruct}[stage]
-
-
 def _embed_dim(config: Config) -> int:
     from revision.assembly import open_sources
     from revision.encoders import embed_dim
@@ -144,7 +137,7 @@ def _lengths(config: Config, stage: str, setting: Setting, language: Language, *
     from revision.assembly import template_file
     from revision.costs import lengths
 
-    settings, visual = _stage(config, stage), config.model.num_visual_tokens
+    settings, visual = stage_of(config, stage), config.model.num_visual_tokens
     stated = {"pretrain": config.plan.pretrain, "instruct": config.plan.instruct}[stage]
     if stated.records is not None and stated.text_tokens is not None and not _are_there(config, stage):
         return lengths.assumed(
@@ -158,8 +151,9 @@ def _lengths(config: Config, stage: str, setting: Setting, language: Language, *
     talks, count = _sample(config, stage)
     count = min(count, settings.limit or count)
     count_one = lengths.counter(
-        language.tokenizer, template_file(config), visual=visual, max_length=settings.max_length
-    )
+        language.tokenizer, template_file(config), visual=visual, max_length=settings.max_length,
+        cut_turns=settings.unfit is Unfit.cut_turns,
+    )  # fmt: skip
     sizes = []
     for talk in talks:
         try:

@@ -19,6 +19,7 @@ from revision.contrastive.training import (
     distinct_batches,
     learning_rate_at,
     train,
+    training_batches,
     warmup_steps,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "tower_features",
     "towers_sha256",
     "train",
+    "training_batches",
     "unit_rows",
     "warmup_steps",
     "whole",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,6 +118,19 @@ def learning_rate_at(step: int, *, steps: int, warmup: float, peak: float) -> fl
     return peak * 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
 
 
+def training_batches(pairs: PairInputs, settings: ContrastSettings) -> list[torch.Tensor]:
+    """The batches of all epochs in order, a step each.
+
+    Raises:
+        ValueError: fewer than two distinct pairs to contrast.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    batches = [b for _ in range(settings.epochs) for b in distinct_batches(pairs, settings.batch_size, generator)]
+    if not batches or len(batches[0]) < 2:
+        raise ValueError("contrast needs at least two training pairs that differ in picture and text")
+    return batches
+
+
 def train(
     part: TrainedPart,
     *,
@@ -127,6 +140,7 @@ def train(
     report: Callable[[dict[str, float]], None],
     advance: Callable[[int, int], None],
     observe: Callable[[Snapshot], None] | None = None,
+    batches: Sequence[torch.Tensor] | None = None,
 ) -> dict[str, float]:
     """Trains in place with open_clip's ClipLoss, AdamW and a cosine schedule.
 
@@ -136,6 +150,7 @@ def train(
             learning rate (once there are any), logit scale, and `probe` of the validation pairs.
         advance: called with (steps done, steps in all).
         observe: receives the validation pairs whenever `report` is called, before it.
+        batches: from `training_batches`, where they are made already.
 
     Returns:
         The last report, and `left_out`, the share of pairs that sat out, over all epochs.
@@ -143,10 +158,7 @@ def train(
     Raises:
         ValueError: fewer than two distinct pairs to contrast, or a loss that is not finite.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
-    batches = [b for _ in range(settings.epochs) for b in distinct_batches(pairs, settings.batch_size, generator)]
-    if not batches or len(batches[0]) < 2:
-        raise ValueError("contrast needs at least two training pairs that differ in picture and text")
+    batches = training_batches(pairs, settings) if batches is None else batches
     before = {name: value.detach().clone() for name, value in part.parameters.items()}
     locked = _locked_sha256(part)
     optimizer = _optimizer(part, settings)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from revision.data.conversation import IGNORED, build_processor, encode
+from revision.data.conversation import IGNORED, build_processor, encode, encode_what_fits
 from revision.data.templates import read_template
 from revision.records import IMAGE_MARK, Message
 
@@ -59,7 +59,7 @@ def sampled(records: Iterable[_T], size: int, seed: int) -> tuple[list[_T], int]
 
 
 def counter(
-    tokenizer: Any | None, template: Path | None, *, visual: int, max_length: int
+    tokenizer: Any | None, template: Path | None, *, visual: int, max_length: int, cut_turns: bool = False
 ) -> Callable[[Sequence[Message]], tuple[int, int, bool]]:
     """A function that counts tokens, labels, and whether there is a picture, of a conversation.
 
@@ -68,6 +68,7 @@ def counter(
         template: chat template that replaces the LLM's own.
         visual: visual tokens of a picture.
         max_length: tokens a sample may have; the function raises ValueError for more, as training would.
+        cut_turns: whole turns at the end of a longer one are left out, as training would leave them.
     """
     if tokenizer is None:
         return lambda talk: _guess(talk, visual)
@@ -76,8 +77,13 @@ def counter(
 
     def count(talk: Sequence[Message]) -> tuple[int, int, bool]:
         """Tokens, labels, and whether a picture is in it."""
-        encoded = encode(processor, talk, name=f"'{talk[-1].content[:40]}'", max_length=max_length)
-        return len(encoded.input_ids), int((encoded.labels != IGNORED).sum()), _pictured(talk)
+        limits: dict[str, Any] = {"name": f"'{talk[-1].content[:40]}'", "max_length": max_length}
+        pictured = _pictured(talk)
+        if cut_turns:
+            encoded, _ = encode_what_fits(processor, talk, pictured=pictured, **limits)
+        else:
+            encoded = encode(processor, talk, **limits)
+        return len(encoded.input_ids), int((encoded.labels != IGNORED).sum()), pictured
 
     return count
 

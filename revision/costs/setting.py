@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from transformers import TrainingArguments
@@ -46,6 +47,15 @@ class Setting:
     max_steps: int = -1
     adapter: str | None = None
     row: int | None = None
+
+    def in_rows(self, budget: int | None, *, mean: float, longest: int) -> Setting:
+        """The same with packed rows.
+
+        Args:
+            budget: tokens of a row; None: as `data.packing.budget_for` has it, what a batch of records holds.
+            mean, longest: tokens of a record.
+        """
+        return replace(self, batch=1, row=budget or max(math.ceil(self.batch * mean), longest))
 
 
 def setting_of(

@@ -43,21 +43,26 @@ class Cost:
     hours: float
 
 
-def extent(setting: Setting, lengths: Lengths) -> Extent:
-    """Counts steps as transformers.Trainer does."""
-    held = _records_held(setting, lengths) * setting.gpus
-    batches = math.ceil(lengths.records / held)
+def extent(setting: Setting, *, records: int, tokens: float) -> Extent:
+    """Counts steps as transformers.Trainer does.
+
+    Args:
+        records: in one epoch.
+        tokens: of a record, on average.
+    """
+    held = _records_held(setting, tokens) * setting.gpus
+    batches = math.ceil(records / held)
     steps = math.ceil(setting.epochs * max(math.ceil(batches / setting.accumulation), 1))
-    records = round(lengths.records * setting.epochs)
+    seen = round(records * setting.epochs)
     if setting.max_steps > 0:
         steps = setting.max_steps
-        records = round(steps * held * setting.accumulation)
-    return Extent(steps, records, records * lengths.tokens)
+        seen = round(steps * held * setting.accumulation)
+    return Extent(steps, seen, seen * tokens)
 
 
-def _records_held(setting: Setting, lengths: Lengths) -> float:
+def _records_held(setting: Setting, tokens: float) -> float:
     """Records of a micro-batch; a packed row is taken to be full."""
-    return setting.batch if setting.row is None else max(setting.row / lengths.tokens, 1.0)
+    return setting.batch if setting.row is None else max(setting.row / tokens, 1.0)
 
 
 def cost(setting: Setting, lengths: Lengths, work: Work, device: Device, *, mfu: float) -> Cost:
@@ -66,7 +71,7 @@ def cost(setting: Setting, lengths: Lengths, work: Work, device: Device, *, mfu:
     Args:
         mfu: share of the device's peak that its arithmetic reaches, assumed.
     """
-    records = extent(setting, lengths).records
+    records = extent(setting, records=lengths.records, tokens=lengths.tokens).records
     counts = Counts(lengths.tokens, lengths.pairs, lengths.labels, lengths.pictures)
     wide = 1 + lengths.padding
     padded = replace(counts, tokens=counts.tokens * wide, pairs=counts.pairs * wide**2)
@@ -81,7 +86,7 @@ def footprint(setting: Setting, lengths: Lengths, memory: Memory) -> Footprint:
     batch = Batch(setting.batch, setting.batch * lengths.longest, setting.batch * lengths.longest_labels)
     if setting.row is not None:
         learned = max(lengths.labels / lengths.tokens, min(lengths.longest_labels / lengths.longest, 1.0))
-        batch = Batch(math.ceil(_records_held(setting, lengths)), setting.row, setting.row * learned)
+        batch = Batch(math.ceil(_records_held(setting, lengths.tokens)), setting.row, setting.row * learned)
     return memory.footprint(
         setting.sharding,
         gpus=setting.gpus,
@@ -206,7 +211,7 @@ def plan_stage(
     return StagePlan(
         setting=setting,
         lengths=lengths,
-        extent=extent(setting, lengths),
+        extent=extent(setting, records=lengths.records, tokens=lengths.tokens),
         cost=cost(setting, lengths, work, device, mfu=mfu),
         parts=parts,
         memory={sharding.value: both(sharding) for sharding in _possible(setting, Sharding)},

@@ -148,6 +148,35 @@ def encode(
     return Encoded(input_ids, np.where(learned, input_ids, IGNORED))
 
 
+def encode_what_fits(
+    processor: RevisionProcessor, messages: Sequence[Message], *, name: object, max_length: int, pictured: bool
+) -> tuple[Encoded, int]:
+    """As `encode`, but a conversation that cannot be learned whole loses turns at its end, as few as will do.
+
+    Args:
+        processor, messages, name, max_length: as for `encode`.
+        pictured: about a picture, whose mark has to stay: without it, it would be another sample.
+
+    Returns:
+        Token ids and labels, and how many turns they hold.
+
+    Raises:
+        UnfitError: of the whole conversation, where none of its beginnings can be learned either.
+    """
+    try:
+        return encode(processor, messages, name=name, max_length=max_length), len(messages)
+    except UnfitError:
+        ends = [end for end, turn in enumerate(messages, 1) if turn.role == "assistant"][:-1]
+        for end in reversed(ends):
+            if pictured and not any(IMAGE_MARK in turn.content for turn in messages[:end]):
+                break
+            try:
+                return encode(processor, messages[:end], name=name, max_length=max_length), end
+            except UnfitError:
+                continue
+        raise
+
+
 def _tokenized(processor: RevisionProcessor, messages: Sequence[Message], name: object, **options: Any) -> Any:
     """Turns through the chat template, which writes every special token itself, to token ids."""
     turns = _turns_of(processor, messages, name)

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from revision.data.conversation import Encoded, UnfitError, encode
+from revision.data.conversation import Encoded, UnfitError, encode, encode_what_fits
 from revision.data.rows import REJECTED, Rows
 from revision.data.samples import KeptSamples, Sample, Samples, TextSamples
 from revision.model import RevisionProcessor
-from revision.records import IMAGE_MARK
 
 Example = dict[str, Any]
 
@@ -117,20 +116,9 @@ class ConversationDataset(Dataset[Example]):
         if sample.row == REJECTED:
             raise UnfitError(f"sample {sample.name} has no embedding: its record is in the store's rejected.jsonl")
         limits: dict[str, Any] = {"name": sample.name, "max_length": self.max_length}
-        try:
-            return encode(self.processor, sample.messages, **limits), len(sample.messages)
-        except UnfitError:
-            pictured = 0 if sample.row is None else 1
-            answers = [end for end, turn in enumerate(sample.messages, 1) if turn.role == "assistant"][:-1]
-            for end in reversed(answers if self.cut_turns else []):
-                kept = sample.messages[:end]
-                if sum(turn.content.count(IMAGE_MARK) for turn in kept) < pictured:
-                    break  # without its picture it would be another sample
-                try:
-                    return encode(self.processor, kept, **limits), end
-                except UnfitError:
-                    continue
-            raise
+        if self.cut_turns:
+            return encode_what_fits(self.processor, sample.messages, pictured=sample.row is not None, **limits)
+        return encode(self.processor, sample.messages, **limits), len(sample.messages)
 
     def keep(self, tokens: np.ndarray, counted: Path | None = None) -> None:
         """Leaves samples out.

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from revision.embeddings.foreign import ForeignStore
 from revision.embeddings.foreign.finding import METADATA, UNFINISHED, VECTORS
 from revision.embeddings.store import EmbeddingStore
 from revision.files import HashingFile, file_sha256, write_whole
@@ -132,7 +131,7 @@ class _Shard:
     def _write_labels(self, start: int, stop: int) -> None:
         kind = self._store.manifest.kind
         names = ["id"]
-        if not isinstance(self._store, ForeignStore) or self._store.has_payload:
+        if self._store.has_payload:
             names.append(_PAYLOAD_COLUMNS[kind])
         aside = self.metadata.with_name(f".{self.metadata.name}.{secrets.token_hex(4)}.partial")
         schema = pa.schema({name: pa.string() for name in names})

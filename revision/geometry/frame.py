@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from revision.geometry.measures import covariance
+from revision.geometry.measures import condition_number, covariance, effective_rank, without_zeros
 
 
 @dataclass(frozen=True)
@@ -128,15 +128,41 @@ def share_outside(rows: np.ndarray, axes: np.ndarray) -> float | None:
     return None if total == 0 else float(np.sqrt(np.square(rows @ axes).sum() / total))
 
 
-def effective_condition_number(rows: np.ndarray) -> float | None:
-    """Largest over smallest eigenvalue of the covariance of rows [n, k], of those that sampling and rounding leave.
+@dataclass(frozen=True)
+class Spread:
+    """How rows [n, k] vary, decomposed once; float64.
 
-    At most n - 1 eigenvalues differ from zero, and eigh errs by about eps times the largest one; both kinds are left
-    out. The paper does not say what makes its condition numbers effective. None where no eigenvalue is left.
+    Attributes:
+        covariance: [k, k].
+        eigenvalues: largest first, of those that sampling and rounding leave; none where all rows are equal.
+        first: [k], the eigenvector of the largest.
     """
-    values = np.linalg.eigvalsh(covariance(rows))[::-1][: len(rows) - 1]
-    kept = values[values > max(values[0], 1e-30) * len(rows) * np.finfo(np.float64).eps]
-    return float(kept[0] / kept[-1]) if len(kept) else None
+
+    covariance: np.ndarray
+    eigenvalues: np.ndarray
+    first: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> Spread:
+        """Of rows [n, k]."""
+        sigma = covariance(rows)
+        values, vectors = np.linalg.eigh(sigma)
+        return cls(sigma, without_zeros(values, len(rows)), vectors[:, -1])
+
+    @property
+    def condition_number(self) -> float | None:
+        """Largest over smallest eigenvalue; the paper calls its own "effective" and does not say by what."""
+        return condition_number(self.eigenvalues) if len(self.eigenvalues) else None
+
+    @property
+    def effective_rank(self) -> float | None:
+        """As `measures.effective_rank`."""
+        return effective_rank(self.eigenvalues) if len(self.eigenvalues) else None
+
+    def angle_to_first_axis(self, bias: np.ndarray) -> float | None:
+        """Degrees, 0 to 90, of a vector [k] and the first eigenvector, which has no sign. None: a zero vector."""
+        along = cosine(bias, self.first)
+        return None if along is None else float(np.degrees(np.arccos(abs(along))))
 
 
 def eigenvalue_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
@@ -147,16 +173,6 @@ def eigenvalue_correlation(first: np.ndarray, second: np.ndarray) -> float | Non
     """
     a, b = np.linalg.eigvalsh(first), np.linalg.eigvalsh(second)
     return None if len(a) < 3 else cosine(a - a.mean(), b - b.mean())
-
-
-def angle_to_first_axis(bias: np.ndarray, rows: np.ndarray) -> float | None:
-    """Angle in degrees, 0 to 90, of a vector [k] and the first eigenvector of the covariance of rows [n, k].
-
-    An eigenvector has no sign, hence at most 90. None where the vector is zero.
-    """
-    axis = np.linalg.eigh(covariance(rows))[1][:, -1]
-    along = cosine(bias, axis)
-    return None if along is None else float(np.degrees(np.arccos(abs(along))))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -71,6 +71,7 @@ class FrameTrace:
         rank = fixed.u.shape[1]
         values, vectors = frame.eigenbasis(images, texts)
         parts = frame.decompose(images, texts, fixed)
+        within, outside = frame.Spread.of(parts.delta), frame.Spread.of(parts.zeta)
         sides = [frame.contrastive_gradients(images[batch], texts[batch], logit_scale) for batch in self._batches]
         by_image, by_text = (np.concatenate(side) for side in zip(*sides, strict=True))
         gradients = np.concatenate([by_image, by_text])
@@ -91,10 +92,10 @@ class FrameTrace:
             "drift": float(
                 np.linalg.norm(parts.gamma - self._first) / max(float(np.linalg.norm(self._first)), DRIFT_FLOOR)
             ),
-            "condition_u": frame.effective_condition_number(parts.delta),
-            "rho_eig": frame.eigenvalue_correlation(frame.covariance(parts.delta), steering),
-            "condition_v": frame.effective_condition_number(parts.zeta),
-            "gamma_angle": frame.angle_to_first_axis(parts.gamma, parts.zeta),
+            "condition_u": within.condition_number,
+            "rho_eig": frame.eigenvalue_correlation(within.covariance, steering),
+            "condition_v": outside.condition_number,
+            "gamma_angle": outside.angle_to_first_axis(parts.gamma),
         }
         self._last = parts.gamma
         with self._file.open("a") as file:

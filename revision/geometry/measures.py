@@ -68,10 +68,21 @@ def spectrum(rows: np.ndarray) -> np.ndarray:
 
 def eigenvalues_of(sigma: np.ndarray, count: int) -> np.ndarray:
     """As `spectrum`, from the covariance matrix [d, d] of `count` rows."""
-    values = np.linalg.eigvalsh(sigma)[::-1][: count - 1]
-    if not values.sum() > 1e-24:
+    kept = without_zeros(np.linalg.eigvalsh(sigma), count)
+    if not len(kept):
         raise ValueError(f"the {count} rows are all equal and have no spectrum: give rows that differ")
-    # eigvalsh errs by about eps times the largest eigenvalue, in each of the others.
+    return kept
+
+
+def without_zeros(ascending: np.ndarray, count: int) -> np.ndarray:
+    """Eigenvalues of a covariance of `count` rows, largest first, of those that sampling and rounding leave.
+
+    At most `count` - 1 differ from zero, and rounding moves each by up to about d eps times the largest. Empty where
+    all rows are equal.
+    """
+    values = ascending[::-1][: count - 1]
+    if not values.sum() > 1e-24:
+        return values[:0]
     return values[values > values[0] * len(values) * np.finfo(np.float64).eps]
 
 

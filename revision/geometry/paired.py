@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from revision.geometry import frame, measures, pairwise
+from revision.geometry import frame, pairwise
 from revision.geometry.frame import Frame
 from revision.geometry.rows import require_unit
 
@@ -76,6 +76,7 @@ def split_gap(text: np.ndarray, image: np.ndarray, axes: Frame) -> dict[str, Any
     """
     parts = frame.decompose(image, text, axes)
     beta, gamma = float(np.linalg.norm(parts.beta)), float(np.linalg.norm(parts.gamma))
+    within, outside = frame.Spread.of(parts.delta), frame.Spread.of(parts.zeta)
     delta, zeta = (float(np.square(rows).sum() / len(rows)) for rows in (parts.delta, parts.zeta))
     return {
         "rank": axes.u.shape[1],
@@ -85,17 +86,11 @@ def split_gap(text: np.ndarray, image: np.ndarray, axes: Frame) -> dict[str, Any
         "delta_rms": delta**0.5,
         "zeta_rms": zeta**0.5,
         "energy": {"beta": beta**2, "gamma": gamma**2, "delta": delta, "zeta": zeta},
-        "delta_condition_number": frame.effective_condition_number(parts.delta),
-        "zeta_condition_number": frame.effective_condition_number(parts.zeta),
-        "delta_effective_rank": _effective_rank(parts.delta),
-        "zeta_effective_rank": _effective_rank(parts.zeta),
+        "delta_condition_number": within.condition_number,
+        "zeta_condition_number": outside.condition_number,
+        "delta_effective_rank": within.effective_rank,
+        "zeta_effective_rank": outside.effective_rank,
         "mean_to_U_angle": float(np.degrees(np.arctan2(gamma, beta))) if beta + gamma > 0 else None,
-        "beta_to_delta_angle": frame.angle_to_first_axis(parts.beta, parts.delta),
-        "gamma_to_zeta_angle": frame.angle_to_first_axis(parts.gamma, parts.zeta),
+        "beta_to_delta_angle": within.angle_to_first_axis(parts.beta),
+        "gamma_to_zeta_angle": outside.angle_to_first_axis(parts.gamma),
     }
-
-
-def _effective_rank(rows: np.ndarray) -> float | None:
-    if measures.trace(rows) < 1e-24:
-        return None
-    return measures.effective_rank(measures.spectrum(rows))

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-from revision.fields import sources_of_kind
+from revision.fields import sources_of_kind, trainer_of
 from revision.rules.sentences import IMAGE, broken, one_of, value_of
 from revision.schema import (
     MODEL_STEPS,
@@ -71,7 +71,7 @@ def check_stages(config: Config) -> None:
 
 
 def _check_packing(config: Config, command: str, stage: StageConfig) -> None:
-    tokens, order = stage.pack_tokens, {**config.trainer, **stage.trainer}.get("train_sampling_strategy", "random")
+    tokens, order = stage.pack_tokens, trainer_of(config, command).get("train_sampling_strategy", "random")
     if stage.packing is Packing.none:
         if tokens is not None:
             raise broken(f"{command}.pack_tokens", tokens, f"null where {command}.packing is none: rows are padded")

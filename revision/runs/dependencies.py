@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from revision.fields import alignment_fields, flat, sources_of_kind, sources_read
+from revision.fields import alignment_fields, flat, sources_of_kind, sources_read, trainer_of
 from revision.schema import (
     MODEL_STEPS,
     BadRows,
@@ -154,7 +154,7 @@ def _settings_of(config: Config, command: str) -> Iterator[tuple[str, Any]]:
 def _stage(config: Config, command: str, stage: StageConfig) -> Iterator[tuple[str, Any]]:
     # Engines differ in rounding, and in what a checkpoint is.
     yield from _fields(config, "seed", "model", "guard", "engine.kind", "engine.options")
-    trainer = {**config.trainer, **stage.trainer}
+    trainer = trainer_of(config, command)
     yield from _batches(config, command, stage, trainer)
     # Where weights may return to a checkpoint, it matters when there is one.
     weighty = {"save_steps"} if config.guard.policy is GuardPolicy.roll_back else set()

@@ -65,7 +65,7 @@ class EncoderConfig:
     max_length: int | None = None  # tokens after which a text is cut; null: as many as the text tower reads
     options: dict[str, Any] = field(default_factory=dict)  # anything more, for a kind that a package adds
     dtype: Dtype = Dtype.float32  # of weights and arithmetic
-    batch_size: int = 64  # records a pass through the encoder; the vectors do not depend on it
+    batch_size: int = 64  # records a pass through the encoder; vectors differ by rounding alone, so stores stay
 
 
 @dataclass

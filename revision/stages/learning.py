@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from revision.fields import stage_of
 from revision.schema import Config, Packing, ProjectorStart, StageConfig, Unfit
-from revision.stages.starting import ADAPTER, model_folder, say, stage_of
+from revision.stages.starting import ADAPTER, model_folder, say
 
 if TYPE_CHECKING:
     import torch

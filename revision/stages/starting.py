@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revision.schema import MODEL_STEPS, Config, StageConfig
+from revision.fields import stage_of, trainer_of
+from revision.schema import MODEL_STEPS, Config
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -29,7 +30,7 @@ def arguments_of(config: Config, command: str) -> TrainingArguments:
     from revision import precision, training
     from revision.runs import rundir
 
-    mapping = {**config.trainer, **stage_of(config, command).trainer}
+    mapping = trainer_of(config, command)
     arguments = training.build_arguments(
         mapping,
         output=rundir.folder(config, command),
@@ -136,11 +137,6 @@ def kept_at(config: Config, *content: object) -> Path:
     """
     name = hashlib.sha256(json.dumps([_LINES, *content], sort_keys=True).encode()).hexdigest()[:32]
     return Path(config.runs) / ".samples" / name
-
-
-def stage_of(config: Config, command: str) -> StageConfig:
-    """The settings of `pretrain` or `instruct`."""
-    return {"pretrain": config.pretrain, "instruct": config.instruct}[command]
 
 
 def say(line: str) -> None:

@@ -49,6 +49,10 @@ class MappedPart(Part):
         found = np.memmap(self.path, self.stored, mode="c", offset=self.offset, shape=shape, order=order)
         return found.view(np.ndarray)
 
+    def has(self, name: str) -> bool:
+        """Whether the sidecar has them."""
+        return self.sidecar is not None and self.sidecar.names.of(name) is not None
+
     def column(self, name: str) -> Column | None:
         """Labels of the sidecar."""
         return None if self.sidecar is None else self.sidecar.column(name)

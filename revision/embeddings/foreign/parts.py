@@ -61,6 +61,10 @@ class Part(ABC):
         """The rows as stored, ready to be indexed; no row is in memory yet."""
 
     @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there are labels "id" or "payload"; none is read."""
+
+    @abstractmethod
     def column(self, name: str) -> Column | None:
         """Labels, "id" or "payload"; None where the format has none."""
 

@@ -52,6 +52,10 @@ class PickledPart(Part):
         dtype = np.dtype(self.vectors.dtype)
         return _ScatteredRows(self.path, self.vectors, dtype, self.dim)
 
+    def has(self, name: str) -> bool:
+        """Whether the records have them."""
+        return name in self.labels
+
     def column(self, name: str) -> Column | None:
         """Labels in the mapped file, or as they are where they were no texts."""
         labels = self.labels.get(name)

@@ -67,12 +67,12 @@ class ForeignStore(EmbeddingStore):
     @property
     def has_ids(self) -> bool:
         """Whether every row has an id in its file; row numbers stand in for those that have none."""
-        return all(self._label(part, "id") is not None for part in range(len(self._parts)))
+        return all(part.has("id") for part in self._parts)
 
     @property
     def has_payload(self) -> bool:
         """Whether every row has a text, or the path of its picture."""
-        return all(self._label(part, "payload") is not None for part in range(len(self._parts)))
+        return all(part.has("payload") for part in self._parts)
 
     def rows(self, index: int | slice | np.ndarray) -> np.ndarray:
         """Unit rows in the order asked for; a row that is none (by more than a hundredth) is divided by its length.

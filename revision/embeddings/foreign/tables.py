@@ -51,6 +51,10 @@ class ParquetPart(Part):
             done += len(block)
         return rows.view(np.ndarray)
 
+    def has(self, name: str) -> bool:
+        """Whether the file has them."""
+        return self.names.of(name) is not None
+
     def column(self, name: str) -> Column | None:
         """Labels of the same row group."""
         column = self.names.of(name)
@@ -134,6 +138,10 @@ class ArrowPart(Part):
     def open(self) -> Rows:
         """The values where they lie in the mapped file."""
         return list_rows(self.source.batches[self.number].column(self.vectors), self.dim, self.name, 0)
+
+    def has(self, name: str) -> bool:
+        """Whether the data set has them."""
+        return self.names.of(name) is not None
 
     def column(self, name: str) -> ArrowColumn | None:
         """Labels of the same batch."""

@@ -16,6 +16,7 @@ from multiprocessing import get_context
 
 import torch
 
+from revision.cores import usable_cores
 from revision.pictures import OpenFile, Picture, Pixels, Preprocess, open_picture, read_pixels
 
 # Decoding processes that are started unasked: each has its own copy of torch in memory, and some feed any GPU.
@@ -34,9 +35,7 @@ def decoding_workers(asked: int | None, *, gpu: bool) -> int:
         return asked
     if not gpu:
         return 0
-    # What the process may use: a container or a job of a cluster often has few of the machine's cores.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(max(share - 1, 1), MOST_WORKERS)
 
 

@@ -17,13 +17,18 @@ cpu | one_gpu) # one process: accelerate would add nothing, and keep signals to 
     exec "${PYTHON:-python}" -m revision "$command" "engine=$engine" "$@"
     ;;
 esac
-launch=(accelerate launch --config_file "$files/$1.yaml")
-command=(-m revision "$2" "engine=$1")
+engine="$1"
+launch=(accelerate launch --config_file "$files/$engine.yaml")
+command=(-m revision "$2" "engine=$engine")
 shift 2
 if [ -n "${PROCESSES:-}" ]; then
     launch+=(--num_processes "$PROCESSES")
     command+=("engine.processes=$PROCESSES")
 fi
+# Each process gets an equal share of the cores. torchrun would give one, on which DeepSpeed's Adam on the host is slow.
+processes="${PROCESSES:-$(sed -n 's/^num_processes: //p' "$files/$engine.yaml")}"
+threads=$(($(nproc) / processes))
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
 # torchrun, below accelerate, would die from SIGUSR1 in place of passing it on, and kill 30 s after SIGTERM.
 export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}"
 export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-600}"

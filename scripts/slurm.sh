@@ -42,11 +42,16 @@ line=(srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-
     python -m torch.distributed.run --nnodes="$nodes" --nproc_per_node="$here" \
     --rdzv_id="revision-$job" --rdzv_backend=c10d --rdzv_endpoint="$first:$((20000 + job % 40000))" \
     -m revision "$command" "engine=$engine" "engine.processes=$((nodes * here))" "$@")
+# Each process gets an equal share of the cores. torchrun would give one, on which DeepSpeed's Adam on the host is slow.
+if [ -n "${SLURM_CPUS_ON_NODE:-}" ]; then
+    threads=$((SLURM_CPUS_ON_NODE / here))
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
+fi
 # torchrun would die from SIGUSR1 in place of passing it on, and kill 30 s after SIGTERM.
 export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}"
 export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-600}"
 if [ -n "$show" ]; then
-    printf '%q ' PET_SIGNALS_TO_HANDLE="$PET_SIGNALS_TO_HANDLE" PET_SHUTDOWN_TIMEOUT="$PET_SHUTDOWN_TIMEOUT" "${line[@]}"
+    printf '%q ' ${OMP_NUM_THREADS:+OMP_NUM_THREADS="$OMP_NUM_THREADS"} PET_SIGNALS_TO_HANDLE="$PET_SIGNALS_TO_HANDLE" PET_SHUTDOWN_TIMEOUT="$PET_SHUTDOWN_TIMEOUT" "${line[@]}"
     echo
     exit
 fi

@@ -30,7 +30,7 @@ LAYERS = [
     ["embeddings", "pictures"],
     ["model"],
     ["locks"],
-    ["files", "hub", "interrupts", "model_card", "precision", "progress", "shipped"],
+    ["cores", "files", "hub", "interrupts", "model_card", "precision", "progress", "shipped"],
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # Rooms whose own modules lie in layers too.

@@ -53,6 +53,27 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Any]]
     return call
 
 
+def test_the_main_process_goes_first(together: Callable[[Callable[[int], Any]], list[Any]]) -> None:
+    order: list[int] = []
+
+    def act(number: int) -> None:
+        with ranks.main_first():
+            order.append(number)
+
+    assert together(act) == [None, None] and order == [0, 1]
+
+
+def test_what_the_main_process_fails_at_ends_the_others_too(
+    together: Callable[[Callable[[int], Any]], list[Any]],
+) -> None:
+    def act(number: int) -> None:
+        with ranks.main_first():
+            assert number == 0, "the others never begin"
+            raise ValueError("the file is damaged")
+
+    assert [str(error) for error in together(act)] == ["the file is damaged"] * WORLD
+
+
 def save(folder: Path) -> None:
     """Each process writes a file of its own, as sharded engines do."""
     (folder / f"shard-{ranks.rank()}").write_text("x" * 9)

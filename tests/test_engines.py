@@ -28,10 +28,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from revision import building, training
 from revision.cli import main
-from revision.runs import processes
+from revision.costs import memory
+from revision.runs import launching, processes
 from revision.schema import EngineKind
 from revision.shipped import shipped
-from revision.training import engines, sharding
+from revision.training import engines, sharding, stage
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
@@ -123,6 +124,8 @@ def test_settings_of_deepspeed(engine: str, stage: int) -> None:
     assert "overlap_comm" not in plain["zero_optimization"] and changed["zero_optimization"]["overlap_comm"] is True
     assert ("offload_param" in plain["zero_optimization"]) == engine.endswith("offload")
     assert plain["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save") == (True if stage == 3 else None)
+    live = plain["zero_optimization"].get("stage3_max_live_parameters")
+    assert live == (memory._LIVE if stage == 3 else None), "a plan counts what the engine is told"
 
 
 def test_settings_of_the_others() -> None:
@@ -130,6 +133,7 @@ def test_settings_of_the_others() -> None:
     fsdp = engines.engine_arguments("fsdp2", {"reshard_after_forward": False}, on_cpu=False)
     assert fsdp["fsdp"] is True
     assert (fsdp["fsdp_config"]["version"], fsdp["fsdp_config"]["reshard_after_forward"]) == (2, False)
+    assert fsdp["accelerator_config"] == {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
     with pytest.raises(ValueError, match=r"engine\.kind=fsdp2 runs on accelerators alone: .* choose engine=zero3"):
         engines.engine_arguments("fsdp2", {}, on_cpu=True)
     with pytest.raises(ValueError, match=r"engine\.kind=zero4 is no engine; choose one of ddp, zero1"):
@@ -318,8 +322,9 @@ def assert_lets_processes_save(variables: Mapping[str, str], monkeypatch: pytest
 def test_slurm_script_shows_what_it_would_start(monkeypatch: pytest.MonkeyPatch) -> None:
     done = slurm("--print", "zero3", "instruct", "name=two words", SLURM_JOB_ID="7", SLURM_GPUS_ON_NODE="4")
     words = shlex.split(done.stdout)
-    assert words[2:5] == ["srun", "--nodes=2", "--ntasks=2"]
-    assert_lets_processes_save(dict(word.split("=", 1) for word in words[:2]), monkeypatch)
+    srun = words.index("srun")
+    assert words[srun : srun + 3] == ["srun", "--nodes=2", "--ntasks=2"]
+    assert_lets_processes_save(dict(word.split("=", 1) for word in words[srun - 2 : srun]), monkeypatch)
     assert {"--nnodes=2", "--nproc_per_node=4", "--rdzv_endpoint=FIRST_NODE:20007", "--rdzv_id=revision-7"} < set(words)
     at = words.index("revision")
     assert words[at:] == ["revision", "instruct", "engine=zero3", "engine.processes=8", "name=two words"]
@@ -393,12 +398,46 @@ def test_launch_script_takes_a_number_of_processes(tmp_path: Path, monkeypatch: 
     assert_lets_processes_save(dict(line.split("=", 1) for line in lines[-2:]), monkeypatch)
 
 
+def test_each_process_gets_its_share_of_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "usable_cores", lambda: 9)
+    assert [launching._threads(["--standalone", f"--nproc_per_node={many}", "-m", "x"]) for many in (1, 4, 16)] == [
+        9,
+        2,
+        1,
+    ]
+    done = slurm("--print", "zero2", "instruct", SLURM_CPUS_ON_NODE="96", SLURM_GPUS_ON_NODE="8", OMP_NUM_THREADS="")
+    assert shlex.split(done.stdout)[0] == "OMP_NUM_THREADS=12"
+    (tmp_path / "accelerate").write_text('#!/bin/sh\necho "$OMP_NUM_THREADS"\n')
+    (tmp_path / "nproc").write_text("#!/bin/sh\necho 9\n")
+    for one in ("accelerate", "nproc"):
+        (tmp_path / one).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for told, threads in (("", "4"), ("3", "3")):
+        words = [str(SCRIPTS / "launch.sh"), "zero3", "instruct"]
+        done = subprocess.run(
+            words, capture_output=True, text=True, env={**environment, "OMP_NUM_THREADS": told}, check=True
+        )
+        assert done.stdout.split() == [threads], "accelerate's file has two processes"
+
+
 def test_weights_that_a_model_holds_itself_are_not_gathered(tiny_model: Any) -> None:
     assert sharding.whole_weights(tiny_model, keep=True) is None
     weight = tiny_model.projector.layers[0].weight
     by_hand = sum(int(one) for one in weight.detach().flatten().view(torch.int32).tolist())
     assert sharding.bit_sums([weight]) == [by_hand]
     assert sharding.size(weight) == weight.numel()
+
+
+def test_weights_are_turned_into_the_type_they_are_saved_in(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "is_sharded", lambda one: True)
+    monkeypatch.setattr(sharding, "_whole", lambda one: one.detach())
+    for bf16, llm in ((True, torch.bfloat16), (False, torch.float32)):
+        dtypes = stage._as_saved(tiny_model, SimpleNamespace(bf16=bf16))  # type: ignore[arg-type]
+        found = sharding.whole_weights(tiny_model, keep=True, dtypes=dtypes)
+        assert found is not None and found.keys() == tiny_model.state_dict().keys()
+        for name, one in tiny_model.state_dict().items():
+            assert found[name].dtype == (llm if name.startswith("language_model.") else torch.float32), name
+            assert torch.equal(found[name], one.to(found[name].dtype))
 
 
 def test_angles_of_rotary_embeddings_are_not_rounded(tiny_model: Any) -> None:
@@ -586,9 +625,9 @@ def test_mixed_precision(tiny_llm: Path, tmp_path: Path, references: dict[str, P
     """A frozen LLM beside a projector, and both trained: the losses, and a projector saved as exactly as it trained."""
     more: dict[str, Any] = {"engine": engine, "llm": str(tiny_llm), "bf16": True}
     on_two_processes(tmp_path, {"stage1": {**more, "parts": STAGE_1}, "stage2": {**more, "parts": STAGE_2}})
-    for stage in ("stage1", "stage2"):
-        assert losses(tmp_path / stage) == pytest.approx(losses(references[stage]), abs=1e-2)
-        saved: Any = building.read_model(tmp_path / stage / "model")[0]
+    for name in ("stage1", "stage2"):
+        assert losses(tmp_path / name) == pytest.approx(losses(references[name]), abs=1e-2)
+        saved: Any = building.read_model(tmp_path / name / "model")[0]
         assert saved.dtype == torch.bfloat16
         weight = saved.projector.layers[0].weight
         assert weight.dtype == torch.float32 and not torch.equal(weight, weight.bfloat16().float())

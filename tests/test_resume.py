@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ import torch
 from transformers import Trainer
 
 from revision.interrupts import Interrupted
-from revision.training import resharding
+from revision.training import resharding, sync
 from revision.training.checkpoints import Checkpoints
 from revision.training.guard import Guard
 from revision.training.trainer import StageTrainer
@@ -275,6 +277,12 @@ def test_the_newest_few_are_kept(tiny_llm: Path, tmp_path: Path, monkeypatch: py
 def test_checkpoints_come_by_the_clock(tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.delitem(TRAINER, "save_steps")
+        patch.setattr(
+            sync, "time", SimpleNamespace(monotonic=count().__next__)
+        )  # saving takes a second, as a step does
+        folder = leave(tiny_llm, tmp_path / "far", monkeypatch, after=4, minutes=1e-9, save_total_limit=9)
+        assert [one.name for one in Checkpoints(folder).all()] == ["checkpoint-4", "checkpoint-1"]
+        patch.setattr(sync, "_AT_LEAST", 0)
         folder = leave(tiny_llm, tmp_path / "often", monkeypatch, after=4, minutes=1e-9, save_total_limit=9)
         assert [one.name for one in Checkpoints(folder).all()] == [f"checkpoint-{step}" for step in (4, 3, 2, 1)]
         folder = leave(tiny_llm, tmp_path / "never", monkeypatch, after=4, minutes=60.0)

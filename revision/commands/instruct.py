@@ -23,6 +23,7 @@ def run(config: Config) -> None:
     from revision.data.samples import KeptSamples, conversation_samples
     from revision.records import fingerprint, read_conversations
     from revision.stages import learning, starting
+    from revision.training import ranks
 
     data = config.data
     if data.conversations is None or not data.conversation_sources:
@@ -33,7 +34,7 @@ def run(config: Config) -> None:
     init = config.instruct.init
     folder = None if init is None else starting.model_folder(config, init, wanted_by="instruct")
     rows, lineage = _rows(config, folder)
-    with arguments.main_process_first(local=False, desc="reading conversations"):  # the others map its file
+    with ranks.main_first():  # the others map its file
         content = fingerprint(data.conversations, data.conversation_fields, whole=True)
         kept = starting.kept_at(config, "conversations", content, [store.state() for store in rows.stores])
         conversations = read_conversations(data.conversations, data.conversation_fields)

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 def run(config: Config) -> None:
     """1 arguments, 2 embeddings and alignment, 3 samples, 4 model, 5 train and save."""
     from revision.stages import learning, starting
+    from revision.training import ranks
 
     arguments = starting.arguments_of(config, "pretrain")
     rows, alignment = _rows(config)
-    with arguments.main_process_first(local=False, desc="reading records"):  # the others map its file
+    with ranks.main_first():  # the others map its file
         samples = _samples(config, rows)
     model, processor = starting.model_of(config, "pretrain", rows.stores[0].dim, arguments)
     learning.train_and_save(

@@ -33,7 +33,7 @@ GIB = 2**30
 STATE_BYTES = {"sgd": 0, "adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "lion_32bit": 4, "adafactor": 0}
 _ADAM_BYTES = 8
 _BUCKET = 5e8  # numbers in each of DeepSpeed's two buckets, of gradients and of gathered weights; its defaults
-_LIVE = 1e9  # numbers that ZeRO-3 keeps gathered; its default
+_LIVE = 2e9  # numbers that ZeRO-3 keeps gathered, as `training.engines` sets it
 
 
 class Sharding(Enum):

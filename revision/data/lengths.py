@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from revision.cores import usable_cores
 from revision.data.conversation import UnfitError
 from revision.data.dataset import ConversationDataset
 from revision.data.samples import KeptSamples, TextSamples
@@ -27,6 +27,7 @@ from revision.progress import progress_bar, say
 
 _COUNTING = 1  # version of how samples become tokens: higher where the same records come out otherwise
 _BLOCK = 1024  # samples that a process counts at a time
+_WORKERS = 32  # at most: more than read text as fast as one process collects
 _BLOCKS_A_WORKER = 8  # fewer are not worth a process
 
 
@@ -62,7 +63,7 @@ def settle_lengths(
         reject_budget: share of samples that may be left out.
         listing: file to list those left out or cut in, as rows {"id", "action", "reason"}; not there when there are
             none.
-        workers: processes that count, where there is no file yet; None: all cores for a large corpus.
+        workers: processes that count, where there is no file yet; None: for a large corpus one a core, up to 32.
         main: whether this process writes the listing and speaks.
 
     Raises:
@@ -168,7 +169,7 @@ def _count(dataset: ConversationDataset, drop: bool, workers: int | None, *, vis
     """Encodes every sample once; with several processes where that pays."""
     blocks = _Blocks(dataset, drop)
     if workers is None:
-        workers = min(os.cpu_count() or 1, len(blocks) // _BLOCKS_A_WORKER)
+        workers = min(usable_cores(), _WORKERS, len(blocks) // _BLOCKS_A_WORKER)
     loader: Any = DataLoader(blocks, batch_size=None, num_workers=workers if workers > 1 else 0)
     parts: list[np.ndarray] = []
     changes: list[_Change] = []

@@ -82,7 +82,12 @@ class Rows:
         Raises:
             ValueError: an id that no store knows, or one that two rows of a store have; names the first.
         """
-        found = self.stores[0].find(ids) if len(self.stores) == 1 else self._find_in_turn(ids)
+        found = np.full(len(ids), -1, dtype=np.int64)
+        for store, start in zip(self.stores, self._starts.tolist(), strict=False):
+            left = np.flatnonzero(found < 0)
+            if len(left):
+                rows = store.find([ids[place] for place in left.tolist()])
+                found[left] = np.where(rows < 0, rows, rows + start)
         missing = np.flatnonzero(found < 0).tolist()
         if missing:
             known = set[str]().union(*(store.rejected() for store in self.stores))
@@ -95,19 +100,6 @@ class Rows:
                 )
             found[missing] = REJECTED
         return found
-
-    def _find_in_turn(self, ids: Sequence[str]) -> np.ndarray:
-        """Row numbers across all stores; -1 where none has the id."""
-        wanted = set(ids)
-        rows: dict[str, int] = {}
-        for store, start in zip(self.stores, self._starts.tolist(), strict=False):
-            for row, one in enumerate(store.ids(), start):
-                if one in wanted and rows.setdefault(one, row) != row and rows[one] >= start:
-                    raise ValueError(
-                        f"id {one!r} occurs twice in {store.path}: rows {rows[one] - start} and {row - start}; give "
-                        "each row an id of its own"
-                    )
-        return np.array([rows.get(one, -1) for one in ids], dtype=np.int64)
 
     def kind_of(self, row: int | None) -> str:
         """What the row of a sample is of, "text" or "image"; "none" for no row."""

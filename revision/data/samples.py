@@ -28,7 +28,7 @@ from revision.records import IMAGE_MARK, Conversation, Message, Pair
 _T = TypeVar("_T")
 
 _TEXTS_IN_MEMORY = 200_000  # a text store of up to so many rows is read at once, where its texts are not kept as lines
-_BLOCK = 16384  # texts or records that are held at a time while all are read
+_BLOCK = 65536  # texts or records that are held at a time while all are read
 
 
 @dataclass(frozen=True)

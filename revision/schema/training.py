@@ -110,7 +110,9 @@ class EngineConfig:
 class CheckpointConfig:
     """Checkpoints of a training command; how many are kept is trainer.save_total_limit."""
 
-    minutes: float | None = 10.0  # between them, where trainer.save_steps does not say when; null: at signals only
+    # Between two, where trainer.save_steps does not say when; at least ten times as long as one takes to save. null: at
+    # signals only.
+    minutes: float | None = 10.0
 
 
 @dataclass

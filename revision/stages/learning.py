@@ -144,6 +144,7 @@ def _dataset(
     from revision.data.lengths import settle_lengths
     from revision.data.packing import PackedDataset
     from revision.runs import rundir
+    from revision.training import ranks
 
     stage = stage_of(config, command)
     dataset = ConversationDataset(
@@ -158,7 +159,7 @@ def _dataset(
         )
     packed = stage.packing is Packing.packed
     if packed or stage.unfit is not Unfit.error:
-        with arguments.main_process_first(local=False, desc="counting tokens"):  # the others read its file
+        with ranks.main_first():  # the others read its file
             settle_lengths(
                 dataset,
                 Path(config.runs) / ".lengths",

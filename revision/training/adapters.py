@@ -125,7 +125,9 @@ class Adapter:
                 parameter.data = weights[name].to(parameter.device)
         for layer in self.model.modules():
             if isinstance(layer, LoraLayer):
-                _widen(layer)
+                if _in_four_bits(layer.base_layer):  # all of them whole at once would not fit on the device
+                    layer.base_layer = _dequantised(layer.base_layer)
+                    layer.cpu()
                 base: Any = layer.get_base_layer()
                 dtype = base.weight.dtype
                 base.weight.data = base.weight.data.float()
@@ -273,17 +275,12 @@ def _in_four_bits(layer: nn.Module) -> bool:
 
 
 def _dequantised(layer: Any) -> nn.Linear:
-    """The full layer that a four-bit one computes as."""
+    """The full layer that a four-bit one computes as, on the CPU."""
     from bitsandbytes.functional import dequantize_4bit
 
     weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     full = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    full.weight = nn.Parameter(weight.to(layer.compute_dtype), requires_grad=False)
-    full.bias = layer.bias
+    full.weight = nn.Parameter(weight.to(layer.compute_dtype).cpu(), requires_grad=False)
+    if layer.bias is not None:
+        full.bias = nn.Parameter(layer.bias.detach().cpu(), requires_grad=False)
     return full
-
-
-def _widen(layer: Any) -> None:
-    """Below an adapter, a full layer in the place of a four-bit one."""
-    if _in_four_bits(layer.base_layer):
-        layer.base_layer = _dequantised(layer.base_layer)

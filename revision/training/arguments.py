@@ -19,7 +19,7 @@ from transformers.training_args import OptimizerNames
 
 from revision import precision
 from revision.files import write_text
-from revision.training.engines import DDP, engine_arguments, join_group, prepare_environment
+from revision.training.engines import DDP, engine_arguments, join_group, merge, prepare_environment
 from revision.training.order import STRATEGIES
 
 # What a stage decides itself: its collator needs every field, its own bar and log replace the Trainer's, a loss that is
@@ -114,7 +114,7 @@ def build_arguments(
         raise ValueError("trainer.use_cpu=False, but torch sees no accelerator; leave it out, or look at its driver")
     if "bf16" in values:
         values["bf16"] = precision.settle(values["bf16"], _device(on_cpu))
-    values |= engine_arguments(engine, engine_options, on_cpu=on_cpu)
+    values = merge(engine_arguments(engine, engine_options, on_cpu=on_cpu), values)
     prepare_environment(engine, bf16=bool(values.get("bf16")), on_cpu=on_cpu)
     try:
         arguments = TrainingArguments(

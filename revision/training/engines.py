@@ -25,6 +25,7 @@ from revision.training.sharding import is_sharded
 
 DDP, ZERO_1, ZERO_2, ZERO_3, ZERO_3_OFFLOAD, FSDP_2 = "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"
 ENGINES = (DDP, ZERO_1, ZERO_2, ZERO_3, ZERO_3_OFFLOAD, FSDP_2)
+LIVE = 2_000_000_000  # numbers that ZeRO-3 may keep gathered
 _STAGES = {ZERO_1: 1, ZERO_2: 2, ZERO_3: 3, ZERO_3_OFFLOAD: 3}
 
 # "auto" takes the value of TrainingArguments.
@@ -65,17 +66,24 @@ def engine_arguments(engine: str, options: Mapping[str, Any], *, on_cpu: bool) -
                 "engine.kind=fsdp2 runs on accelerators alone: on a CPU, accelerate would train whole copies of the "
                 "model and say nothing; choose engine=zero3, and leave out trainer.use_cpu where it is set"
             )
-        return {"fsdp": True, "fsdp_config": _merged(_FSDP, options)}
+        return {
+            "fsdp": True,
+            "fsdp_config": merge(_FSDP, options),
+            # Otherwise each process would add up whole float32 gradients until the last batch of a step.
+            "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
+        }
     zero: dict[str, Any] = {"stage": _STAGES[engine]}
     further: dict[str, Any] = {}
     if _STAGES[engine] == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
+        # Above DeepSpeed's 1e9, which the head of a 70B LLM exceeds: beside it nothing could be gathered in advance.
+        zero["stage3_max_live_parameters"] = LIVE
     if engine == ZERO_3_OFFLOAD:
         host = {"device": "cpu", "pin_memory": not on_cpu}
         zero |= {"offload_optimizer": dict(host), "offload_param": dict(host)}
         # DeepSpeed's own Adam for the host is compiled at the first start; on a CPU, torch's computes there already.
         further = {"zero_force_ds_cpu_optimizer": False} if on_cpu else {}
-    return {"deepspeed": _merged({**_DEEPSPEED, **further, "zero_optimization": zero}, options)}
+    return {"deepspeed": merge({**_DEEPSPEED, **further, "zero_optimization": zero}, options)}
 
 
 def prepare_environment(engine: str, *, bf16: bool, on_cpu: bool) -> None:
@@ -216,10 +224,10 @@ def _is_true(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
 
 
-def _merged(settings: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def merge(settings: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings are merged; elsewhere the options have the last word."""
     merged = dict(settings)
     for name, value in options.items():
         before = merged.get(name)
-        merged[name] = _merged(before, value) if isinstance(before, dict) and isinstance(value, Mapping) else value
+        merged[name] = merge(before, value) if isinstance(before, dict) and isinstance(value, Mapping) else value
     return merged

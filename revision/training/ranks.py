@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from torch import distributed
 
 from revision import locks
+
+_PATIENCE = timedelta(days=1)  # with a process that works alone: one that reads a corpus, counts it, or writes a model
+_own: tuple[Any, Any] | None = None  # the group of all that training has, and that of our words
 
 
 def together() -> bool:
@@ -33,8 +37,17 @@ def gather(value: Any) -> list[Any]:
     if not together():
         return [value]
     values: list[Any] = [None] * world()
-    distributed.all_gather_object(values, value)
+    distributed.all_gather_object(values, value, group=_group())
     return values
+
+
+def _group() -> Any:
+    """A group of gloo's for words: that of training gives up after half an hour, and over NCCL keeps a GPU busy."""
+    global _own
+    whole = distributed.group.WORLD
+    if _own is None or _own[0] is not whole:
+        _own = whole, distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    return _own[1]
 
 
 def of_main(value: Any) -> Any:
@@ -61,6 +74,25 @@ def agree(failure: str | None) -> None:
 
 
 @contextmanager
+def main_first() -> Iterator[None]:
+    """Lets rank 0 go through a block before the others do, who find the files that it has made.
+
+    Raises:
+        ValueError: rank 0 has failed; on every process, with its sentence.
+    """
+    if rank() > 0:
+        agree(None)
+        yield
+        return
+    try:
+        yield
+    except ValueError as error:
+        agree(str(error))
+    else:
+        agree(None)
+
+
+@contextmanager
 def alone(output: Path) -> Iterator[None]:
     """Keeps a second run out of the folder of a stage, whose checkpoints it would clear away.
 
@@ -81,6 +113,8 @@ def alone(output: Path) -> Iterator[None]:
 
 def part() -> None:
     """Ends the process group once all have come; without it gloo aborts at random when one ends before another."""
+    global _own
     if distributed.is_available() and distributed.is_initialized():
-        distributed.barrier()
+        gather(None)
         distributed.destroy_process_group()
+        _own = None

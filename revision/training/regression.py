@@ -86,7 +86,7 @@ def begin_by_regression(
         last.weight.copy_(weight.T)
         last.bias.copy_(common - sums.mean_feature @ weight)
         if steps:
-            learner = _copied(projector, model.config)
+            learner = _copied(projector, model.config).to(words.places.device)  # ZeRO-3 may have it elsewhere
             named = _descend(learner, _batches(dataset, texts, steps, seed), words, steps)
             for own, found in zip(projector.parameters(), learner.parameters(), strict=True):
                 own.copy_(found)

@@ -6,8 +6,9 @@ in `ds_numel`. One of FSDP2 is a DTensor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -49,7 +50,9 @@ def bit_sums(parameters: Sequence[nn.Parameter]) -> list[int]:
 
 
 @torch.no_grad()
-def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor] | None:
+def whole_weights(
+    model: nn.Module, *, keep: bool, dtypes: Mapping[str, torch.dtype] = MappingProxyType({})
+) -> dict[str, torch.Tensor] | None:
     """The weights of a model by name, whole, on the CPU; None where the model holds all of them itself.
 
     What DeepSpeed trains in bfloat16 or float16 comes from its float32 master weights, so that saving rounds nothing
@@ -58,6 +61,7 @@ def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor] | 
     Args:
         keep: whether this process is to have them; the others get an empty mapping, and never hold more than one whole
             parameter at once.
+        dtypes: that weights, by name, are turned into on the way; the others keep their own.
     """
     state: dict[str, Any] = dict(model.state_dict(keep_vars=True))
     if not any(is_sharded(one) or _has_master(one) for one in state.values()):
@@ -67,7 +71,7 @@ def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor] | 
     for name, one in state.items():
         if id(one) not in done:
             whole = _whole(one)
-            done[id(one)] = whole.to("cpu", copy=True) if keep else torch.empty(0)
+            done[id(one)] = whole.to("cpu", dtypes.get(name), copy=True) if keep else torch.empty(0)
         if keep:
             weights[name] = done[id(one)]  # tied weights stay one tensor
     return weights

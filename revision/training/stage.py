@@ -31,7 +31,7 @@ from revision.training.groups import Rates, is_set, require_trained
 from revision.training.guard import Guard
 from revision.training.kernels import use_fused_loss
 from revision.training.packed import SeparationCheck, prepare_packing
-from revision.training.parts import checksums, part_of, require_moved, select_parts
+from revision.training.parts import ADAPTER, checksums, part_of, require_moved, select_parts
 from revision.training.regression import begin_by_regression
 from revision.training.sharding import whole_weights
 from revision.training.trainer import StageTrainer, StartCheck
@@ -127,11 +127,19 @@ def train(
     ranks.agree(next(iter(failures), None))
     resumed = {} if resume is None else {"start": start}
     require_moved(check.before, checksums(model), chosen, steps=trainer.state.global_step, **resumed)
-    weights = whole_weights(model, keep=arguments.process_index == 0)
+    weights = whole_weights(model, keep=arguments.process_index == 0, dtypes=_as_saved(model, arguments))
     summary = {**curve.summary(), "bad_steps": trainer.sync.bad_steps}
     if save is not None:
         _save_once(partial(save, weights, summary), arguments)
     return summary
+
+
+def _as_saved(model: RevisionForConditionalGeneration, arguments: TrainingArguments) -> dict[str, torch.dtype]:
+    """The LLM of mixed precision is saved in bfloat16: whole in float32 it may be more than the host can hold."""
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    if not arguments.bf16 or any(part_of(name) == ADAPTER for name in names):  # which is merged in float32 first
+        return {}
+    return {name: torch.bfloat16 for name in names if part_of(name) == "llm"}
 
 
 def conclude(arguments: TrainingArguments) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from revision.training.trainer import StageTrainer
 
 FAULTS = "faults.jsonl"
+_AT_LEAST = 10  # times as long as a checkpoint takes lies between two, whatever `minutes` says
 _SHOWN = 8  # ids in a sentence; all of them are in the file
 
 
@@ -58,6 +59,7 @@ class StepSync(TrainerCallback):
         self._gate: UpdateGate | None = None
         self._fault: str | None = None  # of this step, which is to be dealt with
         self._saved_at = time.monotonic()
+        self._seconds = 0.0  # that the last checkpoint took
         self.left: signal.Signals | None = None
 
     def state(self) -> dict[str, Any]:
@@ -136,7 +138,9 @@ class StepSync(TrainerCallback):
         Raises ValueError on all processes where one has failed, or the guard stops at this step."""
         state = self._trainer.state
         losses = self._trainer.losses
-        due = self._minutes is not None and time.monotonic() - self._saved_at >= 60 * self._minutes
+        due = self._minutes is not None and time.monotonic() - self._saved_at >= max(
+            60 * self._minutes, _AT_LEAST * self._seconds
+        )
         failure = next(iter(self._trainer.failures), None)
         known = [float(failure is not None), float(due and ranks.rank() == 0)]
         known += [float(one in self._watch.received) for one in WATCHED]
@@ -163,13 +167,16 @@ class StepSync(TrainerCallback):
         """Saves when it is time, and leaves when a signal asks for it; a run that is at its end goes on to finish."""
         if self._save:
             control.should_save = True
+            self._saved_at = time.monotonic()
         if self._signal is not None and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             self.left = self._signal
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Starts the clock anew."""
-        self._saved_at = time.monotonic()
+        """Starts the clock anew, and notes how long that took."""
+        now = time.monotonic()
+        self._seconds = now - self._saved_at
+        self._saved_at = now
 
     def _note(self, step: int, loss: float, what: str) -> str:
         """Writes a bad step down and says in a sentence what and where it was. Called by all processes alike.

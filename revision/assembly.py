@@ -43,6 +43,18 @@ def open_sources(config: Config, sources: Sequence[str]) -> list[EmbeddingStore]
     return open_stores(places, encoder=config.encoder.name)
 
 
+def open_sides(config: Config) -> tuple[EmbeddingStore, EmbeddingStore]:
+    """The embeddings that the alignment is fitted on: of texts, and of pictures that have nothing to do with them.
+
+    Raises:
+        ValueError: one is missing or unfinished, or they cannot be two sides of one encoder.
+    """
+    from revision.alignment import stores
+
+    text, image = (store_path(config, source) for source in (config.data.texts, config.data.statistics))
+    return stores.open_sides(text, image, encoder=config.encoder.name)
+
+
 def _kind(config: Config, source: str) -> str:
     return config.data.sources[source].kind.value if source in config.data.sources else "text"
 

@@ -18,7 +18,6 @@ from revision.files import file_sha256, write_json
 
 MANIFEST = "manifest.json"
 VERSION = 1
-_ONWARD = "the same command goes on from its last checkpoint, if there is one"
 
 
 @dataclass(frozen=True)

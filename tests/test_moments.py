@@ -16,9 +16,14 @@ from clouds import METHODS, built
 
 from revision.alignment import MeanShift, ResidualNoise, load_alignment
 from revision.alignment.moments import Detail, Moments, all_reduce, measure, merge_all
-from revision.alignment.rows import read_blocks, to_sphere, unit_blocks
+from revision.alignment.rows import read_blocks, to_sphere
 
 COUNT, DIM = 3001, 48
+
+
+def unit_blocks(source: Any, what: str) -> Iterator[torch.Tensor]:
+    """As alignments read a source: blocks float64 [<=b, d] of unit rows."""
+    return (block.unit() for block in read_blocks(source, what))
 
 
 def raw_rows(count: int = COUNT, seed: int = 0) -> np.ndarray:

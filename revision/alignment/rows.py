@@ -181,11 +181,6 @@ def read_blocks(source: Source, what: str, on_invalid: Callable[[int], None] | N
         done += len(array)
 
 
-def unit_blocks(source: Source, what: str, on_invalid: Callable[[int], None] | None = None) -> Iterator[torch.Tensor]:
-    """As `read_blocks`: the rows alone, float64 [<=b, d], each of norm one."""
-    return (block.unit() for block in read_blocks(source, what, on_invalid))
-
-
 def to_sphere(rows: torch.Tensor, what: str, start: int = 0) -> torch.Tensor:
     """Divide each row by its norm, in place.
 

@@ -26,15 +26,13 @@ def run(config: Config) -> None:
     from rich import get_console
 
     from revision.alignment import build_alignment
-    from revision.alignment.stores import open_sides
-    from revision.assembly import store_path
+    from revision.assembly import open_sides
     from revision.progress import progress_bar
     from revision.runs import rundir
 
     if not rundir.is_main_process():  # minutes of work at the very most: no share of it is worth a second process
         return
-    paths = (store_path(config, source) for source in (config.data.texts, config.data.statistics))
-    text, image = open_sides(*paths, encoder=config.encoder.name)
+    text, image = open_sides(config)
     method = config.alignment.method
     alignment = build_alignment(method=method, **alignment_settings(config, method))
     with progress_bar("rows") as progress:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from revision.schema import MODEL_STEPS, Config
+from revision.schema import Config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,13 +53,11 @@ def run(config: Config) -> None:
 
 def _model_folder(config: Config) -> Path:
     from revision.hub import require_place
-    from revision.runs import rundir
+    from revision.stages.starting import model_folder
 
-    model = config.chat.model
-    if model in MODEL_STEPS:
-        return rundir.require(config, model, wanted_by="chat") / "model"
-    require_place(Path(model))
-    return Path(model)
+    folder = model_folder(config, config.chat.model, wanted_by="chat")
+    require_place(folder)
+    return folder
 
 
 def _fitting(encoder: DualEncoder, config: Config, dim: int) -> DualEncoder:

@@ -66,12 +66,13 @@ def _stores_to_ourselves(config: Config, sources: Iterable[str]) -> Iterator[Non
     The main process holds the locks of its launch; the others wait until it does, which it says in a file beside them.
     """
     from revision import locks
+    from revision.assembly import store_path
     from revision.embeddings.layout import MANIFEST
     from revision.runs import rundir
 
     launch = _launch()
     with ExitStack() as stack:
-        for store in sorted(_store_path(config, name) for name in sources):
+        for store in sorted(store_path(config, name) for name in sources):
             lock, ours = (store.with_name(f".{store.name}.{what}") for what in ("lock", "launch"))
             if rundir.is_main_process():
                 if not (store / MANIFEST).is_file():
@@ -95,10 +96,6 @@ def _launch() -> str | None:
     return "/".join(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"))
 
 
-def _store_path(config: Config, source: str) -> Path:
-    return Path(config.data.stores) / config.encoder.name / source
-
-
 def _sources(config: Config) -> dict[str, SourceConfig]:
     known = config.data.sources
     if not known:
@@ -116,12 +113,13 @@ def _records(source: SourceConfig) -> str:
 
 def _writer(config: Config, name: str, source: SourceConfig, records: int, encoder: DualEncoder) -> StoreWriter:
     """The writer of this process for one source; ValueError where a store of something else is in its place."""
+    from revision.assembly import store_path
     from revision.embeddings import StoreWriter
     from revision.records import fingerprint
 
     file, fields = _records(source), source.fields
     return StoreWriter(
-        _store_path(config, name),
+        store_path(config, name),
         kind=source.kind.value,
         dim=encoder.dim,
         encoder=encoder.describe(),

@@ -98,16 +98,15 @@ def _models(config: Config) -> dict[str, Path]:
     """Folder of each model to score, by the name its results go under."""
     from revision.hub import require_place
     from revision.progress import say
-    from revision.runs import rundir
+    from revision.stages.starting import model_folder
 
     found: dict[str, Path] = {}
     for model in config.evaluate.models:
         if model in MODEL_STEPS and model not in config.run.steps:
             say(f"{model} is not scored: run.steps of this run leaves it out")
             continue
-        stage = model in MODEL_STEPS
-        label = model if stage else _label(Path(model))
-        path = rundir.require(config, model, wanted_by="evaluate") / "model" if stage else Path(model)
+        label = model if model in MODEL_STEPS else _label(Path(model))
+        path = model_folder(config, model, wanted_by="evaluate")
         if label in found:
             raise ValueError(
                 f"evaluate.models names {found[label]} and {path}, whose results would both go under {label!r}; "

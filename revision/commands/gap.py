@@ -111,6 +111,7 @@ def run(config: Config) -> None:
 
 def _open(config: Config) -> _Sides:
     """The finished alignment, and the stores, which must be those that it was fitted on."""
+    from revision import assembly
     from revision.alignment import load_alignment
     from revision.alignment.stores import open_sides
     from revision.assembly import store_path
@@ -118,8 +119,7 @@ def _open(config: Config) -> _Sides:
     from revision.runs import rundir
 
     alignment = load_alignment(rundir.require(config, "align", wanted_by="gap"))
-    paths = (store_path(config, source) for source in (config.data.texts, config.data.statistics))
-    text, image = open_sides(*paths, encoder=config.encoder.name)
+    text, image = assembly.open_sides(config)
     fitted = (alignment.statistics.text_fingerprint, alignment.statistics.image_fingerprint)
     for store, fingerprint in zip((text, image), fitted, strict=True):
         if store.fingerprint() != fingerprint:

@@ -204,11 +204,11 @@ def _sample(config: Config, stage: str) -> tuple[list[Sequence[Message]], int]:
     size, data = config.plan.sample, config.data
     texts: list[str]
     if stage == "instruct":
-        file = _records(config, stage, data.conversations, "data.conversations")
+        file = _records(stage, data.conversations, "data.conversations")
         talks, count = sampled(read_conversations(file, data.conversation_fields), size, config.seed)
         return [talk.messages for talk in talks], count
     if config.pretrain.input is StageInput.pairs:
-        file = _records(config, stage, data.pairs, "data.pairs")
+        file = _records(stage, data.pairs, "data.pairs")
         pairs, count = sampled(read_pairs(file), size, config.seed)
         texts = [pair.text for pair in pairs]
     elif _has_store(config, data.texts):
@@ -218,7 +218,7 @@ def _sample(config: Config, stage: str) -> tuple[list[Sequence[Message]], int]:
         texts = store.payload(np.sort(chosen))
     else:
         source = data.sources.get(data.texts)
-        file = _records(config, stage, source.records if source else None, f"data.sources.{data.texts}.records")
+        file = _records(stage, source.records if source else None, f"data.sources.{data.texts}.records")
         found, count = sampled(read_texts(file, source.fields if source else None), size, config.seed)
         texts = [text.text for text in found]
     prompts = config.pretrain.prompts
@@ -227,7 +227,7 @@ def _sample(config: Config, stage: str) -> tuple[list[Sequence[Message]], int]:
     ], count
 
 
-def _records(config: Config, stage: str, name: str | None, field: str) -> str:
+def _records(stage: str, name: str | None, field: str) -> str:
     from revision.records.huggingface import is_hub
 
     if name is None or not (is_hub(name) or Path(name).exists() or glob.glob(name)):

@@ -94,16 +94,12 @@ def _lost(config: Config, step: str, later: Sequence[str]) -> str | None:
 
 def _is_of_other_stores(config: Config) -> bool:
     """Whether texts or pictures have been embedded again since the alignment was fitted, by another run perhaps."""
-    from revision.alignment.stores import open_sides
-    from revision.assembly import store_path
+    from revision.assembly import open_sides
     from revision.runs import rundir
 
     facts = json.loads((rundir.folder(config, "align") / rundir.FINISHED).read_text())["facts"]
-    paths = (store_path(config, source) for source in (config.data.texts, config.data.statistics))
-    sides = open_sides(*paths, encoder=config.encoder.name)
-    return any(
-        facts[name]["fingerprint"] != side.fingerprint() for name, side in zip(("text", "image"), sides, strict=True)
-    )
+    sides = zip(("text", "image"), open_sides(config), strict=True)
+    return any(facts[name]["fingerprint"] != side.fingerprint() for name, side in sides)
 
 
 def _make_records(config: Config) -> bool:

@@ -1,14 +1,14 @@
 """Hold checkpoints, models, stores and alignments against their checksums, and say what is broken.
 
 `revision verify FOLDER` (or `verify.path=FOLDER`) looks at one folder or at all below it; without one, at everything
-that the run has made and the stores that it reads. Ends with exit code 1 when something is broken.
+that the run has made and the stores and models that it reads. Ends with exit code 1 when something is broken.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from revision.schema import Config
+from revision.schema import MODEL_STEPS, Config
 
 
 def run(config: Config) -> None:
@@ -40,10 +40,12 @@ def run(config: Config) -> None:
 
 
 def _places(config: Config) -> list[Path]:
-    """The folder that is asked for, or else those of the run and of its stores, as far as they are there."""
+    """The folder that is asked for, or else those of the run and of what it reads, as far as they are there."""
     if config.verify.path is not None:
         return [Path(config.verify.path)]
     run = Path(config.runs) / config.name
     stores = Path(config.data.stores) / config.encoder.name
     sources = [name for name, source in config.data.sources.items() if source.embeddings is None]
-    return [place for place in (run, *(stores / name for name in sources)) if place.is_dir()]
+    named = (config.pretrain.init, config.instruct.init, *config.evaluate.models)
+    models = dict.fromkeys(Path(model) for model in named if model is not None and model not in MODEL_STEPS)
+    return [place for place in (run, *(stores / name for name in sources), *models) if place.is_dir()]

@@ -142,19 +142,6 @@ def load_heads(model: torch.nn.Module, file: Path) -> None:
     model.load_state_dict(_matching_heads(model.state_dict(), file), strict=False)
 
 
-def apply_heads(folder: Path, heads_file: Path, output: Path | None = None) -> None:
-    """Replaces the heads of a saved model, in place or into another folder `output`. Raises as `load_heads`."""
-    model_cfg, preprocess_cfg = read_config(folder)
-    weights = read_weights(folder)
-    save_open_clip_folder(
-        folder if output is None else output,
-        model_cfg=model_cfg,
-        preprocess_cfg=preprocess_cfg,
-        state_dict=weights | _matching_heads(weights, heads_file),
-        text_tower=folder,
-    )
-
-
 def state_sha256(state_dict: Mapping[str, torch.Tensor]) -> str:
     """sha256 of tensors with their names, dtypes and shapes, whatever file they came from."""
     digest = hashlib.sha256()

@@ -24,7 +24,6 @@ from huggingface_hub.errors import (
 from revision.encoders.openclip_folder import TOKENIZER_EXTRAS, TOKENIZER_FILES
 from revision.files import file_sha256, write_text
 
-_CONFIG = "config.json"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # Weights in pickles and other frameworks, which make up half of many repositories, are not fetched.

@@ -9,13 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from revision.evaluation.metrics import PICTURE_METRICS, QUESTION_METRICS, Metric
-from revision.evaluation.scaling import Scaling
-from revision.evaluation.style import COLOURS, FAINT, INK, colour, plain
+from revision.evaluation.style import FAINT, INK, TITLES, colour, plain, save
 from revision.evaluation.sweeps import (
-    PAIRS,
     Group,
     Job,
     arm_order,
@@ -32,22 +29,17 @@ from revision.evaluation.sweeps import (
     tracks,
     value_order,
 )
-from revision.files import write_png
 
 _METRICS = {metric.name: metric for metric in (*PICTURE_METRICS, *QUESTION_METRICS)}
 _LOG_FROM = 8  # ratio of largest to smallest value from which an axis is logarithmic
 
-# metric, title, and the reference lines drawn with it (metric, label, dashes)
-_PANELS: list[tuple[str, str, list[tuple[str, str, str]]]] = [
-    (
-        "naming_r5",
-        "naming R@5, by PMI (%)",
-        [("naming_r5_encoder", "encoder", "--"), ("naming_r5_chance", "chance", ":")],
-    ),
-    ("margin", "margin over other pictures (nats / token)", []),
-    ("token_nll", "caption NLL (nats / token)", []),
-    ("exact", "questions, exact match (%)", [("constant", "most frequent answer", ":")]),
-]
+# metric, and the reference lines drawn with it (metric, label, dashes)
+_PANELS: dict[str, list[tuple[str, str, str]]] = {
+    "naming_r5": [("naming_r5_encoder", "encoder", "--"), ("naming_r5_chance", "chance", ":")],
+    "margin": [],
+    "token_nll": [],
+    "exact": [("constant", "most frequent answer", ":")],
+}
 
 
 def draw_table(path: Path, jobs: Sequence[Job]) -> None:
@@ -63,19 +55,19 @@ def draw_table(path: Path, jobs: Sequence[Job]) -> None:
         strips += [(model, track, groups) for track in tracks(members) if track not in suite]
     if not strips:
         return
-    panels = [panel for panel in _PANELS if any(_shown(groups, panel[0], track) for _, track, groups in strips)]
+    panels = [name for name in _PANELS if any(_shown(groups, name, track) for _, track, groups in strips)]
     figure = Figure(figsize=(3.6 * len(panels), 2.9 * len(strips) + 0.2), layout="constrained", dpi=200)
     axes = figure.subplots(len(strips), len(panels), squeeze=False)
     for row, (model, track, groups) in zip(axes, strips, strict=True):
         row[0].set_ylabel(f"{model}\n{track} concepts", fontsize=9, fontweight="bold", color=INK)
-        for axis, (name, _, references) in zip(row, panels, strict=True):
+        for axis, name in zip(row, panels, strict=True):
             if _shown(groups, name, track):
-                _alignment_panel(axis, groups, name, references, track)
+                _alignment_panel(axis, groups, name, _PANELS[name], track)
             else:
                 axis.axis("off")
-    for axis, (_, title, _) in zip(axes[0], panels, strict=True):
-        axis.set_title(title, fontsize=9, color=INK)
-    write_png(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
+    for axis, name in zip(axes[0], panels, strict=True):
+        axis.set_title(TITLES[name], fontsize=9, color=INK)
+    save(figure, path)
 
 
 def draw_map(path: Path, jobs: Sequence[Job], *, ours: str, track: str) -> None:
@@ -94,7 +86,6 @@ def draw_map(path: Path, jobs: Sequence[Job], *, ours: str, track: str) -> None:
     rows = [("naming_r5", False), ("naming_r5", True), ("margin", True), ("token_nll", True)]
     figure = Figure(figsize=(3.6 * len(fields) + 0.6, 2.3 * len(rows) + 0.6), layout="constrained", dpi=200)
     axes = figure.subplots(len(rows), len(fields), squeeze=False, sharex="col", sharey="row")
-    titles = {name: title for name, title, _ in _PANELS}
     for column, field in enumerate(fields):
         line = [
             group for group in groups if all(value == base[name] for name, value in group.settings if name != field)
@@ -103,51 +94,14 @@ def draw_map(path: Path, jobs: Sequence[Job], *, ours: str, track: str) -> None:
             axis = axes[row, column]
             _map_panel(axis, line, field, _METRICS[name], track, ours if is_difference else None)
             if column == 0:
-                axis.set_ylabel(f"{ours} $-$ other\n{titles[name]}" if is_difference else titles[name], fontsize=8)
+                axis.set_ylabel(f"{ours} $-$ other\n{TITLES[name]}" if is_difference else TITLES[name], fontsize=8)
         axes[-1, column].set_xlabel(field, fontsize=9)
     arms = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(
         arms.values(), arms.keys(), loc="outside upper center", ncols=len(arms), fontsize=9, frameon=False,
         title=f"{jobs[0].model}, {track} concepts", title_fontproperties={"weight": "bold", "size": 10},
     )  # fmt: skip
-    write_png(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
-
-
-def draw_scaling(path: Path, found: Sequence[Scaling], *, title: str) -> None:
-    """Scores against the number of records, texts and pairs, and below how many texts a pair is worth.
-
-    found: of one model and track. A triangle is a bound: the curve of the texts ends before it reaches that score, or
-    is beyond it from its first point on.
-    """
-    names = list(dict.fromkeys(one.metric.name for one in found))
-    arms = [*dict.fromkeys(one.arm for one in found), PAIRS]
-    figure = Figure(figsize=(3.6 * len(names) + 0.6, 5.8), layout="constrained", dpi=200)
-    axes = figure.subplots(2, len(names), squeeze=False)
-    titles = {name: text for name, text, _ in _PANELS}
-    for (top, bottom), name in zip(axes.T, names, strict=True):
-        members = [one for one in found if one.metric.name == name]
-        _log_axis(top, np.union1d(members[0].texts, members[0].pairs))
-        _log_axis(bottom, members[0].pairs)
-        top.set_title(titles[name], fontsize=9, color=INK)
-        for one in members:
-            _scaling_curve(top, one.texts, one.of_texts, one.text_draws, one.metric, colour(one.arm, arms), one.arm)
-            _equivalences(bottom, one, colour(one.arm, arms))
-        last = members[-1]
-        _scaling_curve(top, last.pairs, last.of_pairs, last.pair_draws, last.metric, COLOURS[PAIRS], PAIRS)
-        top.set_xlabel("records", fontsize=9)
-        bottom.set_xlabel("pairs", fontsize=9)
-        bottom.axhline(1, color=FAINT, linewidth=1, zorder=1)
-        bottom.set_yscale("log")
-        bottom.yaxis.set_major_formatter("{x:g}")
-        bottom.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        bottom.yaxis.set_minor_formatter("{x:g}")
-    axes[1, 0].set_ylabel("texts per pair", fontsize=9)
-    handles = {label: handle for handle, label in zip(*axes[0, 0].get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), fontsize=9, frameon=False,
-        title=title, title_fontproperties={"weight": "bold", "size": 10},
-    )  # fmt: skip
-    write_png(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
+    save(figure, path)
 
 
 def draw_benchmarks(path: Path, groups: Sequence[Group], suite: Sequence[str]) -> None:
@@ -173,7 +127,7 @@ def draw_benchmarks(path: Path, groups: Sequence[Group], suite: Sequence[str]) -
     axis.set_xlabel("accuracy (%)", fontsize=9)
     axis.set_xlim(left=0)
     figure.legend(loc="outside upper center", ncols=min(4, len(groups)), fontsize=8, frameon=False)
-    write_png(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
+    save(figure, path)
 
 
 def base_groups(jobs: Sequence[Job]) -> list[Group]:
@@ -191,14 +145,10 @@ def _shown(groups: Sequence[Group], name: str, track: str) -> bool:
     return any(seed_values(group, _METRICS[name], row=_row_of(name), track=track) for group in groups)
 
 
-def _scale(metric: Metric) -> float:
-    return 100.0 if metric.percent else 1.0
-
-
 def _alignment_panel(
     axis: Axes, groups: Sequence[Group], name: str, references: Sequence[tuple[str, str, str]], track: str
 ) -> None:
-    metric, row, scale = _METRICS[name], _row_of(name), _scale(_METRICS[name])
+    metric, row, scale = _METRICS[name], _row_of(name), _METRICS[name].factor
     arms = [group.arm for group in groups]
     plain(axis)
     for reference, label, dashes in references:
@@ -251,42 +201,13 @@ def _map_panel(axis: Axes, line: Sequence[Group], field: str, metric: Metric, tr
                 points.append((at[value], found.value, found.low, found.high))
         if points:
             places, level, low, high = np.array(points).T
-            scale = _scale(metric)
+            scale = metric.factor
             # Side by side within the width of a marker, so that intervals do not hide one another.
             places = places + 0.012 * (number - (len(compared) - 1) / 2) * (np.ptp(list(at.values())) or 1.0)
             axis.errorbar(
                 places, scale * level, yerr=scale * np.abs([low - level, high - level]), color=colour(arm, arms),
                 marker="o", markersize=4, linewidth=1.4, elinewidth=1, label=arm.replace("_", " "),
             )  # fmt: skip
-
-
-def _log_axis(axis: Axes, numbers: np.ndarray) -> None:
-    """A logarithmic horizontal axis that is labelled where something was measured."""
-    plain(axis)
-    axis.set_xscale("log")
-    axis.set_xticks(numbers, [f"{number:,}" for number in numbers], rotation=45)
-    axis.minorticks_off()
-    axis.tick_params(which="both", labelsize=7)
-
-
-def _scaling_curve(
-    axis: Axes, records: np.ndarray, values: np.ndarray, draws: np.ndarray, metric: Metric, ink: str, arm: str
-) -> None:
-    scale = _scale(metric)
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    axis.errorbar(
-        records, scale * values, yerr=scale * np.abs([low - values, high - values]), color=ink, marker="o",
-        markersize=4, linewidth=1.4, elinewidth=1, label="pairs" if arm == PAIRS else f"texts, {arm.replace('_', ' ')}",
-    )  # fmt: skip
-
-
-def _equivalences(axis: Axes, one: Scaling, ink: str) -> None:
-    for found in one.equivalences():
-        ends = (one.texts[0] / found.pairs, one.texts[-1] / found.pairs)
-        value, low, high = (float(np.clip(part / found.pairs, *ends)) for part in (found.texts, found.low, found.high))
-        marker = "v" if found.texts < one.texts[0] else "^" if found.texts > one.texts[-1] else "o"
-        axis.vlines(found.pairs, low, high, color=ink, linewidth=1.4, zorder=2)
-        axis.plot(found.pairs, value, marker, color=ink, markersize=5, zorder=3)
 
 
 def _ticks(axis: Axes, values: Sequence[Any]) -> dict[Any, float]:

@@ -29,6 +29,11 @@ class Metric:
     percent: bool = False
     own_scale: bool = False
 
+    @property
+    def factor(self) -> float:
+        """By which a value is multiplied to be shown."""
+        return 100.0 if self.percent else 1.0
+
     def arrays(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray | None]:
         """Numerators and denominators of the rows that have the field, float64 [n]; of questions, [pictures].
 

@@ -1,11 +1,15 @@
-"""How the figures of sweeps look: colours of arms, ink, plain axes."""
+"""How the figures of sweeps look: colours of arms, ink, titles of panels, plain axes; and how they are written."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from revision.files import write_png
 
 # Okabe and Ito's palette: told apart by the colour-blind, too.
 COLOURS = {"none": "#666666", "mean_shift": "#E69F00", "c3": "#009E73", "realign": "#0072B2", "pairs": "#CC79A7"}
@@ -22,6 +26,17 @@ _MORE_COLOURS = [
     "#1E1E1E",
 ]
 INK, FAINT = "#222222", "#8a8a8a"
+TITLES = {
+    "naming_r5": "naming R@5, by PMI (%)",
+    "margin": "margin over other pictures (nats / token)",
+    "token_nll": "caption NLL (nats / token)",
+    "exact": "questions, exact match (%)",
+}  # of panels, by metric
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, in full or not at all."""
+    write_png(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
 
 
 def colour(arm: str, arms: Sequence[str]) -> str:

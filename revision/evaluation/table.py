@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from revision.evaluation.figures import draw_benchmarks, draw_map, draw_scaling, draw_table
+from revision.evaluation.figures import draw_benchmarks, draw_map, draw_table
 from revision.evaluation.metrics import ALL_KINDS, PICTURE_METRICS, QUESTION_METRICS, Metric
 from revision.evaluation.report import cell, markdown
 from revision.evaluation.scaling import scalings, section
+from revision.evaluation.scaling_figure import draw_scaling
 from revision.evaluation.statistics import Estimate
 from revision.evaluation.sweeps import (
     Group,

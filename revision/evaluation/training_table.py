@@ -15,9 +15,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from revision.evaluation.style import INK, plain
+from revision.evaluation.style import INK, plain, save
 from revision.evaluation.sweeps import Job, arm_of, arm_order, settings_of, swept_fields, value_order
-from revision.files import write_png, write_text
+from revision.files import write_text
 
 STAGES = ("pretrain", "instruct")
 _END = 0.1  # share of the steps whose mean loss is called the final one; a single logged loss is noise
@@ -84,7 +84,7 @@ def draw_curves(path: Path, found: Sequence[Trained]) -> None:
         axis.set_ylabel("training loss (nats / token)", fontsize=8)
         if any(len(one.losses) for one in members):
             axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=6, frameon=False, borderaxespad=0)
-    write_png(path, lambda file: figure.savefig(file, format="png", facecolor="white"))
+    save(figure, path)
 
 
 def _read(folder: Path, stage: str) -> Trained:
@@ -129,8 +129,6 @@ def _curve(axis: Axes, one: Trained, label: str, shade: float) -> None:
     ink = mpl.colormaps["viridis"](0.92 * shade)
     window = max(1, int(_END * len(one.losses)))
     axis.plot(one.steps, one.losses, color=ink, linewidth=0.6, alpha=0.3)
-    if len(one.losses):
-        sums = np.cumsum(np.concatenate([[0.0], one.losses]))
-        axis.plot(
-            one.steps[window - 1 :], (sums[window:] - sums[:-window]) / window, color=ink, linewidth=1.3, label=label
-        )
+    sums = np.cumsum(np.concatenate([[0.0], one.losses]))
+    means = (sums[window:] - sums[:-window]) / window
+    axis.plot(one.steps[window - 1 :], means, color=ink, linewidth=1.3, label=label)

@@ -255,7 +255,7 @@ def _to_four_bits(model: RevisionForConditionalGeneration, *, device: torch.devi
     try:
         for name, layer in list(_linear_layers(model)):
             linear = _plain_linear(name, layer)
-            options = {"quant_type": "nf4", "compress_statistics": True}
+            options: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": True}
             small = bitsandbytes.nn.Linear4bit(
                 linear.in_features, linear.out_features, bias=False, compute_dtype=dtype, device="meta", **options
             )

@@ -10,7 +10,9 @@ from clouds import DIM, METHODS, cloud, make
 
 from revision.alignment import ReAlign, Unicorn, build_alignment
 from revision.embeddings import EmbeddingStore, StoreWriter
-from revision.geometry.held_out import Domain, domain_transfer, moved_by, size_curve
+from revision.geometry.domain_transfer import domain_transfer
+from revision.geometry.held_out import Domain, moved_by
+from revision.geometry.sample_size import size_curve
 
 
 def plain_gap(a: np.ndarray, b: np.ndarray) -> float:

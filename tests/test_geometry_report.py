@@ -14,12 +14,14 @@ from PIL import Image
 
 from revision.alignment import ReAlign, Unicorn
 from revision.geometry import measures, pairwise
+from revision.geometry.domain_transfer import domain_transfer
 from revision.geometry.frame import fit_frame
-from revision.geometry.held_out import Domain, domain_transfer, size_curve
+from revision.geometry.held_out import Domain
 from revision.geometry.page import write_page
 from revision.geometry.paired import compare_pairs
 from revision.geometry.plots import _spread, draw_all
 from revision.geometry.report import Comparison, compare, count_steps
+from revision.geometry.sample_size import size_curve
 from revision.geometry.table import tables
 
 

@@ -48,7 +48,7 @@ def run(config: Config) -> None:
     """Measures `gap.sample` rows a side and writes the report into the folder of the run."""
     import numpy as np
 
-    from revision.geometry.held_out import moved_by
+    from revision.geometry.held_out import moved_by, unit_rows
     from revision.geometry.page import write_page
     from revision.geometry.plots import draw_all
     from revision.geometry.report import compare
@@ -63,8 +63,8 @@ def run(config: Config) -> None:
     pairs, trace = _find_pairs(config, sides), _trace(config)
     rng = np.random.default_rng(config.seed)
     chosen = np.sort(rng.choice(len(sides.text), count, replace=False))
-    text = _unit(sides.text, chosen)
-    image = _unit(sides.image, np.sort(rng.choice(len(sides.image), count, replace=False)))
+    text = unit_rows(sides.text, chosen)
+    image = unit_rows(sides.image, np.sort(rng.choice(len(sides.image), count, replace=False)))
     with progress_bar("steps") as progress:
         task = progress.add_task("geometry", total=_count_steps(config))
 
@@ -115,7 +115,8 @@ def _open(config: Config) -> _Sides:
     from revision.alignment import load_alignment
     from revision.alignment.stores import open_sides
     from revision.assembly import store_path
-    from revision.geometry.held_out import Domain, check_sizes
+    from revision.geometry.held_out import Domain
+    from revision.geometry.sample_size import check_sizes
     from revision.runs import rundir
 
     alignment = load_alignment(rundir.require(config, "align", wanted_by="gap"))
@@ -197,25 +198,16 @@ def _alignments(config: Config, sides: _Sides, on_step: Callable[[str], None]) -
     return found
 
 
-def _unit(store: EmbeddingStore, rows: np.ndarray) -> np.ndarray:
-    """Rows of a store as float32 unit vectors [n, d]."""
-    import torch
-
-    from revision.alignment.rows import to_sphere
-
-    return to_sphere(torch.from_numpy(store.rows(rows)).float(), str(store.path)).numpy()
-
-
 def _align(alignment: Alignment, text: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Aligned text rows, float32 [n, d]; the row number is the id that noise is drawn with, as in training."""
     return alignment.apply(text, row_ids=rows, epoch=0)
 
 
-def _held_out(
-    config: Config, sides: _Sides, methods: list[str], on_step: Callable[[str], None]
-) -> dict[str, Any]:  # fmt: skip
+def _held_out(config: Config, sides: _Sides, methods: list[str], on_step: Callable[[str], None]) -> dict[str, Any]:
     """Sample-size curve and domain-transfer matrix, where they were asked for; without alignments, of `none`."""
-    from revision.geometry.held_out import Domain, domain_transfer, size_curve
+    from revision.geometry.domain_transfer import domain_transfer
+    from revision.geometry.held_out import Domain
+    from revision.geometry.sample_size import size_curve
 
     gap, found = config.gap, {}
     methods = methods or [NONE]
@@ -269,6 +261,7 @@ def _pairs(
     import numpy as np
 
     from revision.geometry.frame import fit_frame
+    from revision.geometry.held_out import unit_rows
     from revision.geometry.paired import compare_pairs
 
     if pairs is None:
@@ -279,7 +272,7 @@ def _pairs(
     on_step("text: pairs")
     chosen = np.random.default_rng(config.seed).permutation(len(found.text))[: config.gap.sample]
     text_rows = found.text[chosen]
-    raw, image = _unit(sides.captions, text_rows), _unit(sides.image, found.image[chosen])
+    raw, image = unit_rows(sides.captions, text_rows), unit_rows(sides.image, found.image[chosen])
     axes = fit_frame(sample[1], sample[0], config.gap.energy)
     by_cloud = {"text": compare_pairs(raw, image, axes)}
     for name, alignment in alignments.items():

@@ -19,6 +19,7 @@ from transformers.training_args import OptimizerNames
 
 from revision import precision
 from revision.files import write_text
+from revision.training import ranks
 from revision.training.engines import DDP, engine_arguments, join_group, merge, prepare_environment
 from revision.training.order import STRATEGIES
 
@@ -130,6 +131,7 @@ def build_arguments(
     _require_compiler(arguments)
     _require_optimizer(arguments)
     join_group(engine)
+    ranks.gather(None)  # makes its group now: to be made, all must come within half an hour
     _place_trackers(output)
     if tracker == "wandb" and arguments.process_index == 0:
         _name_wandb_run(output)

@@ -284,6 +284,23 @@ def test_an_experiment_can_be_a_sweep(tmp_path: Path) -> None:
     assert [line["config"]["name"] for line in log()] == ["sweep/alignment=none", "sweep/alignment=realign"]
 
 
+def test_what_is_given_takes_the_place_of_an_experiments_sweep(tmp_path: Path) -> None:
+    """Also for keys of open mappings, some of which no file has."""
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "sweep.yaml").write_text(
+        "# @package _global_\nname: sweep\npretrain: {trainer: {max_steps: 3}}\nhydra: {mode: MULTIRUN, sweeper: "
+        "{params: {pretrain.trainer.max_steps: '3,5', trainer.warmup_steps: '1,2', seed: '0,1'}}}\n"
+    )
+    assert main(["align", "experiment=sweep", "pretrain.trainer.max_steps=7", "seed=4", "--config-dir", "mine"]) == 0
+    found = [line["config"] for line in log()]
+    assert [(one["seed"], one["trainer"]["warmup_steps"]) for one in found] == [(4, 1), (4, 2)]
+    assert {one["pretrain"]["trainer"]["max_steps"] for one in found} == {7}
+    assert found[0]["name"] == "sweep/pretrain.trainer.max_steps=7,seed=4,trainer.warmup_steps=1"
+    assert main(["align", "experiment=sweep", "seed=4", "--config-dir", "mine"]) == 0
+    assert len(log()) == 4
+
+
 def test_an_experiment_may_leave_a_group_to_its_sweep(tmp_path: Path) -> None:
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)

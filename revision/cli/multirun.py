@@ -13,11 +13,13 @@ from pathlib import Path
 from hydra._internal.hydra import Hydra
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from revision.cli.composition import ROOT, ConfigError, typed
 from revision.cli.explaining import explain
+from revision.cli.overrides import in_open_mapping
 from revision.interrupts import Interrupted, signal_of
 from revision.progress import say
 from revision.runs import processes, rundir
@@ -56,7 +58,7 @@ def sweep(hydra: Hydra, command: str, overrides: Sequence[str]) -> int:
     _refuse_one_name_for_all(overrides)
     try:
         with launching():
-            batches = hydra.multirun(ROOT, Job(command), [*overrides, "hydra.mode=MULTIRUN"])
+            batches = hydra.multirun(ROOT, Job(command), _whole(hydra, [*overrides, "hydra.mode=MULTIRUN"]))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(hydra, error)) from error
     if not isinstance(batches, list):
@@ -88,6 +90,22 @@ def launching() -> Iterator[None]:
             f"the launcher did not bring all jobs to their ends ({said}); those that it has started elsewhere go on, "
             "and the same command later runs what is missing"
         ) from error
+
+
+def _whole(hydra: Hydra, overrides: Sequence[str]) -> list[str]:
+    """The experiment's own sweep and the overrides, which take the place of what it has for the same fields.
+
+    Hydra itself takes a key of an open mapping, which has `++` by now, for another than that of the file, and would run
+    every job of the one with every job of the other.
+    """
+    composed = hydra.compose_config(ROOT, list(overrides), RunMode.MULTIRUN, validate_sweep_overrides=False)
+    sweeper = composed.hydra.sweeper
+    if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
+        return list(overrides)
+    given = {text.lstrip("+").partition("=")[0] for text in overrides}
+    own = {str(name).lstrip("+"): value for name, value in (sweeper.get("params") or {}).items()}
+    params = [f"{'++' * in_open_mapping(name)}{name}={value}" for name, value in own.items() if name not in given]
+    return [*params, *overrides, "hydra.sweeper.params=null"]
 
 
 def _refuse_one_name_for_all(overrides: Sequence[str]) -> None:

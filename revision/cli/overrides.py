@@ -60,7 +60,7 @@ def check_overrides(hydra: Hydra, overrides: Sequence[str]) -> list[str]:
                 _check_field(override)
         except ConfigError as error:
             raise ConfigError(f"'{text}' on the command line: {error}") from error
-        new_key = not is_group and not override.is_delete() and _in_open_mapping(override.key_or_group)
+        new_key = not is_group and not override.is_delete() and in_open_mapping(override.key_or_group)
         checked.append(("++" if new_key else "") + text.lstrip("+"))
     return checked
 
@@ -155,7 +155,7 @@ def _check_option(options: Callable[[str], list[str]], override: Override) -> No
                 raise ConfigError(no_option(group, name, options(group)))
 
 
-def _in_open_mapping(name: str) -> bool:
+def in_open_mapping(name: str) -> bool:
     """Whether a name is a key that the schema leaves free, or the mapping of sources, to which whole ones are added."""
     if re.match(r"data\.(sources\.\w+\.fields|conversation_fields)(\.|$)", name):
         return True
@@ -169,7 +169,7 @@ def _check_field(override: Override) -> None:
     except KeyError as error:
         raise ConfigError(f"{error.args[0]}.") from error
     if override.is_delete():
-        if not _in_open_mapping(name):
+        if not in_open_mapping(name):
             raise ConfigError(f"{name} cannot be removed: give it another value instead.")
         return
     for value in _values(override):

@@ -35,8 +35,8 @@ LAYERS = [
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # Rooms whose own modules lie in layers too.
 WITHIN = {
-    "cli": [["command_line"], ["helptext", "search"], ["multirun", "overrides", "unread"], ["composition", "proposals"],
-            ["explaining", "loading", "quoting"]],
+    "cli": [["command_line"], ["helptext", "search"], ["multirun", "unread"], ["overrides"],
+            ["composition", "proposals"], ["explaining", "loading", "quoting"]],
     "data": [["collators", "contents", "inspection", "lengths", "packing"], ["dataset"],
              ["samples"], ["conversation", "rows"], ["lines", "templates"]],
     "runs": [["launching"], ["processes", "rundir"], ["dependencies"], ["provenance"]],

@@ -111,7 +111,8 @@ def test_what_a_command_reads_of_the_configuration_is_shown(command: str) -> Non
 def test_commands_without_an_output_show_no_more_than_they_look_at() -> None:
     config = composed("experiment=nano")
     stores = {f"data.sources.{name}.embeddings" for name in config.data.sources}
-    assert names(config, "verify") == {"verify.path", "name", "runs", "data.stores", "encoder.name", *stores}
+    models = {"pretrain.init", "instruct.init", "evaluate.models"}
+    assert names(config, "verify") == {"verify.path", "name", "runs", "data.stores", "encoder.name", *stores, *models}
     for command in ("inspect", "plan"):
         shown = names(config, command)
         assert {"tracker", "guard.policy", "evaluate.split", "checkpoint.minutes"}.isdisjoint(shown)

@@ -134,6 +134,19 @@ def test_without_a_path_it_is_the_run_and_its_stores(
     assert "all 4 are whole" in capsys.readouterr().out
 
 
+def test_models_that_a_run_reads_are_among_what_it_verifies(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["verify", "name=other", f"runs={tmp_path}", f"data.stores={tmp_path / 'elsewhere'}"]
+    begun = ["instruct.init=run/pretrain/model", "evaluate.models=[run/pretrain/model,instruct]"]
+    assert main([*words, *begun]) == 0
+    assert "all 1 are whole" in capsys.readouterr().out
+    (run / "pretrain" / "model" / "tokenizer.json").write_text("{}")
+    assert main([*words, *begun]) == 1
+    assert "BROKEN: tokenizer.json has 2 bytes, not" in capsys.readouterr().out
+
+
 def test_a_manifest_lists_every_file(run: Path) -> None:
     model = run / "pretrain" / "model"
     listed = json.loads((model / "manifest.json").read_text())

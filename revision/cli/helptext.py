@@ -38,7 +38,10 @@ _LOOKED_AT = {
         *(f"{stage}.{name}" for stage in MODEL_STEPS for name in (
             "train", "max_length", "unfit", "packing", "pack_tokens", "limit", "trainer")),
     ),
-    "verify": ("data.stores", "data.sources.*.embeddings", "encoder.name"),
+    "verify": (
+        "data.stores", "data.sources.*.embeddings", "encoder.name", "evaluate.models",
+        *(f"{stage}.init" for stage in MODEL_STEPS),
+    ),
 }  # fmt: skip
 
 

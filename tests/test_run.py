@@ -274,11 +274,17 @@ def test_a_sweep_of_embeddings_looks_at_the_records_again() -> None:
         assert steps_run() == ["embed"]
 
 
-def test_an_experiment_can_be_a_sweep(tmp_path: Path) -> None:
+def write_sweep(tmp_path: Path, text: str) -> None:
+    """Makes `experiment=sweep`, for `--config-dir mine`."""
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)
-    (folder / "sweep.yaml").write_text(
-        "# @package _global_\nname: sweep\nhydra: {mode: MULTIRUN, sweeper: {params: {alignment: 'none,realign'}}}\n"
+    (folder / "sweep.yaml").write_text(text)
+
+
+def test_an_experiment_can_be_a_sweep(tmp_path: Path) -> None:
+    write_sweep(
+        tmp_path,
+        "# @package _global_\nname: sweep\nhydra: {mode: MULTIRUN, sweeper: {params: {alignment: 'none,realign'}}}\n",
     )
     assert main(["align", "experiment=sweep", "--config-dir", "mine"]) == 0
     assert [line["config"]["name"] for line in log()] == ["sweep/alignment=none", "sweep/alignment=realign"]
@@ -286,11 +292,10 @@ def test_an_experiment_can_be_a_sweep(tmp_path: Path) -> None:
 
 def test_what_is_given_takes_the_place_of_an_experiments_sweep(tmp_path: Path) -> None:
     """Also for keys of open mappings, some of which no file has."""
-    folder = tmp_path / "mine" / "experiment"
-    folder.mkdir(parents=True)
-    (folder / "sweep.yaml").write_text(
+    write_sweep(
+        tmp_path,
         "# @package _global_\nname: sweep\npretrain: {trainer: {max_steps: 3}}\nhydra: {mode: MULTIRUN, sweeper: "
-        "{params: {pretrain.trainer.max_steps: '3,5', trainer.warmup_steps: '1,2', seed: '0,1'}}}\n"
+        "{params: {pretrain.trainer.max_steps: '3,5', trainer.warmup_steps: '1,2', seed: '0,1'}}}\n",
     )
     assert main(["align", "experiment=sweep", "pretrain.trainer.max_steps=7", "seed=4", "--config-dir", "mine"]) == 0
     found = [line["config"] for line in log()]
@@ -302,11 +307,10 @@ def test_what_is_given_takes_the_place_of_an_experiments_sweep(tmp_path: Path) -
 
 
 def test_an_experiment_may_leave_a_group_to_its_sweep(tmp_path: Path) -> None:
-    folder = tmp_path / "mine" / "experiment"
-    folder.mkdir(parents=True)
-    (folder / "sweep.yaml").write_text(
+    write_sweep(
+        tmp_path,
         "# @package _global_\ndefaults:\n  - override /alignment: ???\nname: sweep\n"
-        "hydra: {mode: MULTIRUN, sweeper: {params: {alignment: 'none,c3'}}}\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {alignment: 'none,c3'}}}\n",
     )
     assert main(["align", "experiment=sweep", "--config-dir", "mine"]) == 0
     assert [line["config"]["alignment"]["method"] for line in log()] == ["none", "c3"]

@@ -101,6 +101,7 @@ def _in_chunks(
     chunk = max(1, MOST_LOGITS // copies // head.out_features)
 
     def loss(inputs: torch.Tensor) -> torch.Tensor:
+        """Hidden states [n, H] to their summed loss, in the place of their logits."""
         wanted = targets.to(inputs.device)
         return linear_cross_entropy(inputs, head.weight, wanted, bias=head.bias, chunk=chunk, shaping=shaping)
 

@@ -226,6 +226,7 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        prefix_ids: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """One pass.
@@ -240,6 +241,8 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits_to_keep: without labels, the last so many positions (0: all), or their indices.
             num_items_in_batch: labels in the whole accumulated batch of all ranks; the loss is the sum over labels
                 divided by it. None: by the labels of this batch.
+            prefix_ids: with labels, int64 [P], tokens that come before each row: computed once for all of them. None
+                is an image token; an attention_mask covers them too, [B, P + L].
 
         Returns:
             `loss` where there are labels; then logits are those of the labelled positions only, [labels, V], or None
@@ -259,11 +262,14 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 **{CACHE: past_key_values if cache is None else cache},
                 **kwargs,
             )
+        if prefix_ids is not None:
+            cache = self._prefix_cache(prefix_ids, rows=len(inputs_embeds))
         hidden = self.get_decoder()(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=False,
+            **{CACHE: past_key_values if cache is None else cache},
             **kwargs,
         ).last_hidden_state
         targets = labels[:, 1:]
@@ -276,6 +282,12 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
             total, logits = output_loss(head, inputs, wanted.to(inputs.device), self.shaping)
         items = learned.sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutputWithPast(loss=total / items, logits=logits)
+
+    def _prefix_cache(self, prefix_ids: torch.Tensor, rows: int) -> Any:
+        """Keys and values of tokens, with their gradients, for so many rows."""
+        cache = self.get_decoder()(input_ids=prefix_ids[None], use_cache=True)[CACHE]
+        cache.batch_repeat_interleave(rows)
+        return cache
 
     def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Pictures go in with the first step only; afterwards they are in the cache."""

@@ -32,6 +32,7 @@ from revision.training.guard import Guard
 from revision.training.kernels import use_fused_loss
 from revision.training.packed import SeparationCheck, prepare_packing
 from revision.training.parts import ADAPTER, checksums, part_of, require_moved, select_parts
+from revision.training.prefix import shared_prefix
 from revision.training.regression import begin_by_regression
 from revision.training.sharding import whole_weights
 from revision.training.trainer import StageTrainer, StartCheck
@@ -113,7 +114,7 @@ def train(
     with SignalWatch() as watch:
         trainer = StageTrainer(
             rates=rates, checkpoints=checkpoints, meter=meter, failures=failures, watch=watch, guard=guard,
-            minutes=timed, log=output,
+            minutes=timed, log=output, prefix=shared_prefix(model, dataset, arguments),
             model=model, args=arguments, train_dataset=dataset, data_collator=collator, callbacks=[curve],
         )  # fmt: skip
         refine_precision(trainer, engine)

@@ -25,6 +25,7 @@ from revision.training.groups import Rates, is_set, of_parts, split
 from revision.training.guard import Guard
 from revision.training.order import Batches, GlobalBatches, make_order
 from revision.training.parts import checksums, parts_table
+from revision.training.prefix import SharedPrefix
 from revision.training.refusals import REFUSED, RefusingCollator, RefusingDataset
 from revision.training.sync import StepSync
 
@@ -38,6 +39,7 @@ class StageTrainer(Trainer):
         meter: knows the rates that are logged.
         failures: sentences, with the first of which all processes stop at the exchange of the step.
         watch, guard, minutes, log: as `StepSync` takes them.
+        prefix: what the samples of a micro-batch may share.
         **kwargs: of the Trainer.
     """
 
@@ -57,9 +59,10 @@ class StageTrainer(Trainer):
         guard: Guard,
         minutes: float | None,
         log: Path,
+        prefix: SharedPrefix | None = None,
         **kwargs: Any,
     ) -> None:
-        self.rates = rates
+        self.rates, self.prefix = rates, prefix
         super().__init__(**kwargs)
         self.checkpoints = checkpoints
         self.meter, self.failures = meter, failures
@@ -143,7 +146,8 @@ class StageTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Keeps the loss, on the device, for the exchange before the update."""
-        self.meter.count(inputs)
+        self.meter.count(inputs)  # whole samples, however much of them is shared
+        inputs = inputs if self.prefix is None else self.prefix.cut(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.losses[-1] = loss
         return loss

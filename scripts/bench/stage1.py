@@ -40,6 +40,7 @@ from revision.data.samples import Sample
 from revision.model import RevisionForConditionalGeneration
 from revision.progress import say
 from revision.records import Message, read_texts
+from revision.training import stage
 from revision.training.segments import SEGMENTS
 
 DIM = 512  # of the embeddings
@@ -58,6 +59,7 @@ class Arm:
     packed: bool = False  # a step's captions one after the other in rows without padding
     slots: bool = False  # `--slots` different tokens in place of copies
     trainer: bool = False  # through the Trainer, as `revision pretrain` runs it
+    prefix: bool = False  # what the samples of a batch begin with passes through the LLM once
 
 
 ARMS = {
@@ -66,7 +68,8 @@ ARMS = {
     "labels": Arm("logits where labels are"),
     "parity": Arm("packed", packed=True),
     "slots": Arm("slots in place of copies", packed=True, slots=True),
-    "default": Arm("through the Trainer", slots=True, trainer=True),
+    "trainer": Arm("through the Trainer", slots=True, trainer=True),
+    "default": Arm("what a batch begins with computed once", slots=True, trainer=True, prefix=True),
 }
 
 
@@ -135,8 +138,12 @@ def _seconds() -> float:
     return time.perf_counter()
 
 
-def trainer_loop(model: RevisionForConditionalGeneration, dataset: ConversationDataset, options: Any) -> float:
+def trainer_loop(
+    model: RevisionForConditionalGeneration, dataset: ConversationDataset, arm: Arm, options: Any
+) -> float:
     """Samples a second of the stage, from its first step on."""
+    if not arm.prefix:
+        stage.shared_prefix = lambda *_: None
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "max_steps": options.steps + 1, "per_device_train_batch_size": options.batch, "bf16": "auto",
@@ -164,7 +171,7 @@ def measure(arm: Arm, options: argparse.Namespace) -> dict[str, float]:
         Sample(row, [Message("user", "<image>"), Message("assistant", text)], row) for row, text in enumerate(texts)
     ]
     dataset = ConversationDataset(samples, RandomRows(DIM), processor, max_length=100_000)
-    speed = trainer_loop(model, dataset, options) if arm.trainer else plain_loop(model, dataset, arm, options)
+    speed = trainer_loop(model, dataset, arm, options) if arm.trainer else plain_loop(model, dataset, arm, options)
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
     else:

@@ -7,6 +7,7 @@ REVISION := $(BIN)/revision
 # Stamps of what has been set up: a second call does nothing.
 SETUP    := .venv/.setup
 NANO     := .venv/.nano
+STYLES   := .venv/.styles
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-slow check format bench nano-table nano-ours nano-map nano-scaling nano-tokens keep nano-heads clean distclean
@@ -54,7 +55,7 @@ nano-table: $(NANO) ## four alignments and real pairs: stage 1 with three seeds,
 nano-ours: $(NANO) ## an alignment of our own in the table of nano-table, three seeds
 	$(REVISION) run -m experiment=nano_table alignment=shrunk_ot
 
-nano-map: $(NANO) ## where alignment matters: steps, depth, amount of text, and the gap (which needs npm)
+nano-map: $(NANO) $(STYLES) ## where alignment matters: steps, depth, amount of text, and the gap (which needs npm)
 	$(SWEEP_ALL); \
 	sweep experiment=nano_map; \
 	sweep $(SHORT) model.projector.depth=1,3; \
@@ -80,7 +81,7 @@ keep: ## what the jobs of a sweep said, without their models, into docs/results;
 	tar -cJf docs/results/$(SWEEP).tar.xz $(addprefix --exclude=,model checkpoints multirun.yaml provenance.json log.jsonl '*.png' '.*.lock') runs/$(SWEEP)
 SWEEP ?= nano_table
 
-nano-heads: $(NANO) ## train the heads of the nano encoder again
+nano-heads: $(NANO) $(STYLES) ## train the heads of the nano encoder again
 	$(REVISION) run experiment=nano_heads
 
 clean: ## remove what runs and caches left
@@ -96,4 +97,8 @@ $(SETUP): pyproject.toml
 
 $(NANO): data_recipes/nano-requirements.txt $(SETUP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	touch $@
+
+$(STYLES): $(SETUP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[styles]"
 	touch $@

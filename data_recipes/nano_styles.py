@@ -105,7 +105,7 @@ def vector_drawings(folder: Path, concepts: list[Concept]) -> Drawings:
     try:
         import resvg_py
     except ImportError:
-        raise ValueError("the package resvg-py is not installed; pip install resvg-py") from None
+        raise ValueError("the package resvg-py is not installed; pip install 'revision-mllm[styles]'") from None
     icons = json.loads((folder / "icons.json").read_text())
     by_name = {name.replace("-", ""): icon for name, icon in icons["icons"].items()}
     drawings: Drawings = {}

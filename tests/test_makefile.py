@@ -25,7 +25,9 @@ def test_a_sweep_that_fails_does_not_cost_the_next(target: str, failing: int | N
     stand_in = tmp_path / "revision"
     stand_in.write_text(f'#!/bin/sh\necho "$@" >> {calls}\ntest "$(wc -l < {calls})" -ne {failing or 0}\n')
     stand_in.chmod(0o755)
-    done = subprocess.run(["make", target, f"REVISION={stand_in}", "NANO="], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", target, f"REVISION={stand_in}", "NANO=", "STYLES="], cwd=ROOT, capture_output=True, text=True
+    )
     lines = calls.read_text().splitlines()
     assert len(lines) == SWEEPS[target] and all(line.startswith("run -m experiment=nano_") for line in lines)
     assert len({*lines}) == len(lines)
@@ -38,7 +40,11 @@ def test_every_job_of_a_sweep_is_one_that_could_start(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     done = subprocess.run(
-        ["make", target, "REVISION=echo", "NANO=", "--silent"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", target, "REVISION=echo", "NANO=", "STYLES=", "--silent"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     started: list[Sequence[str]] = []
 
@@ -57,7 +63,10 @@ def test_every_job_of_a_sweep_is_one_that_could_start(
 def test_no_job_of_the_table_is_in_two_sweeps(tmp_path: Path) -> None:
     """Else each would evaluate it again, since they ask for other models."""
     done = subprocess.run(
-        ["make", "nano-table", "REVISION=echo", "NANO=", "--silent"], cwd=ROOT, capture_output=True, text=True
+        ["make", "nano-table", "REVISION=echo", "NANO=", "STYLES=", "--silent"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     words = [set(line.split()) for line in done.stdout.splitlines() if line.startswith("run -m")]
     for given in ({"pretrain.input=pairs"}, set()):

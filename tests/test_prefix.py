@@ -155,6 +155,17 @@ def test_a_cache_takes_part_where_there_are_labels(tiny_llm: Path) -> None:
     assert model(**rest, **{CACHE: cache}).loss.item() == pytest.approx(model(**batch).loss.item(), rel=1e-5)
 
 
+def test_a_prefix_stands_before_each_row_without_labels_too(tiny_llm: Path) -> None:
+    model, dataset = prepared(tiny_llm, ["projector"]), make_dataset(tiny_llm)
+    batch = Collator(0)([dataset[1], dataset[2]])
+    prefix = batch["input_ids"][0, :2]
+    whole = {name: batch[name] for name in ("input_ids", "attention_mask", "image_embeds")}
+    rest = {**whole, "input_ids": batch["input_ids"][:, 2:], "prefix_ids": prefix}
+    torch.testing.assert_close(model(**rest).logits, model(**whole).logits[:, 2:], rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="prefix_ids or earlier keys and values, not both"):
+        model(**rest, **{CACHE: model(input_ids=prefix[None], use_cache=True)[CACHE]})
+
+
 @pytest.mark.parametrize("stage", PARTS)
 def test_a_run_learns_the_same(stage: str, tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, shared = [], []

@@ -241,8 +241,8 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits_to_keep: without labels, the last so many positions (0: all), or their indices.
             num_items_in_batch: labels in the whole accumulated batch of all ranks; the loss is the sum over labels
                 divided by it. None: by the labels of this batch.
-            prefix_ids: with labels, int64 [P], tokens that come before each row: computed once for all of them. None
-                is an image token; an attention_mask covers them too, [B, P + L].
+            prefix_ids: int64 [P], tokens that come before each row: computed once for all of them. None is an image
+                token; an attention_mask covers them too, [B, P + L].
 
         Returns:
             `loss` where there are labels; then logits are those of the labelled positions only, [labels, V], or None
@@ -252,6 +252,11 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if input_ids is None:
                 raise ValueError("forward needs input_ids or inputs_embeds; give one of them")
             inputs_embeds = self.embed_inputs(input_ids, image_embeds)
+        past = past_key_values if cache is None else cache
+        if prefix_ids is not None:
+            if past is not None:
+                raise ValueError("forward takes prefix_ids or earlier keys and values, not both; leave one of them out")
+            past = self._prefix_cache(prefix_ids, rows=len(inputs_embeds))
         if labels is None:
             return self.language_model(
                 inputs_embeds=inputs_embeds,
@@ -259,17 +264,15 @@ class RevisionForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 position_ids=position_ids,
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
-                **{CACHE: past_key_values if cache is None else cache},
+                **{CACHE: past},
                 **kwargs,
             )
-        if prefix_ids is not None:
-            cache = self._prefix_cache(prefix_ids, rows=len(inputs_embeds))
         hidden = self.get_decoder()(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=False,
-            **{CACHE: past_key_values if cache is None else cache},
+            **{CACHE: past},
             **kwargs,
         ).last_hidden_state
         targets = labels[:, 1:]

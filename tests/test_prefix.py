@@ -19,11 +19,18 @@ from revision.data.dataset import ConversationDataset
 from revision.data.samples import Sample
 from revision.model.modeling_revision import CACHE
 from revision.records import Message
+from revision.training import prefix as prefixes
 from revision.training.parts import select_parts
 from revision.training.prefix import SharedPrefix, common_prefix, shared_prefix
 
 IMAGE = 9
 PARTS = {"stage 1": ["projector"], "stage 2": ["projector", "llm"]}
+
+
+@pytest.fixture(autouse=True)
+def little_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of these tests would not be spared enough."""
+    monkeypatch.setattr(prefixes, "_LEAST", 1)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +106,16 @@ def test_a_batch_that_begins_otherwise_is_left_whole(tiny_llm: Path) -> None:
     other[3, 1] += 1
     mixed = {**batch, "input_ids": other}
     assert SharedPrefix(begun).cut(mixed) is mixed
+
+
+def test_a_batch_that_would_be_spared_little_is_left_whole(tiny_llm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset(tiny_llm)
+    batch = Collator(0)([dataset[place] for place in range(4)])
+    prefix = SharedPrefix(batch["input_ids"][0, :2].tolist())  # the other three rows are spared two tokens each
+    monkeypatch.setattr(prefixes, "_LEAST", 6)
+    assert prefix.cut(batch) is not batch
+    monkeypatch.setattr(prefixes, "_LEAST", 7)
+    assert prefix.cut(batch) is batch
 
 
 def test_the_prefix_ends_before_what_predicts_a_label(tiny_llm: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Prefix sharing: what all samples of a batch begin with passes through the LLM once, not once a sample.
 
-Most chat templates open every conversation with the same system message: 24 of the 41 tokens of a short caption behind
-SmolLM 2's. Loss and gradients are those of whole sequences, since no token of it sees what comes later.
+Most chat templates open every conversation with the same system message: 24 of SmolLM 2's, where a caption of nano has
+17 with its picture. Loss and gradients are those of whole sequences, since no token of it sees what comes later.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from revision.data.packing import PackedDataset
 from revision.model import RevisionForConditionalGeneration
 
 _LOOKED_AT = 64  # samples, spread over the data set; each batch is held against what they begin with
+_LEAST = 128  # tokens that a batch has to be spared: for fewer, another pass over the LLM's weights costs more
 _DROPOUT = ("p", "dropout", "attention_dropout", "activation_dropout", "hidden_dropout")  # of modules of transformers
 _KEPT_AS_KEYS = {"full_attention", "sliding_attention"}  # layers that know of earlier tokens by keys and values alone
 
@@ -31,9 +32,11 @@ class SharedPrefix:
         self.tokens = torch.tensor(tokens)
 
     def cut(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch that goes into the model; the same one, where a row of it begins otherwise."""
+        """The batch that goes into the model; the same one, where a row begins otherwise or there is little to spare."""
         ids, length = batch["input_ids"], len(self.tokens)
-        if len(ids) == 1 or ids.shape[1] <= length or not bool((ids[:, :length].cpu() == self.tokens).all()):
+        if (len(ids) - 1) * length < _LEAST or ids.shape[1] <= length:
+            return batch
+        if not bool((ids[:, :length].cpu() == self.tokens).all()):
             return batch
         rest = {name: batch[name][:, length:] for name in ("input_ids", "labels")}
         return {**batch, **rest, "prefix_ids": self.tokens}

@@ -32,7 +32,7 @@ class SharedPrefix:
         self.tokens = torch.tensor(tokens)
 
     def cut(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch that goes into the model; the same one, where a row begins otherwise or there is little to spare."""
+        """The batch that goes into the model: the same one, where a row begins otherwise or little would be spared."""
         ids, length = batch["input_ids"], len(self.tokens)
         if (len(ids) - 1) * length < _LEAST or ids.shape[1] <= length:
             return batch

@@ -14,14 +14,14 @@ from transformers import AutoTokenizer
 
 from revision import training
 from revision.data.collators import Collator
-from revision.data.conversation import IGNORED, build_processor
+from revision.data.conversation import IGNORED, build_processor, common_prefix
 from revision.data.dataset import ConversationDataset
 from revision.data.samples import Sample
 from revision.model.modeling_revision import CACHE
 from revision.records import Message
 from revision.training import prefix as prefixes
 from revision.training.parts import select_parts
-from revision.training.prefix import SharedPrefix, common_prefix, shared_prefix
+from revision.training.prefix import SharedPrefix, shared_prefix
 
 IMAGE = 9
 PARTS = {"stage 1": ["projector"], "stage 2": ["projector", "llm"]}

@@ -203,3 +203,13 @@ def _turns_of(processor: RevisionProcessor, messages: Sequence[Message], name: o
             )
         turns.append({"role": message.role, "content": processor.expand(content)})
     return turns
+
+
+def common_prefix(sequences: Sequence[Sequence[int]], image_token_id: int) -> list[int]:
+    """Tokens that all sequences begin with: before any picture, and short of the last token of each."""
+    shared: list[int] = []
+    for tokens in zip(*(sequence[:-1] for sequence in sequences), strict=False):
+        if len(set(tokens)) > 1 or tokens[0] == image_token_id:
+            break
+        shared.append(tokens[0])
+    return shared

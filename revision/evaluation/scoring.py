@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from revision.data.conversation import common_prefix
 from revision.model.modeling_revision import CACHE
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]  # shows progress through a sequence of batches, under a title
@@ -118,7 +119,8 @@ def continuation_log_probs(
     batches = _batches(
         [(len(prompt.ids), len(trie.inner)) for prompt, trie in zip(prompts, tries, strict=True)], batch_size
     )
-    shared = _shared_beginning(prompts, model.config.image_token_id)
+    # Short of the last token of each, whose logits are needed.
+    shared = common_prefix([prompt.ids for prompt in prompts], model.config.image_token_id)
     cache = model(input_ids=torch.tensor([shared], device=model.device))[CACHE] if shared else None
     for batch in batches if track is None else track(batches, title):
         rest = [Prompt(prompts[i].ids[len(shared) :], prompts[i].picture) for i in batch]
@@ -136,16 +138,6 @@ def _batches(lengths: Sequence[tuple[int, ...]], batch_size: int) -> list[list[i
     """Places of items of like length together, so that little is padded."""
     by_length = sorted(range(len(lengths)), key=lambda i: lengths[i])
     return [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
-
-
-def _shared_beginning(prompts: Sequence[Prompt], image_token_id: int) -> list[int]:
-    """Tokens that all prompts begin with: before any picture, and short of the last token, whose logits are needed."""
-    shared: list[int] = []
-    for tokens in zip(*(prompt.ids[:-1] for prompt in prompts), strict=False):
-        if len(set(tokens)) > 1 or tokens[0] == image_token_id:
-            break
-        shared.append(tokens[0])
-    return shared
 
 
 def _tree_inputs(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from revision.data.conversation import IGNORED, UnfitError
+from revision.data.conversation import IGNORED, UnfitError, common_prefix
 from revision.data.dataset import ConversationDataset
 from revision.data.packing import PackedDataset
 from revision.model import RevisionForConditionalGeneration
@@ -60,16 +60,6 @@ def shared_prefix(
         return None
     tokens = common_prefix(_beginnings(dataset), model.config.image_token_id)
     return SharedPrefix(tokens) if tokens else None
-
-
-def common_prefix(sequences: list[list[int]], image_token_id: int) -> list[int]:
-    """Tokens that all sequences begin with: before any picture, and short of the last token of each."""
-    shared: list[int] = []
-    for tokens in zip(*(sequence[:-1] for sequence in sequences), strict=False):
-        if len(set(tokens)) > 1 or tokens[0] == image_token_id:
-            break
-        shared.append(tokens[0])
-    return shared
 
 
 def _beginnings(dataset: ConversationDataset) -> list[list[int]]:
